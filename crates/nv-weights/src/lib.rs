@@ -1,1 +1,40 @@
-//! nv-weights
+//! Qwen3 checkpoints as Hugging Face publishes them: found, checked, and read in place.
+//!
+//! - [`ModelFiles`] finds the files of a model in a folder.
+//! - [`Checkpoint`] maps safetensors files and lends out their tensors, typed and shaped, without copying them.
+//! - [`load_safetensors`] gives the same tensors as a candle `VarBuilder`.
+//!
+//! Every file is taken as untrusted: an error names the file and the tensor, and nothing malformed panics.
+//!
+//! ```no_run
+//! use nv_weights::{Checkpoint, ModelFiles};
+//!
+//! # fn main() -> nv_weights::Result<()> {
+//! let files = ModelFiles::from_dir("Qwen3-0.6B")?;
+//! let checkpoint = Checkpoint::open(&files.weights)?;
+//! for tensor in checkpoint.tensors() {
+//!     println!("{} {} {:?}", tensor.name(), tensor.dtype(), tensor.shape());
+//! }
+//! let embeddings = checkpoint.tensor("model.embed_tokens.weight")?.as_bf16()?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+#[cfg(target_endian = "big")]
+compile_error!("safetensors data are little-endian and are read in place");
+
+mod checkpoint;
+mod error;
+mod files;
+mod header;
+mod index;
+mod mapping;
+mod var_builder;
+
+pub use checkpoint::{Checkpoint, CheckpointFile, SharedTensor, TensorView};
+pub use error::{Error, Result};
+pub use files::ModelFiles;
+pub use safetensors::Dtype;
+pub use var_builder::load_safetensors;

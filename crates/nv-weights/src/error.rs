@@ -1,0 +1,301 @@
+//! What can go wrong between a model's name and its tensors.
+
+use std::io;
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a checkpoint could not be found, read or trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened or read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file could not be mapped into memory.
+    #[error("cannot map {path} into memory")]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A path leads to something other than a regular file.
+    #[error("{path} is not a regular file")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No weight files were given.
+    #[error("no weight files were given")]
+    NoFiles,
+
+    /// A repository was cloned without the large files that its pointers stand for.
+    #[error(
+        "{path} is a Git LFS pointer, not the weights it stands for; run `git lfs pull` in its folder"
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is in another format, or a page that a server sent in its place.
+    #[error("{path} is not a safetensors file: it looks like {found}")]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the first bytes look like.
+        found: &'static str,
+    },
+    /// A file ends before its header does.
+    #[error(
+        "{path} is cut short: its header needs {expected} bytes, the file has {found}; fetch it again"
+    )]
+    TruncatedHeader {
+        /// The file.
+        path: PathBuf,
+        /// The least number of bytes the file must have.
+        expected: usize,
+        /// The number of bytes it has.
+        found: usize,
+    },
+    /// A file ends before its tensors do.
+    #[error(
+        "{path} is cut short: tensor `{name}` lies past its end; expected {expected} bytes, found {found}; fetch it again"
+    )]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The first tensor whose data are not all there.
+        name: String,
+        /// The number of bytes the header promises.
+        expected: usize,
+        /// The number of bytes the file has.
+        found: usize,
+    },
+    /// A file goes on after its last tensor.
+    #[error("{path}: expected {expected} bytes by its header, found {found}")]
+    TrailingBytes {
+        /// The file.
+        path: PathBuf,
+        /// The number of bytes the header promises.
+        expected: usize,
+        /// The number of bytes the file has.
+        found: usize,
+    },
+    /// A safetensors header or a shard index is not the JSON it should be.
+    #[error("{path}: malformed {what}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Which part of it: `header` or `shard index`.
+        what: &'static str,
+        /// Where and why parsing stopped.
+        source: serde_json::Error,
+    },
+    /// One file names a tensor twice.
+    #[error("{path} names tensor `{name}` twice")]
+    DuplicateName {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A header gives a tensor a dtype that safetensors does not define.
+    #[error("{path}: tensor `{name}`: unknown dtype `{dtype}`")]
+    UnknownDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype as written.
+        dtype: String,
+    },
+    /// A tensor's size does not fit an address, or is no whole number of bytes.
+    #[error("{path}: tensor `{name}`: {dtype} {shape:?} has no valid size in bytes")]
+    TensorSize {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype.
+        dtype: Dtype,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+    /// A tensor's data do not start where the previous tensor's data end.
+    #[error("{path}: tensor `{name}`: data must begin at offset {expected}, found {found}")]
+    TensorOffset {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Where its data should begin, counted from the end of the header.
+        expected: usize,
+        /// Where they begin.
+        found: usize,
+    },
+    /// A tensor's data offsets disagree with its dtype and shape.
+    #[error(
+        "{path}: tensor `{name}`: {dtype} {shape:?} takes {expected} bytes, its data offsets are {begin} and {end}"
+    )]
+    TensorLength {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype.
+        dtype: Dtype,
+        /// The shape.
+        shape: Vec<usize>,
+        /// The number of bytes that dtype and shape make.
+        expected: usize,
+        /// The first data offset.
+        begin: usize,
+        /// The second data offset.
+        end: usize,
+    },
+
+    /// Two files hold a tensor of the same name.
+    #[error("tensor `{name}` is in two files, {first} and {second}")]
+    DuplicateTensor {
+        /// The tensor.
+        name: String,
+        /// One file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// No file holds the tensor that was asked for.
+    #[error("tensor `{name}` is not in {}", join(paths))]
+    TensorNotFound {
+        /// The tensor.
+        name: String,
+        /// The files of the checkpoint.
+        paths: Vec<PathBuf>,
+    },
+    /// A tensor has another shape than the one asked for.
+    #[error("{path}: tensor `{name}`: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shape asked for.
+        expected: Vec<usize>,
+        /// The shape stored.
+        found: Vec<usize>,
+    },
+    /// A tensor has another dtype than the one asked for.
+    #[error("{path}: tensor `{name}`: expected dtype {expected}, found {found}")]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype asked for.
+        expected: Dtype,
+        /// The dtype stored.
+        found: Dtype,
+    },
+    /// A tensor's data do not lie at a multiple of its element size, so they cannot be borrowed as elements.
+    #[error("{path}: tensor `{name}`: data are not aligned for {dtype}")]
+    Misaligned {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype.
+        dtype: Dtype,
+    },
+    /// Weights are stored in a dtype that the `VarBuilder` does not convert.
+    #[error(
+        "{path}: tensor `{name}`: dtype {dtype} is not supported; use BF16, F16, F32 or F64 weights"
+    )]
+    UnsupportedDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype stored.
+        dtype: Dtype,
+    },
+
+    /// A shard index lists no tensor.
+    #[error("{path} lists no tensor")]
+    EmptyIndex {
+        /// The index.
+        path: PathBuf,
+    },
+    /// A shard index names a shard by something other than the name of a file beside it.
+    #[error("{path} puts tensor `{name}` into `{}`, which is not a plain .safetensors file name", shard.escape_debug())]
+    ShardName {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The refused name.
+        shard: String,
+    },
+    /// A shard that the index names is not there.
+    #[error("{path} puts tensor `{name}` into `{shard}`, which is missing; fetch that file")]
+    MissingShard {
+        /// The index.
+        path: PathBuf,
+        /// A tensor of that shard.
+        name: String,
+        /// The shard.
+        shard: String,
+    },
+    /// A tensor is not in the shard where the index puts it.
+    #[error(
+        "{path} puts tensor `{name}` into `{shard}`, but {}",
+        found.as_ref().map_or("no shard holds it".to_owned(), |found| format!("it is in {}", found.display()))
+    )]
+    MisplacedTensor {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shard that should hold it.
+        shard: String,
+        /// The file that holds it, if one does.
+        found: Option<PathBuf>,
+    },
+    /// A shard holds a tensor that the index does not list.
+    #[error("{shard} holds tensor `{name}`, which {path} does not list")]
+    UnlistedTensor {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The file that holds it.
+        shard: PathBuf,
+    },
+
+    /// A model folder lacks a file that every model has.
+    #[error("{dir} has no {file}: is it a model folder?")]
+    MissingFile {
+        /// The folder.
+        dir: PathBuf,
+        /// The file.
+        file: &'static str,
+    },
+    /// A model folder has neither weights nor an index of them.
+    #[error("{dir} has neither model.safetensors nor model.safetensors.index.json")]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+}
+
+fn join(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,151 @@
+//! `model.safetensors.index.json`: which shard holds which tensor.
+//!
+//! The file is untrusted. A shard is named by the name of a file beside the index, never by a path.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{self, MapAccess, Visitor};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+
+/// The longest index read, in bytes; that of a model with 100,000 tensors takes a tenth of it.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
+
+/// A shard index: at least one tensor, unique tensor names, plain shard names.
+#[derive(Debug)]
+pub(crate) struct ShardIndex {
+    path: PathBuf,
+    /// Tensor name to shard name.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// Reads the index at `path`; looks at no shard.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let json =
+            read_limited(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        Self::parse(path, &json)
+    }
+
+    /// Parses an index; `path` says where its shards are, and where to look in case of an error.
+    fn parse(path: &Path, json: &[u8]) -> Result<Self> {
+        let RawIndex { weight_map: Entries(entries) } = serde_json::from_slice(json)
+            .map_err(|source| Error::Json { path: path.into(), what: "shard index", source })?;
+        let mut weight_map = BTreeMap::new();
+        for (name, shard) in entries {
+            if !is_shard_name(&shard) {
+                return Err(Error::ShardName { path: path.into(), name, shard });
+            }
+            if weight_map.contains_key(&name) {
+                return Err(Error::DuplicateName { path: path.into(), name });
+            }
+            weight_map.insert(name, shard);
+        }
+        if weight_map.is_empty() {
+            return Err(Error::EmptyIndex { path: path.into() });
+        }
+        Ok(Self { path: path.into(), weight_map })
+    }
+
+    /// The names of the shards, sorted, each once.
+    pub(crate) fn shard_names(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+
+    /// The shards, which must all be there and hold exactly the tensors that the index puts into them.
+    ///
+    /// Reads the shards' headers, not their data.
+    pub(crate) fn checked_shards(&self) -> Result<Vec<PathBuf>> {
+        for (name, shard) in &self.weight_map {
+            if !self.path.with_file_name(shard).is_file() {
+                let (path, name, shard) = (self.path.clone(), name.clone(), shard.clone());
+                return Err(Error::MissingShard { path, name, shard });
+            }
+        }
+        let shards: Vec<_> =
+            self.shard_names().iter().map(|name| self.path.with_file_name(name)).collect();
+        let checkpoint = Checkpoint::open(&shards)?;
+        for (name, shard) in &self.weight_map {
+            let found = checkpoint.get(name).map(|tensor| tensor.path());
+            if found != Some(&self.path.with_file_name(shard)) {
+                return Err(Error::MisplacedTensor {
+                    path: self.path.clone(),
+                    name: name.clone(),
+                    shard: shard.clone(),
+                    found: found.map(Path::to_path_buf),
+                });
+            }
+        }
+        let listed = |name| self.weight_map.contains_key(name);
+        match checkpoint.tensors().find(|tensor| !listed(tensor.name())) {
+            None => Ok(shards),
+            Some(tensor) => Err(Error::UnlistedTensor {
+                path: self.path.clone(),
+                name: tensor.name().into(),
+                shard: tensor.path().into(),
+            }),
+        }
+    }
+}
+
+fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    // Before opening: that of a pipe would block.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_INDEX_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+/// Whether `name` names a safetensors file in the folder of the index, on every system.
+///
+/// What a path could hide behind (separators, drive letters, dots in front, control characters) is refused.
+fn is_shard_name(name: &str) -> bool {
+    const MAX_NAME_BYTES: usize = 255;
+    name.strip_suffix(".safetensors").is_some_and(|stem| !stem.is_empty())
+        && name.len() <= MAX_NAME_BYTES
+        && !name.starts_with('.')
+        && !name.chars().any(|c| matches!(c, '/' | '\\' | ':') || c.is_control())
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: Entries,
+}
+
+/// The entries of an object as written: keys may repeat.
+struct Entries(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of shard names by tensor name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Entries(entries))
+    }
+}
