@@ -1,1 +1,29 @@
-//! nv-qwen3
+//! The Qwen3 model graph, from token ids to logits.
+//!
+//! [`Qwen3ForCausalLM`] is transformers' model of the same name: built from a checkpoint, called with token ids
+//! and the position that they start at. It keeps a KV cache between calls, so that a prompt may come whole, in
+//! chunks, or token by token.
+//!
+//! The graph runs over packed tokens and leaves keys and values to an [`AttentionCache`]; whoever batches
+//! requests supplies one and calls [`Qwen3Model::forward_packed`].
+//!
+//! Activations, norms, softmax and sums are float32 in both modes. In BF16 the weights, the inputs of linear
+//! layers and the KV cache are bfloat16; in F32 everything is float32.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod attention;
+mod cache;
+mod decoder;
+mod error;
+mod linear;
+mod load;
+mod mlp;
+mod model;
+mod norm;
+mod ops;
+mod rotary;
+
+pub use cache::AttentionCache;
+pub use error::{Error, Misshapen, Result, TensorReport};
+pub use load::{check_tensors, tensor_shapes};
+pub use model::{Qwen3ForCausalLM, Qwen3Model};

@@ -1,0 +1,168 @@
+//! What can go wrong between a checkpoint and its logits.
+
+use std::fmt;
+
+use candle_core::DType;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a model could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The config describes a model that cannot exist or that this graph cannot compute.
+    #[error(transparent)]
+    Config(#[from] nv_config::Error),
+    /// The weights are not the ones that the config asks for.
+    #[error("the checkpoint does not match its config:{0}")]
+    Tensors(TensorReport),
+    /// The asked-for compute dtype is not one the graph runs in.
+    #[error("dtype {found:?} is not supported; use F32 or BF16")]
+    DType {
+        /// The dtype that was asked for.
+        found: DType,
+    },
+    /// `input_ids` is not a non-empty tensor of integers of the shape that the call takes.
+    #[error(
+        "input_ids: expected a non-empty {expected} tensor of U32 or I64, found {shape:?} of {dtype:?}"
+    )]
+    InputIds {
+        /// The shape that the call takes.
+        expected: &'static str,
+        /// The shape that was given.
+        shape: Vec<usize>,
+        /// The dtype that was given.
+        dtype: DType,
+    },
+    /// A token id lies outside the vocabulary.
+    #[error("input_ids: token id {id} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The offending id.
+        id: i64,
+        /// The vocabulary's size.
+        vocab_size: usize,
+    },
+    /// `start_pos` neither continues the cached sequence nor resets it.
+    #[error(
+        "start_pos: the cache holds {expected} positions, so {expected} continues it and 0 starts over; found {found}"
+    )]
+    StartPos {
+        /// The number of positions in the cache.
+        expected: usize,
+        /// The position that was given.
+        found: usize,
+    },
+    /// The batch size changed in the middle of a sequence.
+    #[error(
+        "input_ids: the cached sequence has batch size {expected}, found {found}; start over with start_pos 0"
+    )]
+    BatchSize {
+        /// The batch size of the cached positions.
+        expected: usize,
+        /// The batch size that was given.
+        found: usize,
+    },
+    /// The sequence would grow past what the model was trained for.
+    #[error(
+        "the sequence would reach {length} positions, more than max_position_embeddings {max_position_embeddings}"
+    )]
+    ContextLength {
+        /// The length that the sequence would have.
+        length: usize,
+        /// The config's limit.
+        max_position_embeddings: usize,
+    },
+    /// A tensor of the packed graph does not have the shape that its neighbours imply.
+    #[error("{what}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// The shape that was needed.
+        expected: Vec<usize>,
+        /// The shape that was found.
+        found: Vec<usize>,
+    },
+    /// A tensor operation failed on its device.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// A tensor whose shape is not the one that the config implies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misshapen {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// The shape that the config implies.
+    pub expected: Vec<usize>,
+    /// The shape in the checkpoint.
+    pub found: Vec<usize>,
+}
+
+/// Every difference between the tensors that a config implies and those of a checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TensorReport {
+    /// Implied by the config, absent from the checkpoint.
+    pub missing: Vec<String>,
+    /// Present with another shape.
+    pub misshapen: Vec<Misshapen>,
+    /// Present though the config has no use for them.
+    pub unexpected: Vec<String>,
+}
+
+impl TensorReport {
+    /// Whether config and checkpoint agree.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.misshapen.is_empty() && self.unexpected.is_empty()
+    }
+}
+
+impl fmt::Display for TensorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let misshapen: Vec<String> = self
+            .misshapen
+            .iter()
+            .map(|m| format!("`{}` (expected {:?}, found {:?})", m.name, m.expected, m.found))
+            .collect();
+        let quoted =
+            |names: &[String]| -> Vec<String> { names.iter().map(|n| format!("`{n}`")).collect() };
+        list(f, "missing", &quoted(&self.missing))?;
+        list(f, "of another shape", &misshapen)?;
+        list(f, "unexpected", &quoted(&self.unexpected))
+    }
+}
+
+/// Writes `items` under a heading with their number, the first few by name.
+fn list(f: &mut fmt::Formatter<'_>, heading: &str, items: &[String]) -> fmt::Result {
+    const NAMED: usize = 8;
+    if items.is_empty() {
+        return Ok(());
+    }
+    let named = items.len().min(NAMED);
+    write!(f, "\n  {} {heading}: {}", items.len(), items[..named].join(", "))?;
+    match items.len() - named {
+        0 => Ok(()),
+        rest => write!(f, " and {rest} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_lists_every_kind_and_counts_what_it_leaves_out() {
+        let report = TensorReport {
+            missing: (0..10).map(|i| format!("m{i}")).collect(),
+            misshapen: vec![Misshapen { name: "s".into(), expected: vec![2, 3], found: vec![3] }],
+            unexpected: vec!["u".into()],
+        };
+        assert_eq!(
+            Error::Tensors(report).to_string(),
+            "the checkpoint does not match its config:\
+             \n  10 missing: `m0`, `m1`, `m2`, `m3`, `m4`, `m5`, `m6`, `m7` and 2 more\
+             \n  1 of another shape: `s` (expected [2, 3], found [3])\
+             \n  1 unexpected: `u`"
+        );
+    }
+}

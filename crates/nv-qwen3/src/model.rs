@@ -1,0 +1,366 @@
+//! `Qwen3Model` and `Qwen3ForCausalLM`: the whole graph, from token ids to logits.
+//!
+//! The `[batch, seq_len]` calls unpack their input at the door and bring a contiguous cache of their own.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use nv_config::Qwen3Config;
+use nv_weights::Checkpoint;
+
+use crate::cache::{AttentionCache, DenseCache};
+use crate::decoder::Qwen3Decoder;
+use crate::error::{Error, Result};
+use crate::linear::Linear;
+use crate::load::{Weights, check_tensors};
+
+/// Qwen3 up to its last norm: token ids in, hidden states out.
+#[derive(Debug)]
+pub struct Qwen3Model {
+    decoder: Qwen3Decoder,
+    cache: DenseCache,
+}
+
+/// Qwen3 with its language-model head: token ids in, logits out.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::VarBuilder;
+/// use nv_qwen3::Qwen3ForCausalLM;
+///
+/// let config = serde_json::from_str(
+///     r#"{"model_type": "qwen3", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12,
+///         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}"#,
+/// )?;
+/// let zeros = nv_qwen3::tensor_shapes(&config)
+///     .into_iter()
+///     .map(|(name, shape)| Ok((name, Tensor::zeros(shape, DType::F32, &Device::Cpu)?)))
+///     .collect::<candle_core::Result<_>>()?;
+/// let vb = VarBuilder::from_tensors(zeros, DType::F32, &Device::Cpu);
+///
+/// let mut model = Qwen3ForCausalLM::new(&config, vb)?;
+/// let prompt = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&prompt, 0)?.dims(), [1, 11]);
+/// let next = Tensor::new(&[[4u32]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&next, 3)?.dims(), [1, 11]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Qwen3ForCausalLM {
+    model: Qwen3Model,
+    lm_head: Linear,
+}
+
+impl Qwen3Model {
+    /// The hidden states of `input_ids`, which stand at `start_pos` and after.
+    ///
+    /// A `start_pos` of 0 starts a new sequence (a batch of them); any other continues the cached one, by a
+    /// chunk of any length.
+    ///
+    /// Shapes: `input_ids` `[batch, seq_len]`; returns `[batch, seq_len, hidden_size]`, normed.
+    /// Dtypes: `input_ids` U32 or I64; returns F32.
+    ///
+    /// # Errors
+    /// [`Error::InputIds`] and [`Error::TokenId`] for bad ids, [`Error::StartPos`] and [`Error::BatchSize`] if
+    /// the call doesn't continue the cache, [`Error::ContextLength`] past `max_position_embeddings`. The
+    /// cached sequence survives a failed call, unless it was to be reset.
+    pub fn forward(&mut self, input_ids: &Tensor, start_pos: usize) -> Result<Tensor> {
+        let (batch, seq_len) = match (input_ids.dims(), input_ids.dtype()) {
+            (&[batch, seq_len], DType::U32 | DType::I64) if batch > 0 && seq_len > 0 => {
+                (batch, seq_len)
+            }
+            (shape, dtype) => {
+                let (expected, shape) = ("[batch, seq_len]", shape.to_vec());
+                return Err(Error::InputIds { expected, shape, dtype });
+            }
+        };
+        self.cache.begin(batch, seq_len, start_pos)?;
+        let positions: Vec<usize> =
+            (0..batch).flat_map(|_| start_pos..start_pos + seq_len).collect();
+
+        let hidden_states =
+            self.decoder.forward(&input_ids.flatten_all()?, &positions, &mut self.cache)?; // [batch * seq_len, hidden_size]
+        self.cache.commit();
+        Ok(hidden_states.reshape((batch, seq_len, self.config().hidden_size))?)
+    }
+
+    /// The graph: hidden states of packed tokens, from any number of sequences that `cache` tells apart.
+    ///
+    /// Shapes: `input_ids` `[num_tokens]`, `positions` one a token; returns `[num_tokens, hidden_size]`, normed.
+    /// Dtypes: `input_ids` U32 or I64; returns F32, the dtype of the residual stream.
+    ///
+    /// # Errors
+    /// As [`Self::forward`] for ids and positions, and whatever `cache` returns.
+    pub fn forward_packed(
+        &self,
+        input_ids: &Tensor,
+        positions: &[usize],
+        cache: &mut dyn AttentionCache,
+    ) -> Result<Tensor> {
+        self.decoder.forward(input_ids, positions, cache)
+    }
+
+    /// The config that the model was built from.
+    pub fn config(&self) -> &Qwen3Config {
+        self.decoder.config()
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        self.decoder.embed_tokens().device()
+    }
+}
+
+impl Qwen3ForCausalLM {
+    /// Builds the model from `vb`, in its dtype and on its device.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a config that is not valid, [`Error::DType`] for a dtype other than F32 and BF16,
+    /// [`Error::Tensors`] with every missing and misshapen tensor, and with unexpected ones as far as a
+    /// `VarBuilder` tells: biases that the config denies and layers past the last.
+    /// [`Self::from_checkpoint`] finds all of them.
+    pub fn new(config: &Qwen3Config, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let dtype = vb.dtype();
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(Error::DType { found: dtype });
+        }
+        let mut weights = Weights::load(config, &vb)?;
+        let decoder = Qwen3Decoder::load(config, &mut weights);
+        let lm_head = if config.tie_word_embeddings {
+            Linear::tied(decoder.embed_tokens())
+        } else {
+            Linear::load(&mut weights, "lm_head")
+        };
+        let cache = DenseCache::new(config.num_hidden_layers, dtype);
+        Ok(Self { model: Qwen3Model { decoder, cache }, lm_head })
+    }
+
+    /// Builds the model from `checkpoint`, whose tensors must be exactly those that `config` implies.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`Error::Tensors`] lists every unexpected tensor too.
+    pub fn from_checkpoint(
+        config: &Qwen3Config,
+        checkpoint: &Arc<Checkpoint>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        check_tensors(config, checkpoint)?;
+        Self::new(config, checkpoint.var_builder(dtype, device))
+    }
+
+    /// The logits that follow the last of `input_ids`, which stand at `start_pos` and after.
+    ///
+    /// Shapes: `input_ids` `[batch, seq_len]`; returns `[batch, vocab_size]`.
+    /// Dtypes: `input_ids` U32 or I64; returns F32.
+    ///
+    /// # Errors
+    /// As [`Qwen3Model::forward`].
+    pub fn forward(&mut self, input_ids: &Tensor, start_pos: usize) -> Result<Tensor> {
+        let hidden_states = self.model.forward(input_ids, start_pos)?; // [batch, seq_len, hidden_size]
+        let last = hidden_states.dim(1)? - 1;
+        self.compute_logits(&hidden_states.narrow(1, last, 1)?.squeeze(1)?)
+    }
+
+    /// The logits that follow each of `input_ids`, which stand at `start_pos` and after.
+    ///
+    /// Shapes: `input_ids` `[batch, seq_len]`; returns `[batch, seq_len, vocab_size]`.
+    /// Dtypes: `input_ids` U32 or I64; returns F32.
+    ///
+    /// # Errors
+    /// As [`Qwen3Model::forward`].
+    pub fn forward_all(&mut self, input_ids: &Tensor, start_pos: usize) -> Result<Tensor> {
+        let hidden_states = self.model.forward(input_ids, start_pos)?;
+        let (batch, seq_len, hidden_size) = hidden_states.dims3()?;
+        let logits =
+            self.compute_logits(&hidden_states.reshape((batch * seq_len, hidden_size))?)?;
+        Ok(logits.reshape((batch, seq_len, self.config().vocab_size))?)
+    }
+
+    /// The logits of chosen rows of [`Qwen3Model::forward_packed`].
+    ///
+    /// Shapes: `hidden_states` `[num_rows, hidden_size]`; returns `[num_rows, vocab_size]`. Dtypes: F32.
+    ///
+    /// # Errors
+    /// If the shape is another.
+    pub fn compute_logits(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        Ok(self.lm_head.forward(&hidden_states.contiguous()?)?)
+    }
+
+    /// The model under the head.
+    pub fn model(&self) -> &Qwen3Model {
+        &self.model
+    }
+
+    /// The model under the head, for hidden states instead of logits.
+    pub fn model_mut(&mut self) -> &mut Qwen3Model {
+        &mut self.model
+    }
+
+    /// The config that the model was built from.
+    pub fn config(&self) -> &Qwen3Config {
+        self.model.config()
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        self.model.device()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::tensor_shapes;
+
+    const CONFIG: &str = r#"{"model_type": "qwen3", "vocab_size": 13, "hidden_size": 8,
+        "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 16,
+        "tie_word_embeddings": false}"#;
+
+    /// A small model with reproducible weights.
+    fn model(dtype: DType) -> Qwen3ForCausalLM {
+        let config = serde_json::from_str(CONFIG).unwrap();
+        let mut state = 1u32;
+        let tensors = tensor_shapes(&config)
+            .into_iter()
+            .map(|(name, shape)| {
+                let values: Vec<f32> = (0..shape.iter().product())
+                    .map(|_| {
+                        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (state >> 8) as f32 / f32::from(1u16 << 12) / 4096.0 - 0.5
+                    })
+                    .collect();
+                (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+            })
+            .collect();
+        Qwen3ForCausalLM::new(&config, VarBuilder::from_tensors(tensors, dtype, &Device::Cpu))
+            .unwrap()
+    }
+
+    fn ids(rows: &[&[u32]]) -> Tensor {
+        let flat: Vec<u32> = rows.concat();
+        Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
+    }
+
+    fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
+        assert_eq!(a.dims(), b.dims());
+        let difference =
+            (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(difference <= tolerance, "differs by {difference}");
+    }
+
+    const PROMPT: &[u32] = &[3, 1, 4, 1, 5, 9, 2, 6];
+
+    #[test]
+    fn chunks_of_any_length_give_what_the_whole_prompt_gives() {
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 0.05)] {
+            let mut model = model(dtype);
+            let whole = model.forward_all(&ids(&[PROMPT]), 0).unwrap();
+            for chunk in [1, 3, 5] {
+                let mut pieces = Vec::new();
+                for (i, piece) in PROMPT.chunks(chunk).enumerate() {
+                    pieces.push(model.forward_all(&ids(&[piece]), i * chunk).unwrap());
+                }
+                assert_close(&Tensor::cat(&pieces, 1).unwrap(), &whole, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_a_batch_do_not_see_each_other() {
+        let mut model = model(DType::F32);
+        let other: Vec<u32> = PROMPT.iter().rev().copied().collect();
+        let batch = model.forward_all(&ids(&[PROMPT, &other]), 0).unwrap();
+        for (row, prompt) in [PROMPT, &other].into_iter().enumerate() {
+            let alone = model.forward_all(&ids(&[prompt]), 0).unwrap();
+            assert_close(&batch.narrow(0, row, 1).unwrap(), &alone, 1e-5);
+        }
+    }
+
+    #[test]
+    fn forward_is_the_last_row_of_forward_all_in_f32_for_either_dtype_of_ids() {
+        for dtype in [DType::F32, DType::BF16] {
+            let mut model = model(dtype);
+            let all = model.forward_all(&ids(&[PROMPT]), 0).unwrap();
+            let last = model.forward(&ids(&[PROMPT]).to_dtype(DType::I64).unwrap(), 0).unwrap();
+            assert_eq!(last.dtype(), DType::F32);
+            assert_close(
+                &last,
+                &all.narrow(1, PROMPT.len() - 1, 1).unwrap().squeeze(1).unwrap(),
+                0.05,
+            );
+        }
+    }
+
+    #[test]
+    fn hidden_states_come_before_the_head() {
+        let mut model = model(DType::F32);
+        let hidden_states = model.model_mut().forward(&ids(&[PROMPT]), 0).unwrap();
+        assert_eq!(hidden_states.dims(), [1, PROMPT.len(), 8]);
+        let logits = model.compute_logits(&hidden_states.squeeze(0).unwrap()).unwrap();
+        assert_close(
+            &logits,
+            &model.forward_all(&ids(&[PROMPT]), 0).unwrap().squeeze(0).unwrap(),
+            0.0,
+        );
+    }
+
+    #[test]
+    fn bad_input_is_an_error_and_keeps_the_sequence() {
+        let mut model = model(DType::F32);
+        model.forward(&ids(&[PROMPT]), 0).unwrap();
+        let check = |model: &mut Qwen3ForCausalLM, input: &Tensor, start_pos, expected: &str| {
+            assert_eq!(model.forward(input, start_pos).unwrap_err().to_string(), expected);
+        };
+        check(
+            &mut model,
+            &ids(&[&[13]]),
+            8,
+            "input_ids: token id 13 is outside the vocabulary of 13",
+        );
+        check(
+            &mut model,
+            &Tensor::new(&[[-1i64]], &Device::Cpu).unwrap(),
+            8,
+            "input_ids: token id -1 is outside the vocabulary of 13",
+        );
+        check(
+            &mut model,
+            &ids(&[&[1; 9]]),
+            8,
+            "the sequence would reach 17 positions, more than max_position_embeddings 16",
+        );
+        check(
+            &mut model,
+            &Tensor::new(&[[1f32]], &Device::Cpu).unwrap(),
+            8,
+            "input_ids: expected a non-empty [batch, seq_len] tensor of U32 or I64, found [1, 1] of F32",
+        );
+        check(
+            &mut model,
+            &Tensor::new(&[1u32], &Device::Cpu).unwrap(),
+            8,
+            "input_ids: expected a non-empty [batch, seq_len] tensor of U32 or I64, found [1] of U32",
+        );
+        check(
+            &mut model,
+            &ids(&[&[1]]),
+            usize::MAX,
+            "start_pos: the cache holds 8 positions, so 8 continues it and 0 starts over; \
+             found 18446744073709551615",
+        );
+        model.forward(&ids(&[&[1; 8]]), 8).unwrap();
+    }
+
+    #[test]
+    fn only_f32_and_bf16_are_computed_in() {
+        let config = serde_json::from_str(CONFIG).unwrap();
+        let vb = VarBuilder::zeros(DType::F16, &Device::Cpu);
+        let error = Qwen3ForCausalLM::new(&config, vb).unwrap_err();
+        assert_eq!(error.to_string(), "dtype F16 is not supported; use F32 or BF16");
+    }
+}

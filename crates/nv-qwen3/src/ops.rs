@@ -1,0 +1,183 @@
+//! The arithmetic of the graph in plain candle ops: it runs on every device that candle drives.
+//!
+//! Activations are float32 from end to end; only a linear layer's operands and the KV cache are rounded
+//! to the model's dtype. Knows shapes, nothing of layers, names or caches.
+
+use candle_core::{DType, Result, Tensor};
+
+/// `x @ weightᵀ + bias`.
+///
+/// Shapes: `x` `[num_tokens, in_features]`, `weight` `[out_features, in_features]` as PyTorch stores it,
+/// `bias` `[out_features]`; returns `[num_tokens, out_features]`.
+/// Dtypes: `x` f32, rounded once to `weight`'s dtype; the product in that dtype, then f32, where the bias is added.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let product = x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
+    match bias {
+        Some(bias) => product.broadcast_add(&bias.to_dtype(DType::F32)?),
+        None => Ok(product),
+    }
+}
+
+/// RMS norm over the last axis: `weight * x / sqrt(mean(x²) + eps)`.
+///
+/// Shapes: `x` `[.., size]`, `weight` `[size]`; returns `x`'s shape. Dtypes: f32 throughout.
+/// Source: transformers `modeling_qwen3.py`, `Qwen3RMSNorm`.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "candle takes eps in f32, as the sum it joins"
+    )]
+    candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps as f32)
+}
+
+/// Rotates each head by its token's position, the first half of a head against the second.
+///
+/// Shapes: `x` `[num_tokens, num_heads, head_dim]`, `cos` and `sin` `[num_tokens, head_dim / 2]`; returns
+/// `x`'s shape. Dtypes: f32.
+/// Source: transformers `modeling_qwen3.py`, `apply_rotary_pos_emb` with `rotate_half`.
+pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?, cos, sin)?.squeeze(0)
+}
+
+/// Query rows that share one score matrix; bounds the scores' memory for a long prompt.
+const QUERY_TILE: usize = 256;
+
+/// Causal attention of new queries over all keys so far, query heads grouped by their KV head.
+///
+/// Shapes: `q` `[batch, seq_len, num_heads, head_dim]`; `k` and `v`
+/// `[batch, num_kv_heads, kv_len, head_dim]`, whose last `seq_len` rows belong to the queries' own tokens;
+/// returns `[batch, seq_len, num_heads, head_dim]`.
+/// Dtypes: `q` f32, `k` and `v` of any float dtype; scores, softmax and sums in f32.
+pub(crate) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (batch, seq_len, num_heads, head_dim) = q.dims4()?;
+    let (_, num_kv_heads, kv_len, _) = k.dims4()?;
+    let groups = num_heads / num_kv_heads;
+    let start_pos = kv_len - seq_len;
+
+    let q = (q * (head_dim as f64).powf(-0.5))?
+        .reshape((batch, seq_len, num_kv_heads, groups, head_dim))?
+        .transpose(1, 2)?; // [batch, num_kv_heads, seq_len, groups, head_dim]
+    let k_t = k.to_dtype(DType::F32)?.contiguous()?.t()?; // [batch, num_kv_heads, head_dim, kv_len]
+    let v = v.to_dtype(DType::F32)?.contiguous()?;
+
+    let mut tiles = Vec::with_capacity(seq_len.div_ceil(QUERY_TILE));
+    for first in (0..seq_len).step_by(QUERY_TILE) {
+        let rows = QUERY_TILE.min(seq_len - first);
+        let visible = start_pos + first + rows;
+        let q =
+            q.narrow(2, first, rows)?.reshape((batch, num_kv_heads, rows * groups, head_dim))?;
+        let scores = q
+            .matmul(&k_t.narrow(3, 0, visible)?.contiguous()?)?
+            .reshape((batch, num_kv_heads, rows, groups, visible))?
+            .broadcast_add(&causal_mask(rows, visible, q.device())?)?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores)?.reshape((
+            batch,
+            num_kv_heads,
+            rows * groups,
+            visible,
+        ))?;
+        tiles.push(weights.matmul(&v.narrow(2, 0, visible)?.contiguous()?)?.reshape((
+            batch,
+            num_kv_heads,
+            rows,
+            groups,
+            head_dim,
+        ))?);
+    }
+    Tensor::cat(&tiles, 2)? // [batch, num_kv_heads, seq_len, groups, head_dim]
+        .transpose(1, 2)?
+        .reshape((batch, seq_len, num_heads, head_dim))
+}
+
+/// `[rows, 1, visible]`: 0 where the row's token may look, -∞ behind its own position. The last row sees all.
+fn causal_mask(rows: usize, visible: usize, device: &candle_core::Device) -> Result<Tensor> {
+    let first = visible - rows;
+    let mask: Vec<f32> = (0..rows)
+        .flat_map(|row| {
+            (0..visible).map(move |key| if key <= first + row { 0.0 } else { f32::NEG_INFINITY })
+        })
+        .collect();
+    Tensor::from_vec(mask, (rows, 1, visible), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn ramp(shape: &[usize], scale: f32) -> Tensor {
+        let len = shape.iter().product::<usize>();
+        let values: Vec<f32> =
+            (0..len).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * scale).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    /// The definition, one query head and one token at a time, in f64.
+    fn attention_by_definition(q: &Tensor, k: &Tensor, v: &Tensor) -> Vec<f64> {
+        let (batch, seq_len, num_heads, head_dim) = q.dims4().unwrap();
+        let (_, num_kv_heads, kv_len, _) = k.dims4().unwrap();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (q, k, v) = (flat(q), flat(k), flat(v));
+        let mut out = Vec::new();
+        for b in 0..batch {
+            for t in 0..seq_len {
+                for h in 0..num_heads {
+                    let kv_head = h / (num_heads / num_kv_heads);
+                    let q_at = ((b * seq_len + t) * num_heads + h) * head_dim;
+                    let kv_at =
+                        |key: usize| ((b * num_kv_heads + kv_head) * kv_len + key) * head_dim;
+                    let visible = kv_len - seq_len + t + 1;
+                    let scores: Vec<f64> = (0..visible)
+                        .map(|key| {
+                            (0..head_dim)
+                                .map(|d| f64::from(q[q_at + d]) * f64::from(k[kv_at(key) + d]))
+                                .sum::<f64>()
+                                / (head_dim as f64).sqrt()
+                        })
+                        .map(f64::exp)
+                        .collect();
+                    let total: f64 = scores.iter().sum();
+                    out.extend((0..head_dim).map(|d| {
+                        (0..visible)
+                            .map(|key| scores[key] / total * f64::from(v[kv_at(key) + d]))
+                            .sum::<f64>()
+                    }));
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn attention_follows_its_definition_across_tiles_groups_and_history() {
+        for (batch, seq_len, start_pos, num_heads, num_kv_heads, head_dim) in [
+            (1, 1, 0, 1, 1, 4),
+            (1, 1, 9, 4, 2, 4),
+            (2, 5, 3, 6, 2, 8),
+            (1, QUERY_TILE + 3, 2, 2, 1, 2),
+        ] {
+            let kv_len = start_pos + seq_len;
+            let q = ramp(&[batch, seq_len, num_heads, head_dim], 3.0);
+            let k = ramp(&[batch, num_kv_heads, kv_len, head_dim], 1.0);
+            let v = ramp(&[batch, num_kv_heads, kv_len, head_dim], 0.5);
+            let got = causal_attention(&q, &k, &v).unwrap();
+            assert_eq!(got.dims(), [batch, seq_len, num_heads, head_dim]);
+            let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (got, want) in got.iter().zip(attention_by_definition(&q, &k, &v)) {
+                assert!((f64::from(*got) - want).abs() < 1e-5, "{got} against {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn linear_rounds_its_input_to_the_weights_dtype_and_adds_the_bias_in_f32() {
+        let device = &Device::Cpu;
+        // 1 + 2⁻¹⁰ is not a bf16; it rounds to 1.
+        let x = Tensor::new(&[[1.0f32 + 1.0 / 1024.0, 2.0]], device).unwrap();
+        let weight = Tensor::new(&[[3.0f32, 0.5]], device).unwrap().to_dtype(DType::BF16).unwrap();
+        let bias = Tensor::new(&[0.001f32], device).unwrap();
+        let got = linear(&x, &weight, Some(&bias)).unwrap();
+        assert_eq!(got.to_vec2::<f32>().unwrap(), [[4.0 + 0.001]]);
+    }
+}
