@@ -95,3 +95,62 @@ impl GenerationConfig {
         Ok(config)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_published_file_is_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/configs/generation_config.json");
+        let expected = GenerationConfig {
+            do_sample: true,
+            temperature: Some(0.6),
+            top_k: Some(20),
+            top_p: Some(0.95),
+            eos_token_id: vec![151_645, 151_643],
+            pad_token_id: Some(151_643),
+            bos_token_id: Some(151_643),
+            ..GenerationConfig::default()
+        };
+        assert_eq!(load_generation_config(path).unwrap(), expected);
+    }
+
+    #[test]
+    fn every_other_field_is_read() {
+        let file = json!({
+            "min_p": 0.05, "repetition_penalty": 1.1, "max_new_tokens": 512, "eos_token_id": 7, "temperature": null,
+        });
+        let expected = GenerationConfig {
+            min_p: Some(0.05),
+            repetition_penalty: Some(1.1),
+            max_new_tokens: Some(512),
+            eos_token_id: vec![7],
+            ..GenerationConfig::default()
+        };
+        assert_eq!(serde_json::from_value::<GenerationConfig>(file).unwrap(), expected);
+        let empty = serde_json::from_value::<GenerationConfig>(json!({})).unwrap();
+        assert_eq!(empty, GenerationConfig::default());
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let check = |field: &str, value: Value, expected: &str| {
+            let error = serde_json::from_value::<GenerationConfig>(json!({ field: value }));
+            let expected = format!("field `{field}`: expected {expected}, found {value}");
+            assert_eq!(error.unwrap_err().to_string(), expected);
+        };
+        check("temperature", json!(-0.5), "a finite number from 0");
+        check("top_k", json!(-1), "a non-negative integer");
+        check("top_p", json!(0), "a number above 0 and up to 1");
+        check("top_p", json!(1.5), "a number above 0 and up to 1");
+        check("min_p", json!(-0.5), "a number from 0 to 1");
+        check("repetition_penalty", json!(0), "a finite number above 0");
+        check("max_new_tokens", json!(0), "at least 1");
+        check("do_sample", json!("no"), "true or false");
+        check("eos_token_id", json!("</s>"), "a token id or a list of token ids");
+        check("pad_token_id", json!(-1), "a token id");
+    }
+}

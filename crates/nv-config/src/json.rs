@@ -194,3 +194,46 @@ pub(crate) fn load<T>(path: &Path, read: impl FnOnce(Fields<'_>) -> Result<T>) -
     read(Fields::new(&object))
         .map_err(|source| Error::File { path: path_buf(), source: Box::new(source) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn errors_name_the_file_and_then_the_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let check = |expected: &str, source: &str| {
+            let error = load(&path, |fields| fields.require::<usize>("size")).unwrap_err();
+            let path = path.display().to_string();
+            assert_eq!(error.to_string(), expected.replace("PATH", &path));
+            assert_eq!(error.source().unwrap().to_string(), source);
+        };
+        let missing = fs::read(&path).unwrap_err().to_string();
+        check("cannot read PATH", &missing);
+        for (content, source) in [
+            ("", "EOF while parsing a value at line 1 column 0"),
+            ("[1]", "invalid type: sequence, expected a map at line 1 column 0"),
+            ("<html>", "expected value at line 1 column 1"),
+            (r#"{"size": NaN}"#, "expected value at line 1 column 10"),
+        ] {
+            fs::write(&path, content).unwrap();
+            check("PATH is not a JSON object; download it again if it came from a hub", source);
+        }
+        fs::write(&path, r#"{"size": -1}"#).unwrap();
+        check("cannot use PATH", "field `size`: expected a non-negative integer, found -1");
+        fs::write(&path, r#"{"size": 3}"#).unwrap();
+        assert_eq!(load(&path, |fields| fields.require::<usize>("size")).unwrap(), 3);
+    }
+
+    #[test]
+    fn long_values_are_described_briefly() {
+        let check = |value: Value, expected: &str| assert_eq!(describe(&value), expected);
+        check(Value::from("short"), "\"short\"");
+        check(Value::from(vec![0; 40]), "a list of 40 items");
+        check((0..40).map(|i| (i.to_string(), i)).collect(), "an object of 40 fields");
+        check(Value::from("é".repeat(60)), &format!("\"{}…", "é".repeat(59)));
+    }
+}

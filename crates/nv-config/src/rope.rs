@@ -193,3 +193,33 @@ fn full_rotation(fields: &Fields) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_scaling_is_that_of_transformers() {
+        let check = |factor, attention_factor, mscale, mscale_all_dim, expected: f64| {
+            let yarn = Yarn {
+                factor,
+                original_max_position_embeddings: 32768,
+                attention_factor,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                mscale,
+                mscale_all_dim,
+                truncate: true,
+            };
+            let found = yarn.attention_scaling();
+            assert!((found - expected).abs() < 1e-15, "{yarn:?}: {found}");
+        };
+        // Expected values printed by transformers 5.23, `_compute_yarn_parameters`.
+        check(4.0, None, None, None, 1.138_629_436_111_989);
+        check(1.0, None, None, None, 1.0);
+        check(4.0, Some(1.25), Some(0.5), Some(0.75), 1.25);
+        check(8.0, None, Some(0.707), Some(1.0), 0.949_560_882_462_165_3);
+        check(8.0, None, Some(0.707), None, 1.207_944_154_167_983_6);
+        check(8.0, None, Some(0.0), Some(1.0), 1.207_944_154_167_983_6);
+    }
+}
