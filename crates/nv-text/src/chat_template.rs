@@ -1,0 +1,278 @@
+//! Conversations as the one text that a model was trained to continue.
+//!
+//! A checkpoint brings a Jinja template for this; it is rendered here as transformers renders it. It knows
+//! nothing of tokens.
+
+use std::error::Error as _;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::json::tojson;
+
+/// The template that is used unless another is called for.
+const DEFAULT: &str = "default";
+
+/// The template that is used for conversations with tools, if a checkpoint has one of this name.
+const TOOL_USE: &str = "tool_use";
+
+/// What a render may spend, in instructions of the template engine and pieces of 64 bytes: enough for ten thousand
+/// messages, and an end to a template that never stops.
+const FUEL: u64 = 10_000_000;
+
+/// The fields of `tokenizer_config.json` that templates can read, under the same names.
+const SPECIAL_TOKENS: &[&str] =
+    &["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// One turn of a conversation.
+///
+/// Fields bear the names that templates and the `OpenAI` API use.
+///
+/// ```
+/// use nv_text::ChatMessage;
+///
+/// let message: ChatMessage = serde_json::from_str(r#"{"role": "user", "content": "Hello!"}"#)?;
+/// assert_eq!(message, ChatMessage::new("user", "Hello!"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// Who speaks: `system`, `user`, `assistant` or `tool`.
+    pub role: String,
+    /// What is said; null if an assistant only calls tools.
+    #[serde(default)]
+    pub content: Option<String>,
+    /// What an assistant thought before it spoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The tools that an assistant calls: `{"function": {"name": …, "arguments": {…}}}`, or without the outer layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Value>,
+    /// Other fields, which a template may read: `name`, `tool_call_id`, …
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl ChatMessage {
+    /// A message that says `content`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Some(content.into()), ..Self::default() }
+    }
+}
+
+/// What a render is given besides the messages. The default is that of transformers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ChatOptions {
+    /// Whether to open an assistant's turn at the end, for the model to go on with.
+    pub add_generation_prompt: bool,
+    /// Whether the model may think before it speaks; `None` leaves it to the template (Qwen3 then thinks).
+    pub enable_thinking: Option<bool>,
+    /// Descriptions of the functions that the model may call, as JSON schemas.
+    pub tools: Vec<Value>,
+    /// Other variables for the template.
+    pub template_kwargs: Map<String, Value>,
+}
+
+/// A checkpoint's chat template.
+///
+/// Templates come with checkpoints and are not trusted: they see nothing but what they are given, and a render
+/// that takes too long is ended.
+///
+/// ```
+/// use nv_text::{ChatMessage, ChatOptions, ChatTemplate};
+///
+/// let template = ChatTemplate::new(
+///     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}",
+/// )?;
+/// let text = template.render(&[ChatMessage::new("user", "Hello!")], &ChatOptions::default())?;
+/// assert_eq!(text, "<|im_start|>user\nHello!<|im_end|>\n");
+/// # Ok::<(), nv_text::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct ChatTemplate {
+    /// With a template called [`DEFAULT`], and perhaps one called [`TOOL_USE`].
+    environment: Environment<'static>,
+    special_tokens: Map<String, Value>,
+}
+
+impl ChatTemplate {
+    /// A template from its source.
+    ///
+    /// # Errors
+    /// [`Error::Compile`] if it isn't valid Jinja.
+    pub fn new(source: &str) -> Result<Self> {
+        let mut template = Self { environment: environment(), special_tokens: Map::new() };
+        template.add(DEFAULT, source)?;
+        Ok(template)
+    }
+
+    /// The template of a checkpoint, given those of its files that exist; `None` if they hold none.
+    ///
+    /// `chat_template` (`chat_template.jinja`) goes before the field `chat_template` of `tokenizer_config`
+    /// (`tokenizer_config.json`), which is a template or a list of `{"name": …, "template": …}`. Of such a list,
+    /// `tool_use` serves conversations with tools and `default` all others. The special tokens of
+    /// `tokenizer_config` are variables in either.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if a file can't be read; [`Error::File`] around [`Error::Json`],
+    /// [`Error::ChatTemplateField`] or [`Error::Compile`] if its content is not usable.
+    pub fn load(
+        tokenizer_config: Option<&Path>,
+        chat_template: Option<&Path>,
+    ) -> Result<Option<Self>> {
+        let mut special_tokens = Map::new();
+        let mut template = None;
+        if let Some(path) = tokenizer_config {
+            let config = serde_json::from_str(&read(path)?)
+                .map_err(|source| Error::Json { source }.in_file(path))?;
+            special_tokens = special_tokens_of(&config);
+            if chat_template.is_none() {
+                template = Self::from_field(config.get("chat_template"))
+                    .map_err(|error| error.in_file(path))?;
+            }
+        }
+        if let Some(path) = chat_template {
+            template = Some(Self::new(&read(path)?).map_err(|error| error.in_file(path))?);
+        }
+        Ok(template.map(|template| Self { special_tokens, ..template }))
+    }
+
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the template raises an exception of its own; [`Error::Render`] if it fails, as many do
+    /// on roles and contents that they don't expect.
+    pub fn render(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String> {
+        let with_tools = !options.tools.is_empty();
+        let context = Context {
+            special_tokens: &self.special_tokens,
+            template_kwargs: &options.template_kwargs,
+            messages,
+            tools: with_tools.then_some(&options.tools),
+            documents: None,
+            add_generation_prompt: options.add_generation_prompt,
+            enable_thinking: options.enable_thinking,
+        };
+        let template = match self.environment.get_template(TOOL_USE) {
+            Ok(template) if with_tools => Ok(template),
+            _ => self.environment.get_template(DEFAULT),
+        };
+        template.and_then(|template| template.render(Serde(context))).map_err(render_error)
+    }
+
+    fn from_field(field: Option<&Value>) -> Result<Option<Self>> {
+        let unexpected = |expected, found: String| Error::ChatTemplateField { expected, found };
+        let named = match field {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(source)) => return Self::new(source).map(Some),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| Some((item["name"].as_str()?, item["template"].as_str()?)))
+                .collect::<Option<Vec<_>>>(),
+            Some(_) => None,
+        };
+        let named = named.ok_or_else(|| {
+            let expected = r#"a template or a list of {"name", "template"}"#;
+            unexpected(expected, field.map(Value::to_string).unwrap_or_default())
+        })?;
+        let find = |wanted| named.iter().find(|(name, _)| *name == wanted);
+        let Some((_, default)) = find(DEFAULT) else {
+            let names: Vec<_> = named.iter().map(|(name, _)| *name).collect();
+            return Err(unexpected(r#"one called "default""#, format!("{names:?}")));
+        };
+        let mut template = Self::new(default)?;
+        if let Some((_, tool_use)) = find(TOOL_USE) {
+            template.add(TOOL_USE, tool_use)?;
+        }
+        Ok(Some(template))
+    }
+
+    fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
+        // As Python's Jinja does.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        self.environment
+            .add_template_owned(name, source)
+            .map_err(|source| Error::Compile { source })
+    }
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate")
+            .field("special_tokens", &self.special_tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The variables of a template; of two with one name the later counts.
+#[derive(Serialize)]
+struct Context<'a> {
+    #[serde(flatten)]
+    special_tokens: &'a Map<String, Value>,
+    #[serde(flatten)]
+    template_kwargs: &'a Map<String, Value>,
+    messages: &'a [ChatMessage],
+    tools: Option<&'a Vec<Value>>,
+    documents: Option<()>,
+    add_generation_prompt: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enable_thinking: Option<bool>,
+}
+
+/// Jinja as transformers sets it up.
+///
+/// Source: transformers `chat_template_utils.py`, `_cached_compile_jinja_template`.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("the default delimiters are valid"));
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", raise_exception);
+    environment
+}
+
+/// What a template said when it raised an exception.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raise_exception(message: String) -> Result<minijinja::Value, minijinja::Error> {
+    let error =
+        minijinja::Error::new(ErrorKind::InvalidOperation, "the template raised an exception");
+    Err(error.with_source(Raised(message)))
+}
+
+fn render_error(error: minijinja::Error) -> Error {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref() {
+            return Error::Refused { message: message.clone() };
+        }
+        source = cause.source();
+    }
+    Error::Render { source: error }
+}
+
+/// The special tokens of a `tokenizer_config.json`, each written as a string or as `{"content": …}`.
+fn special_tokens_of(config: &Map<String, Value>) -> Map<String, Value> {
+    let token = |name: &&str| {
+        let field = config.get(*name)?;
+        let content = field.as_str().or_else(|| field.get("content")?.as_str())?;
+        Some(((*name).to_owned(), content.into()))
+    };
+    SPECIAL_TOKENS.iter().filter_map(token).collect()
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })
+}

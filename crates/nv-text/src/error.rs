@@ -1,0 +1,86 @@
+//! What can go wrong between text and token ids.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a file was refused, or a text could not be processed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file was read, but what is in it was refused.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was refused: one of the variants below.
+        source: Box<Error>,
+    },
+    /// The bytes are not a `tokenizer.json`.
+    #[error("not a tokenizer; download it again if it came from a hub")]
+    Tokenizer {
+        /// Where the content ends to make sense.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The tokenizer turns tokens into text in a way that this crate does not follow.
+    #[error("field `decoder`: {found} is not supported, only ByteLevel")]
+    Decoder {
+        /// The decoder's type.
+        found: String,
+    },
+    /// The tokenizer failed on a text.
+    #[error("cannot split the text into tokens")]
+    Encode {
+        /// What the tokenizer said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file is not a JSON object.
+    #[error("not a JSON object; download it again if it came from a hub")]
+    Json {
+        /// Where the JSON ends to make sense.
+        source: serde_json::Error,
+    },
+    /// `chat_template` is there, but holds no default template.
+    #[error("field `chat_template`: expected {expected}, found {found}")]
+    ChatTemplateField {
+        /// What would have been right.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A chat template is not valid Jinja.
+    #[error("the chat template does not compile")]
+    Compile {
+        /// What is wrong with it, and in which line.
+        source: minijinja::Error,
+    },
+    /// The chat template refuses a conversation, in its own words.
+    #[error("the chat template refuses the conversation: {message}")]
+    Refused {
+        /// What the template said.
+        message: String,
+    },
+    /// The chat template failed on a conversation.
+    #[error("the chat template fails on the conversation")]
+    Render {
+        /// What failed, and in which line of the template.
+        source: minijinja::Error,
+    },
+}
+
+impl Error {
+    /// Puts the path of the file it is about into an error.
+    pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
+        Self::File { path: path.into(), source: Box::new(self) }
+    }
+}

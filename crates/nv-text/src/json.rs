@@ -1,0 +1,147 @@
+//! JSON as Python writes it: what templates and models were made with.
+//!
+//! Source: Python `json/encoder.py`; the defaults of the `tojson` filter are those of transformers
+//! `chat_template_utils.py`.
+
+use std::fmt::Write as _;
+
+use minijinja::value::Kwargs;
+use minijinja::{Error, ErrorKind, Value};
+
+/// The `tojson` filter: `json.dumps(value)`, with its keyword arguments.
+///
+/// # Errors
+/// If the value is undefined or can't be JSON, or for an unknown argument.
+pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let separators: Option<Vec<String>> = kwargs.get("separators")?;
+    let separators = match separators.as_deref() {
+        None => (if indent.is_some() { "," } else { ", " }, ": "),
+        Some([item, key]) => (&**item, &**key),
+        Some(_) => return Err(invalid("tojson: expected two separators")),
+    };
+    let mut writer = Writer {
+        out: String::new(),
+        ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        indent,
+        separators,
+    };
+    kwargs.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(invalid("tojson: the value is undefined"));
+    }
+    let json = serde_json::to_value(value)
+        .map_err(|source| invalid("tojson: the value cannot be JSON").with_source(source))?;
+    writer.value(&json, 0);
+    Ok(Value::from(writer.out))
+}
+
+fn invalid(message: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
+struct Writer<'a> {
+    out: String,
+    ensure_ascii: bool,
+    sort_keys: bool,
+    /// Spaces for each level; `None` for all in one line.
+    indent: Option<usize>,
+    /// Between items, and between key and value.
+    separators: (&'a str, &'a str),
+}
+
+impl Writer<'_> {
+    fn value(&mut self, value: &serde_json::Value, depth: usize) {
+        match value {
+            serde_json::Value::String(string) => self.string(string),
+            serde_json::Value::Number(number) => self.number(number),
+            serde_json::Value::Array(items) => {
+                self.out.push('[');
+                for (index, item) in items.iter().enumerate() {
+                    self.start_item(index, depth + 1);
+                    self.value(item, depth + 1);
+                }
+                self.end_items(items.is_empty(), depth);
+                self.out.push(']');
+            }
+            serde_json::Value::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                if self.sort_keys {
+                    fields.sort_by_key(|&(key, _)| key);
+                }
+                self.out.push('{');
+                for (index, (key, value)) in fields.iter().enumerate() {
+                    self.start_item(index, depth + 1);
+                    self.string(key);
+                    self.out.push_str(self.separators.1);
+                    self.value(value, depth + 1);
+                }
+                self.end_items(fields.is_empty(), depth);
+                self.out.push('}');
+            }
+            null_or_bool => self.out.push_str(&null_or_bool.to_string()),
+        }
+    }
+
+    fn start_item(&mut self, index: usize, depth: usize) {
+        if index > 0 {
+            self.out.push_str(self.separators.0);
+        }
+        self.new_line(depth);
+    }
+
+    fn end_items(&mut self, empty: bool, depth: usize) {
+        if !empty {
+            self.new_line(depth);
+        }
+    }
+
+    fn new_line(&mut self, depth: usize) {
+        if let Some(indent) = self.indent {
+            self.out.push('\n');
+            self.out.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    }
+
+    fn string(&mut self, string: &str) {
+        self.out.push('"');
+        for char in string.chars() {
+            match char {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                char if char < ' ' || (self.ensure_ascii && !(' '..='~').contains(&char)) => {
+                    for unit in char.encode_utf16(&mut [0; 2]) {
+                        write!(self.out, "\\u{unit:04x}").expect("a string takes any text");
+                    }
+                }
+                char => self.out.push(char),
+            }
+        }
+        self.out.push('"');
+    }
+
+    /// Integers as they are; floats as Python's `repr`, which writes exponents below 1e-4 and from 1e16 on.
+    fn number(&mut self, number: &serde_json::Number) {
+        let float = match number.as_f64() {
+            Some(float) if number.is_f64() => float,
+            _ => return self.out.push_str(&number.to_string()),
+        };
+        let scientific = format!("{float:e}");
+        let (digits, exponent) = scientific.split_once('e').expect("the format has an exponent");
+        let text = match exponent.parse::<i32>() {
+            Ok(exponent) if float != 0.0 && !(-4..16).contains(&exponent) => {
+                let sign = if exponent < 0 { '-' } else { '+' };
+                format!("{digits}e{sign}{:02}", exponent.abs())
+            }
+            _ if float.fract() == 0.0 => format!("{float:.1}"),
+            _ => float.to_string(),
+        };
+        self.out.push_str(&text);
+    }
+}

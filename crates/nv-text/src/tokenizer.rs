@@ -1,0 +1,158 @@
+//! Text to token ids and back, as a checkpoint's `tokenizer.json` has it.
+//!
+//! It knows nothing of conversations, nor of what a model does with ids.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::DecoderWrapper;
+
+use crate::error::{Error, Result};
+use crate::stream::TokenStream;
+
+/// A byte-level tokenizer, as all Qwen models have. Clones share one vocabulary.
+///
+/// Byte-level means that a token stands for a sequence of bytes, whatever comes before and after it: the text of a
+/// sequence of tokens is the UTF-8 of their bytes in a row. A token may be a part of a character.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    special_ids: HashSet<u32>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if the file can't be read; [`Error::File`] around the errors of [`Tokenizer::from_bytes`].
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        Self::from_bytes(&bytes).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads the content of a `tokenizer.json`.
+    ///
+    /// Truncation and padding that the file may ask for are left out: [`encode`](Self::encode) gives all tokens of
+    /// a text and no others.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if `bytes` are something else; [`Error::Decoder`] if the tokenizer isn't byte-level.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|source| Error::Tokenizer { source })?;
+        if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+            return Err(Error::Decoder { found: decoder_name(&tokenizer) });
+        }
+        tokenizer.with_truncation(None).map_err(|source| Error::Tokenizer { source })?;
+        tokenizer.with_padding(None);
+        let special_ids = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter_map(|(id, token)| token.special.then_some(id))
+            .collect();
+        Ok(Self { inner: Arc::new(Inner { tokenizer, special_ids }) })
+    }
+
+    /// The token ids of `text`.
+    ///
+    /// A special token that is spelled out in `text` becomes that token. `add_special_tokens` adds those that the
+    /// file wants around every text (Qwen's adds none); a rendered chat template brings its own.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if a part of `text` has no token, which can't be with a complete byte-level vocabulary.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .tokenizer
+            .encode_fast(text, add_special_tokens)
+            .map_err(|source| Error::Encode { source })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; bytes that are not UTF-8 show as U+FFFD, ids that are no token as nothing.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            self.extend_bytes(id, skip_special_tokens, &mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Turns ids into text one by one, as a model generates them.
+    pub fn stream(&self, skip_special_tokens: bool) -> TokenStream {
+        TokenStream::new(self.clone(), skip_special_tokens)
+    }
+
+    /// The id of a token, spelled as in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.token_to_id(token)
+    }
+
+    /// The token of an id, spelled as in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// Whether `id` is a special token: one that structures a conversation and is no part of what was said.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.special_ids.contains(&id)
+    }
+
+    /// Tokens in the vocabulary, special ones included. A model's `vocab_size` may be larger.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.tokenizer.get_vocab_size(true)
+    }
+
+    /// Appends the bytes that `id` stands for.
+    pub(crate) fn extend_bytes(&self, id: u32, skip_special_tokens: bool, bytes: &mut Vec<u8>) {
+        if skip_special_tokens && self.is_special(id) {
+            return;
+        }
+        let Some(token) = self.id_to_token(id) else { return };
+        let before = bytes.len();
+        for char in token.chars() {
+            let Some(byte) = byte_of(char) else {
+                // Not in the byte alphabet: an added token, which stands for itself.
+                bytes.truncate(before);
+                bytes.extend_from_slice(token.as_bytes());
+                return;
+            };
+            bytes.push(byte);
+        }
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
+/// The byte that `char` stands for in a byte-level vocabulary.
+///
+/// Printable Latin-1 characters stand for their own byte, the other bytes have the characters from U+0100 on, in
+/// order. Source: GPT-2's `encoder.py`, `bytes_to_unicode`.
+fn byte_of(char: char) -> Option<u8> {
+    let byte = match u32::from(char) {
+        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => code,
+        code @ 0x100..=0x120 => code - 0x100,
+        code @ 0x121..=0x142 => code - 0x121 + 0x7F,
+        0x143 => 0xAD,
+        _ => return None,
+    };
+    u8::try_from(byte).ok()
+}
+
+/// The type of a tokenizer's decoder, as the file calls it.
+fn decoder_name(tokenizer: &tokenizers::Tokenizer) -> String {
+    let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
+    decoder.get("type").and_then(|name| name.as_str()).unwrap_or("none").to_owned()
+}
