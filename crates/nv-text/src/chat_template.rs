@@ -276,3 +276,186 @@ fn special_tokens_of(config: &Map<String, Value>) -> Map<String, Value> {
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fixture(name: &str) -> String {
+        let path = format!("{}/tests/chat_template/{name}", env!("CARGO_MANIFEST_DIR"));
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        messages: Vec<ChatMessage>,
+        options: CaseOptions,
+        expected: String,
+    }
+
+    #[derive(Deserialize)]
+    struct CaseOptions {
+        #[serde(default)]
+        add_generation_prompt: bool,
+        enable_thinking: Option<bool>,
+        #[serde(default)]
+        tools: Vec<Value>,
+    }
+
+    #[test]
+    fn qwen3_conversations_render_as_in_transformers() {
+        let template = ChatTemplate::new(&fixture("qwen3.jinja")).unwrap();
+        let mut file: Map<String, Value> = serde_json::from_str(&fixture("cases.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_value(file["cases"].take()).unwrap();
+        assert!(!cases.is_empty());
+        for Case { name, messages, options, expected } in cases {
+            let options = ChatOptions {
+                add_generation_prompt: options.add_generation_prompt,
+                enable_thinking: options.enable_thinking,
+                tools: options.tools,
+                template_kwargs: Map::new(),
+            };
+            assert_eq!(template.render(&messages, &options).unwrap(), expected, "{name}");
+        }
+    }
+
+    /// Renders `source` on one message of a user.
+    fn render(source: &str, options: &ChatOptions) -> Result<String> {
+        ChatTemplate::new(source)?.render(&[ChatMessage::new("user", "Hi")], options)
+    }
+
+    #[test]
+    fn templates_see_what_transformers_shows_them() {
+        let options = ChatOptions {
+            template_kwargs: [("mood".to_owned(), "calm".into()), ("tools".to_owned(), 1.into())]
+                .into_iter()
+                .collect(),
+            ..ChatOptions::default()
+        };
+        let check = |source, expected: &str| {
+            assert_eq!(render(source, &options).unwrap(), expected, "{source}");
+        };
+        check("{{ mood }}", "calm");
+        check("{{ tools }} {{ documents }} {{ add_generation_prompt }}", "None None False");
+        check("{{ enable_thinking is defined }}{{ nothing }}", "False");
+        check("{{ messages[0].tool_calls is defined }}", "False");
+        check("{{ messages | tojson }}", r#"[{"role": "user", "content": "Hi"}]"#);
+        // Blocks take their line with them, and one newline at the end of the source is dropped.
+        check("a\n  {% if true %}\nb\n  {% endif %}\nc\n\n", "a\nb\nc\n");
+        check("a\r\nb\rc", "a\nb\nc");
+        check(
+            "{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "1",
+        );
+        check("{% for i in [1, 2] %}{{ loop.nextitem }}{% endfor %}", "2");
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let check = |source, expected: &str, cause: &str| {
+            let error = render(source, &ChatOptions::default()).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+            let found = error.source().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(found, cause);
+        };
+        let refused = "the chat template refuses the conversation: roles must alternate";
+        check("{{ raise_exception('roles must alternate') }}", refused, "");
+        check(
+            "{% macro m() %}{{ raise_exception('roles must alternate') }}{% endmacro %}{{ m() }}",
+            refused,
+            "",
+        );
+        check(
+            "\n{% if %}",
+            "the chat template does not compile",
+            "syntax error: unexpected end of block (in default:2)",
+        );
+        let fails = "the chat template fails on the conversation";
+        check(
+            "{{ nothing.at.all }}",
+            fails,
+            "undefined value: `nothing` is undefined (in default:1)",
+        );
+        check(
+            "{{ nothing | tojson }}",
+            fails,
+            "invalid operation: tojson: the value is undefined (in default:1)",
+        );
+        check(
+            "{% for i in range(90000) %}{% for i in range(90000) %}x{% endfor %}{% endfor %}",
+            fails,
+            "engine ran out of fuel (in default:1)",
+        );
+        check(
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+            fails,
+            "engine ran out of fuel (in default:1)",
+        );
+        check(
+            "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            fails,
+            "invalid operation: recursion limit exceeded (in default:1)",
+        );
+    }
+
+    #[test]
+    fn files_are_found_out_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let config_path = dir.path().join("tokenizer_config.json");
+        let jinja_path = dir.path().join("chat_template.jinja");
+        fs::write(&jinja_path, "jinja {{ eos_token }}{{ pad_token }}").unwrap();
+        let check = |config: Value, jinja: bool, tools: &[Value], expected: Option<&str>| {
+            fs::write(&config_path, config.to_string()).unwrap();
+            let jinja = jinja.then_some(jinja_path.as_path());
+            let template = ChatTemplate::load(Some(&config_path), jinja).unwrap();
+            let options = ChatOptions { tools: tools.to_vec(), ..ChatOptions::default() };
+            let text = template.map(|template| template.render(&[], &options).unwrap());
+            assert_eq!(text.as_deref(), expected, "{config}");
+        };
+        check(json!({}), false, &[], None);
+        check(json!({ "chat_template": null }), false, &[], None);
+        check(json!({"chat_template": "field"}), false, &[], Some("field"));
+        check(json!({"chat_template": "field"}), true, &[], Some("jinja "));
+        let tokens =
+            json!({"eos_token": "<e>", "pad_token": {"content": "<p>"}, "bos_token": null});
+        check(tokens, true, &[], Some("jinja <e><p>"));
+        let named = json!({"chat_template": [
+            {"name": "tool_use", "template": "with {{ tools | length }}"},
+            {"name": "default", "template": "without"},
+        ]});
+        check(named.clone(), false, &[], Some("without"));
+        check(named, false, &[json!({})], Some("with 1"));
+
+        let without_config = ChatTemplate::load(None, Some(&jinja_path)).unwrap().unwrap();
+        assert_eq!(without_config.render(&[], &ChatOptions::default()).unwrap(), "jinja ");
+        assert!(ChatTemplate::load(None, None).unwrap().is_none());
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer_config.json");
+        let check = |content: &str, cause: &str| {
+            fs::write(&path, content).unwrap();
+            let error = ChatTemplate::load(Some(&path), None).unwrap_err();
+            assert_eq!(error.to_string(), format!("cannot use {}", path.display()));
+            assert_eq!(error.source().unwrap().to_string(), cause);
+        };
+        check("[]", "not a JSON object; download it again if it came from a hub");
+        let field = r#"field `chat_template`: expected a template or a list of {"name", "template"}, found"#;
+        check(r#"{"chat_template": 7}"#, &format!("{field} 7"));
+        check(r#"{"chat_template": [{"name": "x"}]}"#, &format!("{field} [{{\"name\":\"x\"}}]"));
+        check(
+            r#"{"chat_template": [{"name": "rag", "template": ""}]}"#,
+            r#"field `chat_template`: expected one called "default", found ["rag"]"#,
+        );
+        check(r#"{"chat_template": "{{"}"#, "the chat template does not compile");
+
+        let missing = dir.path().join("missing");
+        let error = ChatTemplate::load(None, Some(&missing)).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read {}", missing.display()));
+    }
+}

@@ -145,3 +145,81 @@ impl Writer<'_> {
         self.out.push_str(&text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use minijinja::Environment;
+    use minijinja::value::Serde;
+
+    /// Applies `filter` to a value and compares with what Python's `json.dumps` printed.
+    fn check(value: serde_json::Value, filter: &str, expected: &str) {
+        let mut environment = Environment::new();
+        environment.add_filter("tojson", super::tojson);
+        let context = serde_json::json!({ "value": value });
+        let text = environment.render_str(&format!("{{{{ value | {filter} }}}}"), Serde(&context));
+        assert_eq!(text.unwrap(), expected, "{value} | {filter}");
+    }
+
+    #[test]
+    fn numbers_are_written_as_in_python() {
+        let cases = [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (100_000.0, "100000.0"),
+            (0.1, "0.1"),
+            (12_345.678, "12345.678"),
+            (1e-4, "0.0001"),
+            (1e-5, "1e-05"),
+            (-1.5e-7, "-1.5e-07"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.234_567_890_123_456_8e17, "1.2345678901234568e+17"),
+            (2.5e20, "2.5e+20"),
+            (5e-324, "5e-324"),
+            (f64::MAX, "1.7976931348623157e+308"),
+        ];
+        for (float, expected) in cases {
+            check(float.into(), "tojson", expected);
+        }
+        check(u64::MAX.into(), "tojson", "18446744073709551615");
+        check(i64::MIN.into(), "tojson", "-9223372036854775808");
+    }
+
+    #[test]
+    fn strings_are_escaped_as_in_python() {
+        let string =
+            serde_json::json!("<&'\">\\/ \n\r\t\u{8}\u{c}\u{0}\u{1f}\u{7f}\u{85}\u{2028} é🤖");
+        let plain = "\"<&'\\\">\\\\/ \\n\\r\\t\\b\\f\\u0000\\u001f\u{7f}\u{85}\u{2028} é🤖\"";
+        check(string.clone(), "tojson", plain);
+        check(
+            string,
+            "tojson(ensure_ascii=true)",
+            "\"<&'\\\">\\\\/ \\n\\r\\t\\b\\f\\u0000\\u001f\\u007f\\u0085\\u2028 \\u00e9\\ud83e\\udd16\"",
+        );
+    }
+
+    #[test]
+    fn containers_are_laid_out_as_in_python() {
+        let value = || serde_json::json!({"b": [1, [], {}, {"c": null}], "a": true});
+        check(value(), "tojson", r#"{"b": [1, [], {}, {"c": null}], "a": true}"#);
+        check(value(), "tojson(sort_keys=true)", r#"{"a": true, "b": [1, [], {}, {"c": null}]}"#);
+        check(value(), "tojson(separators=[',', ':'])", r#"{"b":[1,[],{},{"c":null}],"a":true}"#);
+        check(
+            value(),
+            "tojson(indent=2)",
+            "{\n  \"b\": [\n    1,\n    [],\n    {},\n    {\n      \"c\": null\n    }\n  ],\n  \"a\": true\n}",
+        );
+        check(serde_json::json!([[]]), "tojson(indent=0)", "[\n[]\n]");
+    }
+
+    #[test]
+    fn unknown_arguments_are_refused() {
+        let mut environment = Environment::new();
+        environment.add_filter("tojson", super::tojson);
+        for call in ["tojson(compact=true)", "tojson(separators=[','])", "tojson(indent='x')"] {
+            let text = environment.render_str(&format!("{{{{ 1 | {call} }}}}"), ());
+            assert!(text.is_err(), "{call}: {text:?}");
+        }
+    }
+}

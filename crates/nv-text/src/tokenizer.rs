@@ -156,3 +156,154 @@ fn decoder_name(tokenizer: &tokenizers::Tokenizer) -> String {
     let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
     decoder.get("type").and_then(|name| name.as_str()).unwrap_or("none").to_owned()
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::error::Error as _;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Ids of the tokens that [`file`] adds to the 256 bytes and one merge.
+    pub(crate) const END: u32 = 257;
+    pub(crate) const THINK: u32 = 258;
+    pub(crate) const SPACED: u32 = 259;
+
+    /// A `tokenizer.json` whose tokens are all bytes (byte b has id b), the merge "th", and three added tokens.
+    fn file() -> Value {
+        // The inverse of `byte_of`, as GPT-2 computes it.
+        let mut others = 0x100..;
+        let mut vocab: serde_json::Map<String, Value> = (0..=u8::MAX)
+            .map(|byte| {
+                let code = match byte {
+                    0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => u32::from(byte),
+                    _ => others.next().unwrap(),
+                };
+                (char::from_u32(code).unwrap().to_string(), byte.into())
+            })
+            .collect();
+        vocab.insert("th".to_owned(), 256.into());
+        let added = |id: u32, content: &str, special: bool| {
+            json!({
+                "id": id, "content": content, "special": special,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        };
+        let byte_level = json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true,
+        });
+        json!({
+            "version": "1.0",
+            "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+            "padding": {
+                "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+                "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
+            },
+            "added_tokens": [added(END, "<end>", true), added(THINK, "<think>", false), added(SPACED, "é x", false)],
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": byte_level,
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": "<end>", "type_id": 0}},
+                ],
+                "pair": [],
+                "special_tokens": {"<end>": {"id": "<end>", "ids": [END], "tokens": ["<end>"]}},
+            },
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": vocab, "merges": ["t h"],
+            },
+        })
+    }
+
+    pub(crate) fn tokenizer() -> Tokenizer {
+        Tokenizer::from_bytes(file().to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn text_becomes_the_tokens_of_the_file() {
+        let tokenizer = tokenizer();
+        let check = |text: &str, ids: &[u32]| {
+            assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{text}");
+            assert_eq!(tokenizer.encode(text, true).unwrap(), [ids, &[END]].concat(), "{text}");
+        };
+        check("", &[]);
+        check("the", &[256, u32::from(b'e')]);
+        // No truncation to 4, no padding to 64.
+        check("1 2 3 4", &b"1 2 3 4".map(u32::from));
+        check("e\u{301}", &[0xC3, 0xA9]); // NFC
+        check("<think>th<end>", &[THINK, 256, END]);
+        check("é x é", &[SPACED, 0x20, 0xC3, 0xA9]);
+    }
+
+    #[test]
+    fn decoding_agrees_with_the_tokenizers_crate() {
+        let tokenizer = tokenizer();
+        let check = |ids: &[u32], skip_special_tokens: bool| {
+            let expected = tokenizer.inner.tokenizer.decode(ids, skip_special_tokens).unwrap();
+            assert_eq!(tokenizer.decode(ids, skip_special_tokens), expected, "{ids:?}");
+        };
+        for skip_special_tokens in [false, true] {
+            for id in 0..300 {
+                check(&[id], skip_special_tokens);
+            }
+            check(
+                &[0xF0, 0x9F, END, 0xA4, 0x96, THINK, SPACED, 0xFF, 256, 9999],
+                skip_special_tokens,
+            );
+        }
+        assert_eq!(tokenizer.decode(&[256, END, THINK, SPACED, 9999], false), "th<end><think>é x");
+        assert_eq!(tokenizer.decode(&[256, END, THINK, SPACED, 9999], true), "th<think>é x");
+        assert_eq!(tokenizer.decode(&[0xE2, 0x82, 0xAC, 0xE2, 0x82], true), "€\u{FFFD}");
+    }
+
+    #[test]
+    fn tokens_are_found_by_name_and_by_id() {
+        let tokenizer = tokenizer();
+        assert_eq!(tokenizer.vocab_size(), 260);
+        let check = |token: &str, id: u32, special: bool| {
+            assert_eq!(tokenizer.token_to_id(token), Some(id));
+            assert_eq!(tokenizer.id_to_token(id).as_deref(), Some(token));
+            assert_eq!(tokenizer.is_special(id), special, "{token}");
+        };
+        check("<end>", END, true);
+        check("<think>", THINK, false);
+        check("th", 256, false);
+        check("Ġ", 0x20, false);
+        assert_eq!(tokenizer.token_to_id("nothing"), None);
+        assert_eq!(tokenizer.id_to_token(260), None);
+        assert!(!tokenizer.is_special(260));
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let error = Tokenizer::from_file(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read {}", path.display()));
+
+        let check = |content: &str, cause: &str| {
+            fs::write(&path, content).unwrap();
+            let error = Tokenizer::from_file(&path).unwrap_err();
+            assert_eq!(error.to_string(), format!("cannot use {}", path.display()));
+            assert_eq!(error.source().unwrap().to_string(), cause);
+        };
+        let lfs_pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        check(lfs_pointer, "not a tokenizer; download it again if it came from a hub");
+        check("{}", "not a tokenizer; download it again if it came from a hub");
+        let with_decoder = |decoder: Value| {
+            let mut file = file();
+            file["decoder"] = decoder;
+            file.to_string()
+        };
+        let only = "is not supported, only ByteLevel";
+        check(&with_decoder(Value::Null), &format!("field `decoder`: none {only}"));
+        let fuse = with_decoder(json!({"type": "Fuse"}));
+        check(&fuse, &format!("field `decoder`: Fuse {only}"));
+    }
+}
