@@ -1,1 +1,36 @@
-//! nv-engine
+//! Token ids in, token ids out: sampling and generation over the Qwen3 graph.
+//!
+//! - [`SamplingParams`] says how tokens are chosen and when a text ends.
+//! - [`Sampler`] chooses one token from logits.
+//! - [`Generator`] continues a prompt: an iterator over tokens.
+//!
+//! Knows nothing of text, files or terminals.
+//!
+//! ```
+//! use nv_engine::{Generator, SamplingParams};
+//! use nv_qwen3::Qwen3ForCausalLM;
+//!
+//! # fn example(mut model: Qwen3ForCausalLM, prompt: Vec<u32>) -> nv_engine::Result<()> {
+//! let params = SamplingParams::default().with_max_tokens(16)?;
+//! let mut generator = Generator::new(&mut model, prompt, params)?;
+//! for token_id in &mut generator {
+//!     println!("{}", token_id?);
+//! }
+//! println!("{:?}", generator.finish_reason());
+//! # Ok(())
+//! # }
+//! ```
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod error;
+mod generator;
+mod sampler;
+mod sampling_params;
+
+pub use error::{Error, Result};
+pub use generator::{FinishReason, Generator};
+pub use sampler::Sampler;
+pub use sampling_params::SamplingParams;
+
+/// The number of a token in a model's vocabulary.
+pub type TokenId = u32;
