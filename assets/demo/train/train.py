@@ -6,6 +6,7 @@
 
 Four steps, one function each: read the text, train the tokenizer, train the model, write the
 folder as Hugging Face publishes a Qwen3 checkpoint (bf16 weights, transformers-4 config keys).
+The README beside the checkpoint has the commands that made it.
 The held-out loss is measured on the written files, so it is that of the bf16-rounded weights.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from tokenizers import pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -200,26 +201,27 @@ def windows(chapters, tokenizer, length, rng):
                     ids = []
 
 
-def learning_rate(step, args):
-    """Linear warm-up, then a cosine down to nothing."""
-    warm_up = min(1.0, (step + 1) / args.warmup)
-    progress = max(0.0, (step - args.warmup) / (args.steps - args.warmup))
-    return args.lr * warm_up * 0.5 * (1.0 + math.cos(math.pi * progress))
+def learning_rate(step, progress, args):
+    """Linear warm-up, then a cosine that reaches nothing at progress 1."""
+    return args.lr * min(1.0, (step + 1) / args.warmup) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def train_model(args, config, tokenizer, train, held_out):
     torch.manual_seed(args.seed)
     model = Qwen3ForCausalLM(Qwen3Config(**config)).train()
+    if args.init:
+        model.load_state_dict(load_file(args.init / "model.safetensors"), strict=False)
+        model.tie_weights()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
     data = windows(train, tokenizer, args.seq_len, random.Random(args.seed))
-    start, seen_loss = time.time(), []
-    for step in range(args.steps):
+    start, seen_loss, step, progress = time.time(), [], 0, 0.0
+    while progress < 1.0 and step != args.stop_after:
         batch = torch.tensor([next(data) for _ in range(args.batch)])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
+            group["lr"] = learning_rate(step, progress, args)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
@@ -228,13 +230,16 @@ def train_model(args, config, tokenizer, train, held_out):
         optimizer.step()
         optimizer.zero_grad()
         seen_loss.append(loss.item())
-        if (step + 1) % args.log_every == 0:
+        step += 1
+        elapsed = time.time() - start
+        progress = max(0.0, (step - args.warmup) / (args.steps - args.warmup), elapsed / 60 / args.minutes)
+        if step % args.log_every == 0:
             mean = sum(seen_loss[-args.log_every :]) / args.log_every
-            print(f"step {step + 1} loss {mean:.4f} nats/token, {time.time() - start:.0f} s", flush=True)
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            print(f"step {step} loss {mean:.4f} nats/token, {elapsed:.0f} s", flush=True)
+        if step % args.save_every == 0 or progress >= 1.0 or step == args.stop_after:
             save_weights(model, args.out)
             report(args.out, tokenizer, held_out)
-    print(f"trained {args.steps} steps in {time.time() - start:.0f} s")
+    print(f"trained {step} steps in {elapsed:.0f} s")
 
 
 def save_weights(model, out):
@@ -281,6 +286,9 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=2048, help="with the 26 added tokens")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--stop-after", type=int, help="stop at this step, short of the schedule's end")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end the schedule by then at the latest")
+    parser.add_argument("--init", type=Path, help="folder of a checkpoint to start from")
     parser.add_argument("--batch", type=int, default=4, help="sequences in a step")
     parser.add_argument("--seq-len", type=int, default=MAX_POSITIONS, help="tokens in a sequence")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
