@@ -294,6 +294,194 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+
+    /// A name is neither a folder nor a possible model id.
+    #[cfg(feature = "hub")]
+    #[error("`{}` is neither a folder nor a model id such as `Qwen/Qwen3-0.6B`", model_id.escape_debug())]
+    ModelId {
+        /// The name.
+        model_id: String,
+    },
+    /// A name can't be that of a branch, a tag or a commit.
+    #[cfg(feature = "hub")]
+    #[error("`{}` is not a revision: give a branch, a tag or a commit, such as `main`", revision.escape_debug())]
+    Revision {
+        /// The name.
+        revision: String,
+    },
+    /// There is nowhere to keep the cache.
+    #[cfg(feature = "hub")]
+    #[error("there is no home folder to keep models in: set HF_HOME to a folder")]
+    NoHome,
+    /// The token holds what no token holds.
+    #[cfg(feature = "hub")]
+    #[error("the hub token is malformed: it must be visible ASCII; check HF_TOKEN")]
+    Token,
+    /// The hub's address is no address.
+    #[cfg(feature = "hub")]
+    #[error("{url} is not an http or https address: check HF_ENDPOINT")]
+    Url {
+        /// The address of a file, as made from the hub's.
+        url: String,
+    },
+    /// The HTTP client could not be set up.
+    #[cfg(feature = "hub")]
+    #[error("cannot set up the HTTP client")]
+    Client {
+        /// Its reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The hub has no such model, or not for this user.
+    #[cfg(feature = "hub")]
+    #[error(
+        "there is no model `{model_id}` at {url}, or it is private: check the spelling, {}",
+        if *has_token { "and that HF_TOKEN is valid and may read it" } else { "or set HF_TOKEN" }
+    )]
+    NoSuchModel {
+        /// The model.
+        model_id: String,
+        /// The address that was asked.
+        url: String,
+        /// Whether a token was shown.
+        has_token: bool,
+    },
+    /// The model has no such branch, tag or commit.
+    #[cfg(feature = "hub")]
+    #[error("model `{model_id}` has no revision `{revision}`: check the spelling, or use `main`")]
+    NoSuchRevision {
+        /// The model.
+        model_id: String,
+        /// The revision.
+        revision: String,
+    },
+    /// The model is only for those who accepted its terms.
+    #[cfg(feature = "hub")]
+    #[error(
+        "access to model `{model_id}` is restricted: accept its terms on its page, and {}",
+        if *has_token { "check that HF_TOKEN is of that account and may read gated models" } else { "set HF_TOKEN" }
+    )]
+    Gated {
+        /// The model.
+        model_id: String,
+        /// Whether a token was shown.
+        has_token: bool,
+    },
+    /// The hub lacks a file that the model needs.
+    #[cfg(feature = "hub")]
+    #[error(
+        "there is no {url}: check the model id and the revision; the model must have safetensors weights"
+    )]
+    MissingRemoteFile {
+        /// The address of the file.
+        url: String,
+    },
+    /// The hub answered with a status that says neither yes nor no.
+    #[cfg(feature = "hub")]
+    #[error("{url}: the server answered with status {status}: try again later")]
+    Status {
+        /// The address that was asked.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// An answer lacks a header that every hub sends, or has one that no hub sends.
+    #[cfg(feature = "hub")]
+    #[error(
+        "{url}: not the answer of a hub: header `{header}` is {}; check HF_ENDPOINT, and for a proxy in between",
+        found.as_ref().map_or("missing".to_owned(), |found| format!("`{}`", found.escape_debug()))
+    )]
+    BadAnswer {
+        /// The address that was asked.
+        url: String,
+        /// The header.
+        header: &'static str,
+        /// Its value.
+        found: Option<String>,
+    },
+    /// The hub could not be reached.
+    #[cfg(feature = "hub")]
+    #[error("cannot reach {url}: check the network, or set HF_HUB_OFFLINE=1 to use what is cached")]
+    Unreachable {
+        /// The address that was asked.
+        url: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Offline, and the model is not in the cache.
+    #[cfg(feature = "hub")]
+    #[error(
+        "model `{model_id}` at `{revision}` is not complete in {cache_dir}, and HF_HUB_OFFLINE forbids to download it: \
+         unset it, or copy the model there"
+    )]
+    NotCached {
+        /// The model.
+        model_id: String,
+        /// The revision.
+        revision: String,
+        /// The cache.
+        cache_dir: PathBuf,
+        /// What is missing, if part of the model is there.
+        source: Option<Box<Error>>,
+    },
+    /// A download broke off, several times in a row.
+    #[cfg(feature = "hub")]
+    #[error(
+        "the download of {file} broke off at {found} of {expected} bytes: run it again to resume"
+    )]
+    Interrupted {
+        /// The file.
+        file: String,
+        /// Its size.
+        expected: u64,
+        /// The number of bytes that are there.
+        found: u64,
+        /// Why, if the connection did not simply end.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A server sent more than the file that the hub described.
+    #[cfg(feature = "hub")]
+    #[error(
+        "the download of {file} goes on after its {expected} bytes: run it again, and check for a proxy in between"
+    )]
+    TooLong {
+        /// The file.
+        file: String,
+        /// Its size.
+        expected: u64,
+    },
+    /// A download is not the file that the hub described.
+    #[cfg(feature = "hub")]
+    #[error(
+        "the download of {file} was damaged on its way: expected SHA-256 {expected}, found {found}: run it again"
+    )]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// Its SHA-256 by the hub.
+        expected: String,
+        /// The SHA-256 of the download, which was deleted.
+        found: String,
+    },
+    /// There is no space left for a download.
+    #[cfg(feature = "hub")]
+    #[error(
+        "no space left to write {path}: make room and run it again, or set HF_HOME to a folder on another disk"
+    )]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The cache could not be written to.
+    #[cfg(feature = "hub")]
+    #[error("cannot write {path}: check its permissions, or set HF_HOME to another folder")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
 }
 
 fn join(paths: &[PathBuf]) -> String {

@@ -3,6 +3,7 @@
 //! - [`ModelFiles`] finds the files of a model in a folder.
 //! - [`Checkpoint`] maps safetensors files and lends out their tensors, typed and shaped, without copying them.
 //! - [`load_safetensors`] gives the same tensors as a candle `VarBuilder`.
+//! - With the feature `hub`, `download_model` fetches a model from the Hugging Face hub, or finds it in the local cache.
 //!
 //! Every file is taken as untrusted: an error names the file and the tensor, and nothing malformed panics.
 //!
@@ -29,6 +30,8 @@ mod checkpoint;
 mod error;
 mod files;
 mod header;
+#[cfg(feature = "hub")]
+mod hub;
 mod index;
 mod mapping;
 mod var_builder;
@@ -36,5 +39,7 @@ mod var_builder;
 pub use checkpoint::{Checkpoint, CheckpointFile, SharedTensor, TensorView};
 pub use error::{Error, Result};
 pub use files::ModelFiles;
+#[cfg(feature = "hub")]
+pub use hub::{Hub, download_model};
 pub use safetensors::Dtype;
 pub use var_builder::load_safetensors;

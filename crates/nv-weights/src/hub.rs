@@ -1,0 +1,319 @@
+//! Models from the Hugging Face hub, by way of the local cache that all of Hugging Face's tools share.
+//!
+//! `hf-hub` says where things are, on the hub and in the cache. The transfer is this module's own: it resumes, checks
+//! size and SHA-256, puts a file under its final name only when it is whole, and takes no name from a server
+//! unchecked. It knows nothing of what the files hold, but for the index that names the shards.
+
+mod names;
+mod remote;
+mod store;
+mod transfer;
+
+#[cfg(test)]
+mod tests;
+
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hf_hub::api::sync::{Api, ApiBuilder};
+use hf_hub::{Cache, Repo};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::error::{Error, Result};
+use crate::files::{self, ModelFiles};
+use crate::index::ShardIndex;
+use remote::Remote;
+use store::Store;
+
+/// Files that a model has or has not, besides its config and its weights.
+const OPTIONAL_FILES: [&str; 4] =
+    [files::GENERATION_CONFIG, files::TOKENIZER, files::TOKENIZER_CONFIG, files::CHAT_TEMPLATE];
+
+/// How often a transfer is taken up again within one download.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// Downloads the model `model_id` at `revision` (a branch, a tag or a commit; `main` is the usual one) into
+/// Hugging Face's cache, or finds it there. A local folder is taken as it is, whatever the revision.
+///
+/// Config, tokenizer, chat template and weights are fetched, with a progress bar if stderr is a terminal. What the cache
+/// holds is not fetched again; what an earlier download left unfinished is resumed.
+///
+/// The environment is honoured: `HF_HOME` (where cache and token are), `HF_ENDPOINT` (another hub), `HF_TOKEN` (for
+/// private and gated models) and `HF_HUB_OFFLINE` (no requests at all). [`Hub`] takes the same settings as values.
+///
+/// # Errors
+/// As [`Hub::download_model`]; [`Error::NoHome`] and [`Error::Token`] for an unusable environment.
+pub fn download_model(model_id: &str, revision: &str) -> Result<ModelFiles> {
+    Hub::from_env()?.with_progress(true).download_model(model_id, revision)
+}
+
+/// A hub and a local cache of it.
+#[derive(Clone)]
+pub struct Hub {
+    cache: Cache,
+    endpoint: Option<String>,
+    token: Option<String>,
+    offline: bool,
+    progress: bool,
+    /// Longest wait for the next byte, and for a connection.
+    timeout: Duration,
+    /// Wait before the second attempt of a transfer; doubles with each further one.
+    pause: Duration,
+}
+
+impl Hub {
+    /// The public hub, cached in the folder `cache_dir` (its `models--…` folders are in there); no token, online.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cache: Cache::new(cache_dir.into()),
+            endpoint: None,
+            token: None,
+            offline: false,
+            progress: false,
+            timeout: Duration::from_secs(30),
+            pause: Duration::from_secs(1),
+        }
+    }
+
+    /// The hub and the cache that the environment names: see [`download_model`].
+    ///
+    /// Without `HF_TOKEN`, the token is the one that Hugging Face's login command stored.
+    ///
+    /// # Errors
+    /// [`Error::NoHome`] if there is neither `HF_HOME` nor a home folder; [`Error::Token`] for a malformed token.
+    pub fn from_env() -> Result<Self> {
+        if env::var_os("HF_HOME").is_none() && env::home_dir().is_none() {
+            return Err(Error::NoHome);
+        }
+        let var = |name| env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let cache = Cache::from_env();
+        let token = var("HF_TOKEN").or_else(|| cache.token());
+        let mut hub = Self::new(cache.path()).with_token(token)?;
+        hub.endpoint = var("HF_ENDPOINT");
+        hub.offline = var("HF_HUB_OFFLINE").is_some_and(|value| is_truthy(&value));
+        Ok(hub)
+    }
+
+    /// Another hub, by the address that its paths are appended to.
+    #[must_use]
+    pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// The token to show to the hub, and to no other host that it redirects to.
+    ///
+    /// # Errors
+    /// [`Error::Token`] if it holds anything but visible ASCII.
+    pub fn with_token(mut self, token: Option<String>) -> Result<Self> {
+        self.token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        match &self.token {
+            Some(token) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::Token),
+            _ => Ok(self),
+        }
+    }
+
+    /// Whether to make do with the cache, without a single request.
+    #[must_use]
+    pub fn with_offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Whether to show a progress bar on stderr if it is a terminal.
+    #[must_use]
+    pub fn with_progress(mut self, progress: bool) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Downloads the model `model_id` at `revision` into the cache, or finds it there. A local folder is taken as it is.
+    ///
+    /// One request asks which commit `revision` is; all files are of that commit. If the hub can't be reached or is out
+    /// of order, the model as last downloaded in full at `revision` is taken instead. A `revision` that is
+    /// a commit's full hash needs no request once it is cached.
+    ///
+    /// # Errors
+    /// Every one says what to do. [`Error::ModelId`] and [`Error::Revision`] for names that can't be; [`Error::NoSuchModel`],
+    /// [`Error::NoSuchRevision`], [`Error::Gated`] and [`Error::MissingRemoteFile`] if the hub says no;
+    /// [`Error::NotCached`] if offline; [`Error::Unreachable`], [`Error::Interrupted`], [`Error::Status`],
+    /// [`Error::Corrupt`] and [`Error::BadAnswer`] for hubs and networks that fail; [`Error::DiskFull`] and [`Error::Write`] for
+    /// disks; those of [`ModelFiles::from_dir`].
+    pub fn download_model(&self, model_id: &str, revision: &str) -> Result<ModelFiles> {
+        if Path::new(model_id).is_dir() {
+            return ModelFiles::from_dir(model_id);
+        }
+        names::check_model_id(model_id)?;
+        names::check_revision(revision)?;
+        let download = Download {
+            hub: self,
+            model_id,
+            revision,
+            store: Store::new(&self.cache, Repo::model(model_id.into())),
+            remote: Remote::new(self, model_id, revision)?,
+        };
+        if self.offline { download.cached() } else { download.online() }
+    }
+
+    fn api(&self) -> Result<Api> {
+        let mut builder =
+            ApiBuilder::from_cache(self.cache.clone()).with_token(None).with_progress(false);
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint.trim_end_matches('/').into());
+        }
+        builder.build().map_err(|source| Error::Client { source: source.into() })
+    }
+
+    /// Calls `attempt` until it succeeds, fails for good, or has failed [`MAX_ATTEMPTS`] times.
+    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let mut pause = self.pause;
+        for _ in 1..MAX_ATTEMPTS {
+            match attempt() {
+                Err(error) if is_transient(&error) => std::thread::sleep(pause),
+                result => return result,
+            }
+            pause *= 2;
+        }
+        attempt()
+    }
+
+    fn progress_bar(&self, file: &str, size: u64) -> ProgressBar {
+        if !self.progress {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template(
+            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
+        );
+        // Hidden by itself where stderr is no terminal.
+        ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr())
+            .with_style(style.expect("the template is valid"))
+            .with_message(file.to_owned())
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("cache_dir", self.cache.path())
+            .field("endpoint", &self.endpoint)
+            .field("has_token", &self.token.is_some())
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One call of [`Hub::download_model`].
+struct Download<'a> {
+    hub: &'a Hub,
+    model_id: &'a str,
+    revision: &'a str,
+    store: Store,
+    remote: Remote<'a>,
+}
+
+impl Download<'_> {
+    fn online(&self) -> Result<ModelFiles> {
+        let commit = match self.resolve() {
+            Ok(commit) => commit,
+            Err(error) if is_outage(&error) => return self.cached().map_err(|_| error),
+            Err(error) => return Err(error),
+        };
+        self.require(&commit, files::CONFIG)?;
+        for file in OPTIONAL_FILES {
+            self.fetch(&commit, file)?;
+        }
+        if !self.fetch(&commit, files::WEIGHTS)? {
+            self.require(&commit, files::WEIGHTS_INDEX)?;
+            let index = self.store.snapshot(&commit).join(files::WEIGHTS_INDEX);
+            for shard in ShardIndex::read(&index)?.shard_names() {
+                self.require(&commit, shard)?;
+            }
+        }
+        let files = ModelFiles::from_dir(self.store.snapshot(&commit))?;
+        // Last, so that the name never stands for a snapshot that is not whole.
+        self.store.set_commit(self.revision, &commit)?;
+        Ok(files)
+    }
+
+    /// The snapshot that was last downloaded in full at this revision.
+    fn cached(&self) -> Result<ModelFiles> {
+        let not_cached = |source| Error::NotCached {
+            model_id: self.model_id.into(),
+            revision: self.revision.into(),
+            cache_dir: self.hub.cache.path().clone(),
+            source,
+        };
+        let Some(commit) = self.store.commit(self.revision) else {
+            return Err(not_cached(None));
+        };
+        ModelFiles::from_dir(self.store.snapshot(&commit)).map_err(|error| match error {
+            Error::MissingFile { .. } | Error::NoWeights { .. } | Error::MissingShard { .. } => {
+                not_cached(Some(Box::new(error)))
+            }
+            error => error,
+        })
+    }
+
+    /// The commit that the revision stands for.
+    fn resolve(&self) -> Result<String> {
+        if names::is_commit(self.revision) {
+            return Ok(self.revision.into());
+        }
+        match self.remote.metadata(self.revision, files::CONFIG)? {
+            Some(metadata) => Ok(metadata.commit),
+            None => Err(self.remote.missing(files::CONFIG)),
+        }
+    }
+
+    /// As [`Self::fetch`], for a file that must exist.
+    fn require(&self, commit: &str, file: &str) -> Result<()> {
+        if self.fetch(commit, file)? { Ok(()) } else { Err(self.remote.missing(file)) }
+    }
+
+    /// Sees to it that the snapshot of `commit` has `file`; false if that commit has no such file.
+    fn fetch(&self, commit: &str, file: &str) -> Result<bool> {
+        if self.store.has(commit, file) {
+            return Ok(true);
+        }
+        if self.store.is_absent(commit, file) {
+            return Ok(false);
+        }
+        let Some(metadata) = self.hub.retry(|| self.remote.metadata(commit, file))? else {
+            self.store.mark_absent(commit, file);
+            return Ok(false);
+        };
+        let bar = self.hub.progress_bar(file, metadata.size);
+        let _lock = self.store.lock(&metadata.etag, || {
+            bar.set_message(format!("{file}: waiting for another process that downloads it"));
+            bar.tick();
+        })?;
+        let blob = self.store.blob(&metadata.etag);
+        if !blob.metadata().is_ok_and(|found| found.len() == metadata.size) {
+            bar.set_message(file.to_owned());
+            transfer::run(self, commit, file, &metadata, &bar)?;
+        }
+        bar.finish_and_clear();
+        self.store.link(commit, file, &metadata.etag)?;
+        Ok(true)
+    }
+}
+
+/// Whether asking again may help, within the same download.
+fn is_transient(error: &Error) -> bool {
+    match error {
+        Error::Interrupted { .. } => true,
+        Error::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+        _ => false,
+    }
+}
+
+/// Whether the hub, rather than the request, is at fault.
+fn is_outage(error: &Error) -> bool {
+    matches!(error, Error::Unreachable { .. }) || is_transient(error)
+}
+
+fn is_truthy(value: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
+}

@@ -1,0 +1,263 @@
+//! The hub over HTTP: what a file is, and its bytes.
+//!
+//! Redirects are followed by hand, for two reasons: the hub describes a file in the answer that redirects to its
+//! bytes, and the token must go to no other origin (scheme, host and port) than the hub's.
+
+use hf_hub::api::sync::Api;
+use hf_hub::{Repo, RepoType};
+use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use ureq::{Agent, Body};
+
+use super::{Hub, names};
+use crate::error::{Error, Result};
+
+const MAX_REDIRECTS: usize = 10;
+const USER_AGENT: &str = concat!("nano-vllm-rs/", env!("CARGO_PKG_VERSION"));
+
+/// One model on a hub.
+pub(super) struct Remote<'a> {
+    model_id: &'a str,
+    revision: &'a str,
+    token: Option<&'a str>,
+    api: Api,
+    agent: Agent,
+}
+
+/// What the hub says of a file.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    /// The commit that the asked-for revision stands for: 40 hexadecimal digits.
+    pub(super) commit: String,
+    /// Names the content, and may name a file: see [`names::is_etag`].
+    pub(super) etag: String,
+    /// In bytes.
+    pub(super) size: u64,
+}
+
+impl<'a> Remote<'a> {
+    /// Makes no request. `revision` is the one that errors speak of.
+    pub(super) fn new(hub: &'a Hub, model_id: &'a str, revision: &'a str) -> Result<Self> {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .user_agent(USER_AGENT)
+            // Sizes and ranges are those of the file, not of a compressed form.
+            .accept_encoding("identity")
+            .timeout_connect(Some(hub.timeout))
+            .timeout_recv_response(Some(hub.timeout))
+            .timeout_per_read(Some(hub.timeout))
+            .build()
+            .into();
+        Ok(Self { model_id, revision, token: hub.token.as_deref(), api: hub.api()?, agent })
+    }
+
+    /// Describes `file` at `revision`; `None` if there is no such file.
+    ///
+    /// If `revision` is a commit, so is the one described.
+    pub(super) fn metadata(&self, revision: &str, file: &str) -> Result<Option<Metadata>> {
+        let url = self.url(revision, file);
+        let response = self.send(Method::HEAD, &url, 0)?;
+        let is_redirect = response.status().is_redirection();
+        if !is_redirect && !self.is_there(&url, &response)? {
+            return Ok(None);
+        }
+        let field = |names: &[&'static str], is_valid: fn(&str) -> bool| {
+            let found = names.iter().find_map(|&name| Some((name, response.headers().get(name)?)));
+            let (name, value) = found.unzip();
+            let text = value.and_then(|value| value.to_str().ok()).map(unquote);
+            text.filter(|text| is_valid(text)).map(str::to_owned).ok_or_else(|| Error::BadAnswer {
+                url: url.clone(),
+                header: name.unwrap_or(names[0]),
+                found: value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            })
+        };
+        let commit = field(&["x-repo-commit"], names::is_commit)?;
+        if names::is_commit(revision) && commit != revision {
+            return Err(Error::BadAnswer { url, header: "x-repo-commit", found: Some(commit) });
+        }
+        let etag = field(&["x-linked-etag", "etag"], names::is_etag)?;
+        // The length of an answer that redirects is its own, not the file's.
+        let sizes: &[_] =
+            if is_redirect { &["x-linked-size"] } else { &["x-linked-size", "content-length"] };
+        let size = field(sizes, |text| text.parse::<u64>().is_ok())?;
+        Ok(Some(Metadata { commit, etag, size: size.parse().expect("checked just now") }))
+    }
+
+    /// Asks for the bytes of `file` at `commit`, from `offset` on if the server can.
+    /// Returns an answer of status 200, 206 or 416.
+    pub(super) fn content(&self, commit: &str, file: &str, offset: u64) -> Result<Response<Body>> {
+        let url = self.url(commit, file);
+        let response = self.send(Method::GET, &url, offset)?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
+            || self.is_there(&url, &response)?
+        {
+            Ok(response)
+        } else {
+            Err(self.missing(file))
+        }
+    }
+
+    /// The error for a `file` that the model should have and has not.
+    pub(super) fn missing(&self, file: &str) -> Error {
+        Error::MissingRemoteFile { url: self.url(self.revision, file) }
+    }
+
+    /// The address of `file`; names are of checked characters, but for those of shards.
+    fn url(&self, revision: &str, file: &str) -> String {
+        let repo = Repo::with_revision(self.model_id.into(), RepoType::Model, revision.into());
+        self.api.repo(repo).url(&percent_encode(file))
+    }
+
+    /// Sends a request, following redirects until an answer of another kind; of a HEAD, until one that describes the
+    /// file and redirects to another origin.
+    fn send(&self, method: Method, url: &str, offset: u64) -> Result<Response<Body>> {
+        let unreachable =
+            |source: ureq::Error| Error::Unreachable { url: url.into(), source: source.into() };
+        let hub: Uri = url.parse().map_err(|_| Error::Url { url: url.into() })?;
+        if origin(&hub).is_none() {
+            return Err(Error::Url { url: url.into() });
+        }
+        let mut target = hub.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = Request::builder().method(&method).uri(&target);
+            if let Some(token) = self.token.filter(|_| origin(&target) == origin(&hub)) {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            if offset > 0 {
+                request = request.header(header::RANGE, format!("bytes={offset}-"));
+            }
+            let request = request.body(()).map_err(|error| unreachable(error.into()))?;
+            let response = self.agent.run(request).map_err(unreachable)?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location =
+                response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+            let Some(next) = location.and_then(|location| resolve(&target, location)) else {
+                let found = location.map(str::to_owned);
+                return Err(Error::BadAnswer { url: url.into(), header: "location", found });
+            };
+            let is_description = method == Method::HEAD && describes(response.headers());
+            if is_description && origin(&next) != origin(&target) {
+                return Ok(response);
+            }
+            target = next;
+        }
+        Err(unreachable(ureq::Error::TooManyRedirects))
+    }
+
+    /// Whether an answer that is no redirect brings a file; an error if it says neither yes nor no.
+    fn is_there(&self, url: &str, response: &Response<Body>) -> Result<bool> {
+        let status = response.status().as_u16();
+        let code = response.headers().get("x-error-code").map_or(&b""[..], |code| code.as_bytes());
+        let model_id = || self.model_id.to_owned();
+        let has_token = self.token.is_some();
+        match (status, code) {
+            (200 | 206, _) => Ok(true),
+            (_, b"RevisionNotFound") => {
+                Err(Error::NoSuchRevision { model_id: model_id(), revision: self.revision.into() })
+            }
+            (_, b"GatedRepo") | (403, _) => Err(Error::Gated { model_id: model_id(), has_token }),
+            (_, b"RepoNotFound") | (401, _) => {
+                Err(Error::NoSuchModel { model_id: model_id(), url: url.into(), has_token })
+            }
+            (404, _) => Ok(false),
+            _ => Err(Error::Status { url: url.into(), status }),
+        }
+    }
+}
+
+/// Whether an answer says what the file is, rather than only where.
+fn describes(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-repo-commit")
+}
+
+/// An etag without its quotes and its mark of weakness.
+fn unquote(etag: &str) -> &str {
+    let etag = etag.strip_prefix("W/").unwrap_or(etag);
+    etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"')).unwrap_or(etag)
+}
+
+/// Scheme, host and port; `None` unless it is an address of HTTP with a host.
+fn origin(uri: &Uri) -> Option<(&str, String, u16)> {
+    let default_port = match uri.scheme_str()? {
+        "https" => 443,
+        "http" => 80,
+        _ => return None,
+    };
+    let host = uri.host()?.to_ascii_lowercase();
+    Some((uri.scheme_str()?, host, uri.port_u16().unwrap_or(default_port)))
+}
+
+/// Where a `Location` leads from `base`; `None` if it is malformed or leaves an encrypted connection for a plain one.
+fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+    let next: Uri = if location.starts_with("//") {
+        format!("{}:{location}", base.scheme_str()?).parse().ok()?
+    } else if location.starts_with('/') {
+        format!("{}://{}{location}", base.scheme_str()?, base.authority()?).parse().ok()?
+    } else {
+        location.parse().ok()?
+    };
+    let ((from, ..), (to, ..)) = (origin(base)?, origin(&next)?);
+    (from == to || to == "https").then_some(next)
+}
+
+/// `name` as one part of an address's path.
+fn percent_encode(name: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'-' | b'_' | b'.' | b'~' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    name.bytes().map(encode).collect::<Vec<_>>().concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations() {
+        let check = |base: &str, location, expected: Option<&str>| {
+            let found = resolve(&base.parse().unwrap(), location).map(|uri| uri.to_string());
+            assert_eq!(found.as_deref(), expected, "{base} {location}");
+        };
+        let base = "https://hub.example:8443/a/b?c";
+        check(base, "/x?y", Some("https://hub.example:8443/x?y"));
+        check(base, "//cdn.example/x", Some("https://cdn.example/x"));
+        check(base, "https://cdn.example/x", Some("https://cdn.example/x"));
+        check("http://hub.example/", "https://hub.example/", Some("https://hub.example/"));
+        for refused in
+            ["", "x", "http://hub.example:8443/x", "ftp://hub.example/x", "https://", "file:///x"]
+        {
+            check(base, refused, None);
+        }
+    }
+
+    #[test]
+    fn origins() {
+        let check = |a: &str, b: &str, same| {
+            let (a, b): (Uri, Uri) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(origin(&a).is_some() && origin(&a) == origin(&b), same, "{a} {b}");
+        };
+        check("https://hub.example/a", "https://HUB.example:443/b", true);
+        check("https://hub.example/a", "http://hub.example/a", false);
+        check("http://hub.example:1/a", "http://hub.example:2/a", false);
+        check("http://hub.example/a", "http://hub.example.org/a", false);
+        check("ftp://hub.example/a", "ftp://hub.example/a", false);
+    }
+
+    #[test]
+    fn etags_lose_their_quotes() {
+        for quoted in ["abc", "\"abc\"", "W/\"abc\""] {
+            assert_eq!(unquote(quoted), "abc");
+        }
+    }
+
+    #[test]
+    fn names_are_encoded() {
+        assert_eq!(percent_encode("model-1_2.safetensors~"), "model-1_2.safetensors~");
+        assert_eq!(percent_encode("a b?c#d%é"), "a%20b%3Fc%23d%25%C3%A9");
+    }
+}

@@ -1,0 +1,165 @@
+//! The cache on disk, laid out as Hugging Face's own tools do:
+//! `blobs/ETAG` holds a file, `snapshots/COMMIT/NAME` links to it, `refs/REVISION` holds the commit of a branch.
+//!
+//! Whatever stands under one of these names is whole: it is written under another name first. All names are checked
+//! by whoever calls.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hf_hub::{Cache, CacheRepo, Repo};
+
+use super::names;
+use crate::error::{Error, Result};
+
+/// The part of a cache that belongs to one model.
+pub(super) struct Store {
+    dir: PathBuf,
+    locks_dir: PathBuf,
+    layout: CacheRepo,
+}
+
+impl Store {
+    pub(super) fn new(cache: &Cache, repo: Repo) -> Self {
+        let folder_name = repo.folder_name();
+        Self {
+            dir: cache.path().join(&folder_name),
+            locks_dir: cache.path().join(".locks").join(folder_name),
+            layout: cache.repo(repo),
+        }
+    }
+
+    /// The folder of a commit's files.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.layout.pointer_path(commit)
+    }
+
+    /// Where the content of the file with this etag is kept.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.layout.blob_path(etag)
+    }
+
+    /// Where the content of the file with this etag grows until it is whole.
+    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.layout.blob_path(&format!("{etag}.incomplete"))
+    }
+
+    /// The commit that `revision` last stood for; itself if it is a commit.
+    pub(super) fn commit(&self, revision: &str) -> Option<String> {
+        if names::is_commit(revision) {
+            return Some(revision.into());
+        }
+        let commit = fs::read_to_string(self.dir.join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| names::is_commit(commit))
+    }
+
+    /// Remembers that `revision` stands for `commit`.
+    pub(super) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
+        if self.commit(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        replace(&self.dir.join("refs").join(revision), |path| fs::write(path, commit))
+    }
+
+    /// Whether the snapshot of `commit` has `file`.
+    pub(super) fn has(&self, commit: &str, file: &str) -> bool {
+        self.snapshot(commit).join(file).is_file()
+    }
+
+    /// Whether the hub is known to have no `file` at `commit`.
+    pub(super) fn is_absent(&self, commit: &str, file: &str) -> bool {
+        self.absence(commit, file).is_file()
+    }
+
+    /// Remembers that the hub has no `file` at `commit`. If that fails, the hub will be asked again.
+    pub(super) fn mark_absent(&self, commit: &str, file: &str) {
+        let path = self.absence(commit, file);
+        let _ = create_parent(&path).and_then(|()| File::create(path));
+    }
+
+    fn absence(&self, commit: &str, file: &str) -> PathBuf {
+        self.dir.join(".no_exist").join(commit).join(file)
+    }
+
+    /// Makes `file` in the snapshot of `commit` a name of the blob `etag`.
+    pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
+        let path = self.snapshot(commit).join(file);
+        #[cfg(unix)]
+        let create =
+            |path: &Path| std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), path);
+        // Links take a privilege elsewhere: the file moves in, as it does with Hugging Face's tools.
+        #[cfg(not(unix))]
+        let create = |path: &Path| fs::rename(self.blob(etag), path);
+        replace(&path, create)
+    }
+
+    /// Locks the blob `etag` against other processes until the returned file is dropped.
+    /// Calls `waiting` once if another one holds the lock.
+    pub(super) fn lock(&self, etag: &str, waiting: impl FnOnce()) -> Result<File> {
+        let path = self.locks_dir.join(format!("{etag}.lock"));
+        let lock = || {
+            create_parent(&path)?;
+            let file = File::options().write(true).create(true).truncate(false).open(&path)?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    waiting();
+                    file.lock()?;
+                }
+                // A file system without locks: better unlocked than not at all.
+                Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+            Ok(file)
+        };
+        lock().map_err(|source| write_error(&path, source))
+    }
+}
+
+/// The error for a failed write to `path`.
+pub(super) fn write_error(path: &Path, source: io::Error) -> Error {
+    let path = path.to_path_buf();
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::DiskFull { path, source }
+        }
+        _ => Error::Write { path, source },
+    }
+}
+
+pub(super) fn create_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// Puts what `create` makes under the name `path`, in place of what is there, in one step.
+fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let unique = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    let temporary = path.with_file_name(format!(".{}-{}.tmp", unique.0, unique.1));
+    create_parent(path)
+        .and_then(|()| create(&temporary))
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            write_error(path, source)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let check = |kind: io::ErrorKind, full| {
+            let error = write_error(Path::new("f"), kind.into());
+            assert_eq!(matches!(error, Error::DiskFull { .. }), full, "{kind:?}");
+        };
+        check(io::ErrorKind::StorageFull, true);
+        check(io::ErrorKind::QuotaExceeded, true);
+        check(io::ErrorKind::PermissionDenied, false);
+    }
+}
