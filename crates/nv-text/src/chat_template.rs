@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ const SPECIAL_TOKENS: &[&str] =
 
 /// One turn of a conversation.
 ///
-/// Fields bear the names that templates and the `OpenAI` API use.
+/// Fields bear the names that templates and the OpenAI API use.
 ///
 /// ```
 /// use nv_text::ChatMessage;
@@ -54,7 +54,7 @@ pub struct ChatMessage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     /// The tools that an assistant calls: `{"function": {"name": …, "arguments": {…}}}`, or without the outer layer.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<Value>,
     /// Other fields, which a template may read: `name`, `tool_call_id`, …
     #[serde(flatten)]
@@ -66,6 +66,12 @@ impl ChatMessage {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: Some(content.into()), ..Self::default() }
     }
+}
+
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// What a render is given besides the messages. The default is that of transformers.
@@ -351,6 +357,22 @@ mod tests {
             "1",
         );
         check("{% for i in [1, 2] %}{{ loop.nextitem }}{% endfor %}", "2");
+    }
+
+    #[test]
+    fn messages_keep_what_they_do_not_know() {
+        let check = |json: Value, back: Value| {
+            let message: ChatMessage = serde_json::from_value(json).unwrap();
+            assert_eq!(serde_json::to_value(message).unwrap(), back);
+        };
+        let said = json!({"role": "user", "content": "Hi", "name": "Ada"});
+        check(said.clone(), said);
+        let silent = json!({"role": "assistant", "content": null});
+        check(json!({"role": "assistant"}), silent.clone());
+        check(json!({"role": "assistant", "tool_calls": null, "reasoning_content": null}), silent);
+        let calls = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]});
+        check(calls.clone(), calls);
+        assert!(serde_json::from_value::<ChatMessage>(json!({"content": "Hi"})).is_err());
     }
 
     #[test]

@@ -126,23 +126,18 @@ impl Writer<'_> {
         self.out.push('"');
     }
 
-    /// Integers as they are; floats as Python's `repr`, which writes exponents below 1e-4 and from 1e16 on.
+    /// Integers as they are; floats as Python's `repr`, whose exponents begin below 1e-4 and have two digits.
     fn number(&mut self, number: &serde_json::Number) {
-        let float = match number.as_f64() {
-            Some(float) if number.is_f64() => float,
-            _ => return self.out.push_str(&number.to_string()),
+        let text = match number.as_f64() {
+            Some(float) if (1e-5..1e-4).contains(&float.abs()) => format!("{float:e}"),
+            _ => number.to_string(),
         };
-        let scientific = format!("{float:e}");
-        let (digits, exponent) = scientific.split_once('e').expect("the format has an exponent");
-        let text = match exponent.parse::<i32>() {
-            Ok(exponent) if float != 0.0 && !(-4..16).contains(&exponent) => {
-                let sign = if exponent < 0 { '-' } else { '+' };
-                format!("{digits}e{sign}{:02}", exponent.abs())
+        match text.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+            Some((digits, Ok(exponent))) => {
+                write!(self.out, "{digits}e{exponent:+03}").expect("a string takes any text");
             }
-            _ if float.fract() == 0.0 => format!("{float:.1}"),
-            _ => float.to_string(),
-        };
-        self.out.push_str(&text);
+            _ => self.out.push_str(&text),
+        }
     }
 }
 
@@ -172,7 +167,10 @@ mod tests {
             (1e-4, "0.0001"),
             (1e-5, "1e-05"),
             (-1.5e-7, "-1.5e-07"),
+            (1.5e-5, "1.5e-05"),
+            (9.9e-5, "9.9e-05"),
             (1e15, "1000000000000000.0"),
+            (1_634_742_300_527_214.3, "1634742300527214.2"),
             (1e16, "1e+16"),
             (1.234_567_890_123_456_8e17, "1.2345678901234568e+17"),
             (2.5e20, "2.5e+20"),

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
+use std::panic;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,7 +47,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if `bytes` are something else; [`Error::Decoder`] if the tokenizer isn't byte-level.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+        // Its parser panics on some malformed files, such as those with a `continuing_subword_prefix`.
+        let mut tokenizer = panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+            .unwrap_or_else(|_| Err("its parser panicked".into()))
             .map_err(|source| Error::Tokenizer { source })?;
         if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(Error::Decoder { found: decoder_name(&tokenizer) });
@@ -296,6 +299,9 @@ pub(crate) mod tests {
         let lfs_pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
         check(lfs_pointer, "not a tokenizer; download it again if it came from a hub");
         check("{}", "not a tokenizer; download it again if it came from a hub");
+        let mut with_prefix = file();
+        with_prefix["model"]["continuing_subword_prefix"] = "é".into();
+        check(&with_prefix.to_string(), "not a tokenizer; download it again if it came from a hub");
         let with_decoder = |decoder: Value| {
             let mut file = file();
             file["decoder"] = decoder;
