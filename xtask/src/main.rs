@@ -1,2 +1,54 @@
-//! Project tasks.
-fn main() {}
+//! The project's tasks: `cargo xtask --help`.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::{ci, fetch, reference, synth, tidy, verify};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run everything that a change must pass
+    Ci,
+    /// Download a model and print where its files are
+    Fetch(fetch::Args),
+    /// Have transformers write reference logits; without arguments, all committed ones
+    Reference(reference::Args),
+    /// Write a random checkpoint of a config
+    Synth(synth::Args),
+    /// Check the habits that no compiler checks
+    Tidy,
+    /// Compare logits with reference logits; without arguments, all committed ones
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let task = Cli::parse().task;
+    match run(task, &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing can be done if standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task, out: &mut dyn Write) -> Result<()> {
+    match task {
+        Task::Ci => ci::run(out),
+        Task::Fetch(args) => fetch::run(&args, out),
+        Task::Reference(args) => reference::run(args, out),
+        Task::Synth(args) => synth::run(&args, out),
+        Task::Tidy => tidy::run(out),
+        Task::Verify(args) => verify::run(&args, out),
+    }
+}

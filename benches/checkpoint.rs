@@ -1,0 +1,74 @@
+//! Starting up: config, headers, weights.
+
+use std::fs;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use criterion::{Criterion, Throughput};
+use nv_config::load_config;
+use nv_qwen3::tensor_shapes;
+use nv_weights::{Checkpoint, load_safetensors};
+use xtask::synth::Recipe;
+
+use crate::demo;
+
+pub(crate) fn benches(criterion: &mut Criterion) {
+    config(criterion);
+    open(criterion);
+    var_builder(criterion);
+}
+
+fn config(criterion: &mut Criterion) {
+    let path = demo("config.json");
+    assert_eq!(load_config(&path).unwrap().num_hidden_layers, 6);
+    criterion.bench_function("config/load", |b| b.iter(|| load_config(black_box(&path)).unwrap()));
+}
+
+/// Opening reads and checks headers, so its cost goes with the number of tensors and not with their size.
+fn open(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let single = many_tensors(dir.path(), "single", usize::MAX);
+    let sharded = many_tensors(dir.path(), "sharded", 20_000);
+    assert_eq!((single.len(), sharded.len()), (1, 8));
+
+    let mut group = criterion.benchmark_group("checkpoint/open");
+    for (name, paths, num_tensors) in [
+        ("demo", vec![demo("model.safetensors")], 68),
+        ("deep", single, 1_410),
+        ("deep, 8 shards", sharded, 1_410),
+    ] {
+        assert_eq!(Checkpoint::open(&paths).unwrap().tensors().len(), num_tensors);
+        group.throughput(Throughput::Elements(num_tensors as u64));
+        group.bench_function(name, |b| b.iter(|| Checkpoint::open(black_box(&paths)).unwrap()));
+    }
+    group.finish();
+}
+
+/// A checkpoint of 128 tiny layers.
+fn many_tensors(dir: &Path, name: &str, max_shard_bytes: usize) -> Vec<PathBuf> {
+    let config = dir.join("config.json");
+    let json = r#"{"model_type": "qwen3", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 16,
+        "num_hidden_layers": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}"#;
+    fs::write(&config, json).unwrap();
+    Recipe { config, seed: 1, max_shard_bytes }.write(&dir.join(name)).unwrap()
+}
+
+fn var_builder(criterion: &mut Criterion) {
+    let paths = [demo("model.safetensors")];
+    let shapes = tensor_shapes(&load_config(demo("config.json")).unwrap());
+    let num_bytes = fs::metadata(&paths[0]).unwrap().len();
+
+    let mut group = criterion.benchmark_group("var_builder/load");
+    group.throughput(Throughput::Bytes(num_bytes));
+    for (name, dtype) in [("f32", DType::F32), ("bf16", DType::BF16)] {
+        let load = || {
+            let vb = load_safetensors(&paths, dtype, &Device::Cpu).unwrap();
+            for (name, shape) in &shapes {
+                black_box(vb.get(shape.as_slice(), name).unwrap());
+            }
+        };
+        group.bench_function(name, |b| b.iter(load));
+    }
+    group.finish();
+}

@@ -1,0 +1,20 @@
+//! What a user waits for: starting up, reading the prompt, each token. Groups are named `what/how`.
+//!
+//! Inputs are the demo checkpoint and seeded data; each benchmark checks its result before it times it.
+
+mod checkpoint;
+mod model;
+mod sampler;
+mod text;
+
+use std::path::PathBuf;
+
+use criterion::{criterion_group, criterion_main};
+
+/// A file of the demo checkpoint.
+fn demo(file: &str) -> PathBuf {
+    xtask::root().join("assets/demo").join(file)
+}
+
+criterion_group!(benches, checkpoint::benches, model::benches, sampler::benches, text::benches);
+criterion_main!(benches);

@@ -1,0 +1,126 @@
+//! The committed references: our logits are transformers' logits, and a model that differs is found out.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nv_weights::{Checkpoint, ModelFiles};
+use serde_json::Value;
+use xtask::cases::{CASES, Case, references_dir};
+use xtask::reference::Reference;
+use xtask::verify::{Report, deviation, verify, verify_case};
+
+fn case(name: &str) -> &'static Case {
+    CASES.iter().find(|case| case.name == name).unwrap()
+}
+
+fn reference(case: &Case) -> Reference {
+    Reference::read(&case.reference_path()).unwrap()
+}
+
+#[test]
+fn every_reference_is_met() {
+    let reports: Vec<Report> = CASES.iter().map(|case| verify_case(case).unwrap()).collect();
+    let failed: Vec<String> =
+        reports.iter().filter(|report| !report.passed()).map(Report::to_string).collect();
+    assert!(failed.is_empty(), "\n{}", failed.join("\n"));
+}
+
+#[test]
+fn the_folder_holds_the_files_of_the_cases_and_no_others() {
+    let stem = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        name.split('.').next().unwrap().to_owned()
+    };
+    let files = fs::read_dir(references_dir()).unwrap().map(|entry| stem(entry.unwrap().path()));
+    let names = CASES.iter().map(|case| case.name.to_owned());
+    assert_eq!(files.collect::<BTreeSet<_>>(), names.collect());
+}
+
+#[test]
+fn tolerances_are_absolute_because_random_logits_have_unit_scale() {
+    for case in CASES.iter().filter(|case| case.name != "demo") {
+        let scale = deviation(&reference(case).logits_f32);
+        assert!((0.8..1.25).contains(&scale), "{}: {scale}", case.name);
+    }
+}
+
+#[test]
+fn the_demo_is_compared_at_length() {
+    let reference = reference(case("demo"));
+    assert!(reference.input_ids.len() >= 256);
+    assert_eq!(reference.greedy.unwrap().1.len(), 128);
+}
+
+/// Copies the config and the weights of the model in `from` to `to`, which are then free to change.
+fn copy_model(from: &Path, to: &Path) -> ModelFiles {
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::write(to.join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
+        }
+    }
+    ModelFiles::from_dir(to).unwrap()
+}
+
+/// The verdict on `files` by their logits alone.
+fn verify_logits(case: &Case, files: &ModelFiles) -> Report {
+    let mut report = verify(case.name, files, &reference(case), false).unwrap();
+    report.greedy = None;
+    report
+}
+
+#[test]
+fn one_changed_weight_of_the_demo_is_found_by_its_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = case("demo");
+    let files = copy_model(&case.checkpoint(dir.path()).unwrap(), dir.path());
+    let name = "model.layers.3.mlp.up_proj.weight";
+    let (data_start, old) = {
+        let checkpoint = Checkpoint::open(&files.weights).unwrap();
+        let bytes = fs::read(&files.weights[0]).unwrap();
+        let data = checkpoint.tensor(name).unwrap().bytes().to_vec();
+        let start = bytes.windows(data.len()).position(|window| window == data).unwrap();
+        (start, [data[0], data[1]])
+    };
+
+    let mut bytes = fs::read(&files.weights[0]).unwrap();
+    let half = 0x3f00_u16.to_le_bytes(); // 0.5 in bf16
+    assert_ne!(old, half);
+    bytes[data_start..data_start + 2].copy_from_slice(&half);
+    fs::write(&files.weights[0], bytes).unwrap();
+
+    let report = verify_logits(case, &files);
+    assert!(!report.same_checkpoint);
+    let f32_rows = report.rows.iter().filter(|row| row.dtype == "f32");
+    assert!(f32_rows.into_iter().all(|row| row.passed == Some(false)), "{report}");
+}
+
+#[test]
+fn a_config_that_asks_for_another_computation_is_found_by_its_logits() {
+    let check = |name: &str, field: &str, value: Value| {
+        let dir = tempfile::tempdir().unwrap();
+        let case = case(name);
+        let copy = dir.path().join("copy");
+        fs::create_dir(&copy).unwrap();
+        let files = copy_model(&case.checkpoint(dir.path()).unwrap(), &copy);
+        assert!(verify_logits(case, &files).passed(), "{name}");
+
+        let mut config: Value = serde_json::from_slice(&fs::read(&files.config).unwrap()).unwrap();
+        *config.pointer_mut(field).unwrap() = value;
+        fs::write(&files.config, config.to_string()).unwrap();
+        let report = verify_logits(case, &files);
+        assert!(!report.passed(), "{field} makes no difference\n{report}");
+    };
+    check("tied-gqa2", "/rope_theta", 10_000.into());
+    check("tied-gqa5-bias-odd-sizes", "/rms_norm_eps", 1e-6.into());
+    check("tied-gqa8-yarn", "/rope_scaling", Value::Null);
+    check("tied-gqa8-yarn", "/rope_scaling/factor", 2.0.into());
+    check("tied-gqa8-yarn", "/rope_scaling/original_max_position_embeddings", 32.into());
+    let yarn = "untied-gqa1-yarn-odd-vocabulary";
+    check(yarn, "/rope_parameters/attention_factor", 1.0.into());
+    check(yarn, "/rope_parameters/beta_fast", 3.0.into());
+    check(yarn, "/rope_parameters/beta_slow", 0.1.into());
+    check(yarn, "/rope_parameters/rope_theta", 1000.0.into());
+    check(yarn, "/rope_parameters/truncate", true.into());
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask ci`: everything that a change must pass, in the order that fails soonest.
+//!
+//! Dependencies are compiled once in each of three ways: checked (clippy, doc), dev (test) and release (this program,
+//! verify, bench).
+
+use std::env;
+use std::io::Write;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{root, tidy, verify};
+
+enum Step {
+    Cargo(&'static [&'static str]),
+    Task(&'static str, fn(&mut dyn Write) -> Result<()>),
+}
+
+const STEPS: &[Step] = &[
+    Step::Cargo(&["fmt", "--all", "--check"]),
+    Step::Task("tidy", tidy::run),
+    Step::Task("verify", |out| verify::run(&verify::Args::default(), out)),
+    Step::Cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+    // In the workspace the binary turns every feature on; alone, the libraries have none.
+    Step::Cargo(&[
+        "clippy",
+        "--no-default-features",
+        "--package",
+        "nv-config",
+        "--package",
+        "nv-weights",
+        "--package",
+        "nv-text",
+        "--package",
+        "nv-qwen3",
+        "--package",
+        "nv-engine",
+        "--",
+        "--deny",
+        "warnings",
+    ]),
+    Step::Cargo(&["doc", "--workspace", "--no-deps"]),
+    Step::Cargo(&["test"]),
+    Step::Cargo(&["bench", "--", "--test"]),
+];
+
+/// Runs every step and prints how long each took.
+///
+/// # Errors
+/// If a step fails; the later ones don't run.
+pub fn run(out: &mut dyn Write) -> Result<()> {
+    for step in STEPS {
+        let name = step.name();
+        writeln!(out, "== {name}")?;
+        let start = Instant::now();
+        step.run(out).with_context(|| format!("`{name}` failed"))?;
+        writeln!(out, "== {name}: passed in {:.0} s\n", start.elapsed().as_secs_f64())?;
+    }
+    Ok(())
+}
+
+impl Step {
+    fn name(&self) -> String {
+        match self {
+            Self::Cargo(args) => format!("cargo {}", args.join(" ")),
+            Self::Task(name, _) => format!("cargo xtask {name}"),
+        }
+    }
+
+    fn run(&self, out: &mut dyn Write) -> Result<()> {
+        match self {
+            Self::Task(_, task) => task(out),
+            Self::Cargo(args) => {
+                // Set by the cargo that runs this, and then the same one.
+                let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+                let status = Command::new(cargo)
+                    .args(*args)
+                    .env("RUSTDOCFLAGS", "-D warnings")
+                    .current_dir(root())
+                    .status()?;
+                ensure!(status.success(), "{status}");
+                Ok(())
+            }
+        }
+    }
+}

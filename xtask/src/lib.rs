@@ -1,0 +1,21 @@
+//! What `cargo xtask` does, as a library, so that `cargo test` can hold the project to the same checks.
+//!
+//! Not part of the engine: nothing in `crates` depends on it.
+
+pub mod cases;
+pub mod ci;
+pub mod fetch;
+pub mod reference;
+pub mod synth;
+pub mod tidy;
+pub mod verify;
+
+use std::path::Path;
+
+/// The root of the repository that this was built in.
+///
+/// # Panics
+/// If the manifest of this package has no parent folder.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository")
+}
