@@ -277,3 +277,217 @@ impl fmt::Debug for SharedTensor {
         f.debug_tuple("SharedTensor").field(&self.view()).finish()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A safetensors file of these tensors, `(name, dtype, shape, bytes)`; its data begin at a multiple of 8,
+    /// plus `shift`.
+    pub(crate) fn safetensors(tensors: &[(&str, &str, &[usize], &[u8])], shift: usize) -> Vec<u8> {
+        let mut data = Vec::new();
+        let mut entries = Vec::new();
+        for (name, dtype, shape, bytes) in tensors {
+            let begin = data.len();
+            data.extend_from_slice(bytes);
+            let end = data.len();
+            entries.push(format!(
+                r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+            ));
+        }
+        let mut json = format!("{{{}}}", entries.join(","));
+        json += &" ".repeat(json.len().next_multiple_of(8) - json.len() + shift);
+        let mut file = (json.len() as u64).to_le_bytes().to_vec();
+        file.extend(json.into_bytes());
+        file.extend(data);
+        file
+    }
+
+    /// Writes `content` into `dir`; returns the path.
+    pub(crate) fn write(dir: &tempfile::TempDir, name: &str, content: &[u8]) -> PathBuf {
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    pub(crate) fn fixture() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/from_python.safetensors")
+    }
+
+    /// What the fixture's script writes into a tensor of `len` elements, before rounding.
+    pub(crate) fn fixture_values(len: u8) -> impl Iterator<Item = f32> {
+        (0..len).map(|i| (f32::from(i) - 3.0) / 3.0)
+    }
+
+    #[test]
+    fn a_file_of_pythons_writer_reads_equal() {
+        for open in [Checkpoint::open, Checkpoint::read] {
+            let checkpoint = open(&[fixture()]).unwrap();
+            let names: Vec<_> = checkpoint.tensors().map(|tensor| tensor.name()).collect();
+            assert_eq!(names, ["bf16", "empty", "f16", "f32", "f64", "ids", "scalar"]);
+            let tensor = |name| checkpoint.tensor(name).unwrap();
+
+            assert_eq!(tensor("bf16").shape(), [4, 5]);
+            let expected: Vec<_> = fixture_values(20).map(bf16::from_f32).collect();
+            assert_eq!(tensor("bf16").as_bf16().unwrap(), expected);
+            assert_eq!(tensor("f16").shape(), [3, 1, 2]);
+            let expected: Vec<_> = fixture_values(6).map(f16::from_f32).collect();
+            assert_eq!(tensor("f16").as_f16().unwrap(), expected);
+            assert_eq!(tensor("f32").shape(), [2, 3]);
+            let expected: Vec<_> = fixture_values(6).collect();
+            assert_eq!(tensor("f32").as_f32().unwrap(), expected);
+            assert!(tensor("scalar").shape().is_empty());
+            assert_eq!(tensor("scalar").as_f32().unwrap(), [-1.0]);
+            assert_eq!(tensor("empty").shape(), [0, 3]);
+            assert!(tensor("empty").as_f32().unwrap().is_empty());
+            assert_eq!(tensor("ids").dtype(), Dtype::I64);
+            assert_eq!(tensor("ids").bytes()[8..16], 1i64.to_le_bytes());
+
+            let [file] = checkpoint.files() else { panic!("one file") };
+            assert_eq!(file.path(), fixture());
+            assert_eq!(file.num_bytes() as u64, fs::metadata(fixture()).unwrap().len());
+            assert_eq!(file.metadata()["format"], "pt");
+            assert_eq!(checkpoint.num_bytes(), 20 * 2 + 6 * 2 + 6 * 4 + 7 * 8 + 4 + 4 * 8);
+        }
+    }
+
+    #[test]
+    fn a_shared_tensor_outlives_its_checkpoint() {
+        let checkpoint = Arc::new(Checkpoint::open(&[fixture()]).unwrap());
+        let shared = checkpoint.shared_tensor("f32").unwrap();
+        let address = checkpoint.tensor("f32").unwrap().bytes().as_ptr();
+        assert!(checkpoint.shared_tensor("f31").is_err());
+        drop(checkpoint);
+        assert_eq!(shared.view().bytes().as_ptr(), address);
+        assert_eq!(shared.clone().view().as_f32().unwrap()[3].to_bits(), 0);
+    }
+
+    #[test]
+    fn another_dtype_is_refused_by_name() {
+        let checkpoint = Checkpoint::open(&[fixture()]).unwrap();
+        let error = checkpoint.tensor("f16").unwrap().as_bf16().unwrap_err();
+        let expected =
+            format!("{}: tensor `f16`: expected dtype BF16, found F16", fixture().display());
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn misaligned_data_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors: [(_, _, &[usize], &[u8]); 2] =
+            [("a", "F32", &[1], &1.0f32.to_le_bytes()), ("b", "BF16", &[1], &[0x80, 0x3f])];
+        let check = |shift, f32_fits, bf16_fits| {
+            let path = write(&dir, "x.safetensors", &safetensors(&tensors, shift));
+            let checkpoint = Checkpoint::open(std::slice::from_ref(&path)).unwrap();
+            let a = checkpoint.tensor("a").unwrap();
+            let b = checkpoint.tensor("b").unwrap();
+            assert_eq!(a.as_f32().is_ok(), f32_fits, "{shift}");
+            match b.as_bf16() {
+                Ok(b) => assert!(bf16_fits && b == [bf16::ONE], "{shift}"),
+                Err(Error::Misaligned { path: found, name, .. }) => {
+                    assert!(!bf16_fits && found == path && name == "b", "{shift}");
+                }
+                Err(other) => panic!("{other}"),
+            }
+        };
+        check(0, true, true);
+        check(1, false, false);
+        check(2, false, true);
+        check(4, true, true);
+    }
+
+    #[test]
+    fn tensors_of_several_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let one: &[usize] = &[1];
+        let first = write(
+            &dir,
+            "1.safetensors",
+            &safetensors(&[("b", "U8", one, b"b"), ("d", "U8", one, b"d")], 0),
+        );
+        let second = write(
+            &dir,
+            "2.safetensors",
+            &safetensors(&[("a", "U8", one, b"a"), ("c", "U8", one, b"c")], 0),
+        );
+        let checkpoint = Checkpoint::open(&[first.clone(), second.clone()]).unwrap();
+        let found: Vec<_> = checkpoint
+            .tensors()
+            .map(|tensor| (tensor.name(), tensor.bytes(), tensor.path()))
+            .collect();
+        let expected: [(_, &[u8], _); 4] = [
+            ("a", b"a", &*second),
+            ("b", b"b", &*first),
+            ("c", b"c", &*second),
+            ("d", b"d", &*first),
+        ];
+        assert_eq!(found, expected);
+        match checkpoint.tensor("e") {
+            Err(Error::TensorNotFound { name, paths }) => {
+                assert_eq!((name.as_str(), paths), ("e", vec![first.clone(), second]));
+            }
+            other => panic!("{other:?}"),
+        }
+
+        let third = write(&dir, "3.safetensors", &safetensors(&[("d", "U8", one, b"d")], 0));
+        match Checkpoint::open(&[first.clone(), third.clone()]) {
+            Err(Error::DuplicateTensor { name, first: one, second: other }) => {
+                assert_eq!(name, "d");
+                assert!(
+                    [one.clone(), other.clone()] == [first.clone(), third.clone()]
+                        || [other, one] == [first, third]
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(Checkpoint::open(&[]), Err(Error::NoFiles)));
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = fs::read(fixture()).unwrap();
+        for len in 0..whole.len() {
+            let path = write(&dir, "cut.safetensors", &whole[..len]);
+            match Checkpoint::open(std::slice::from_ref(&path)) {
+                Err(
+                    Error::TruncatedHeader { path: named, found, .. }
+                    | Error::Truncated { path: named, found, .. },
+                ) => assert_eq!((named, found), (path, len)),
+                other => panic!("{len}: {other:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_file_is_refused_or_read(
+            changes in prop::collection::vec((0..640usize, any::<u8>()), 1..4),
+            len in prop_oneof![Just(usize::MAX), 0..640usize],
+        ) {
+            let mut bytes = fs::read(fixture()).unwrap();
+            for (index, byte) in changes {
+                *bytes.get_mut(index).unwrap_or(&mut 0) = byte;
+            }
+            bytes.truncate(len);
+            let dir = tempfile::tempdir().unwrap();
+            let path = write(&dir, "damaged.safetensors", &bytes);
+            if let Ok(checkpoint) = Checkpoint::open(&[path]) {
+                let checkpoint = Arc::new(checkpoint);
+                let vb = checkpoint.var_builder(DType::F32, &Device::Cpu);
+                for tensor in checkpoint.tensors() {
+                    let elements: usize = tensor.shape().iter().product();
+                    prop_assert_eq!(tensor.bytes().len() * 8, elements * tensor.dtype().bitsize());
+                    let _ = (tensor.as_bf16(), tensor.as_f16(), tensor.as_f32());
+                    if let Ok(copy) = vb.get_unchecked(tensor.name()) {
+                        prop_assert_eq!(copy.dims(), tensor.shape());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -59,3 +59,152 @@ impl ModelFiles {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::checkpoint::tests::{safetensors, write};
+
+    /// A folder of a config and these files.
+    fn folder(files: &[(&str, &[u8])]) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir, CONFIG, b"{}");
+        for (name, content) in files {
+            write(&dir, name, content);
+        }
+        dir
+    }
+
+    /// A shard of tensors with these names.
+    fn shard(names: &[&str]) -> Vec<u8> {
+        let tensors: Vec<(&str, &str, &[usize], &[u8])> =
+            names.iter().map(|name| (*name, "U8", &[1][..], &[0][..])).collect();
+        safetensors(&tensors, 0)
+    }
+
+    #[test]
+    fn a_folder_with_everything() {
+        let others = [TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
+        let dir = folder(&others.map(|name| (name, &b""[..])));
+        write(&dir, WEIGHTS, &shard(&["a"]));
+        let path = |name| dir.path().join(name);
+        let expected = ModelFiles {
+            config: path(CONFIG),
+            weights: vec![path(WEIGHTS)],
+            tokenizer: Some(path(TOKENIZER)),
+            tokenizer_config: Some(path(TOKENIZER_CONFIG)),
+            chat_template: Some(path(CHAT_TEMPLATE)),
+            generation_config: Some(path(GENERATION_CONFIG)),
+        };
+        assert_eq!(ModelFiles::from_dir(&dir).unwrap(), expected);
+        for name in others {
+            fs::remove_file(path(name)).unwrap();
+        }
+        let files = ModelFiles::from_dir(&dir).unwrap();
+        assert_eq!((files.tokenizer, files.weights), (None, vec![path(WEIGHTS)]));
+        // The single file wins, as in transformers.
+        write(&dir, WEIGHTS_INDEX, b"not looked at");
+        assert_eq!(ModelFiles::from_dir(&dir).unwrap().weights, [path(WEIGHTS)]);
+    }
+
+    #[test]
+    fn folders_that_lack_something() {
+        let dir = folder(&[]);
+        let check = |expected: &str| {
+            let error = ModelFiles::from_dir(&dir).unwrap_err().to_string();
+            assert_eq!(error, format!("{} {expected}", dir.path().display()));
+        };
+        check("has neither model.safetensors nor model.safetensors.index.json");
+        fs::remove_file(dir.path().join(CONFIG)).unwrap();
+        check("has no config.json: is it a model folder?");
+    }
+
+    const INDEX: &[u8] =
+        br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}}"#;
+
+    #[cfg(unix)]
+    #[test]
+    fn shards_may_be_links() {
+        let dir = folder(&[
+            (WEIGHTS_INDEX, INDEX),
+            ("blob-1", &shard(&["a"])),
+            ("2.safetensors", &shard(&["b", "c"])),
+        ]);
+        std::os::unix::fs::symlink("blob-1", dir.path().join("1.safetensors")).unwrap();
+        let paths = ["1.safetensors", "2.safetensors"].map(|name| dir.path().join(name));
+        assert_eq!(ModelFiles::from_dir(&dir).unwrap().weights, paths);
+    }
+
+    #[test]
+    fn shards_that_disagree_with_their_index() {
+        let check = |index: &[u8], first: Option<&[&str]>, second: &[&str], expected: &str| {
+            let dir = folder(&[(WEIGHTS_INDEX, index), ("2.safetensors", &shard(second))]);
+            if let Some(names) = first {
+                write(&dir, "1.safetensors", &shard(names));
+            }
+            let message = ModelFiles::from_dir(&dir).unwrap_err().to_string();
+            let message = message.replace(&format!("{}/", dir.path().display()), "");
+            assert_eq!(message.replace(WEIGHTS_INDEX, "INDEX"), expected);
+        };
+        check(
+            INDEX,
+            None,
+            &["b", "c"],
+            "INDEX puts tensor `a` into `1.safetensors`, which is missing; fetch that file",
+        );
+        check(
+            INDEX,
+            Some(&["a"]),
+            &["c"],
+            "INDEX puts tensor `b` into `2.safetensors`, but no shard holds it",
+        );
+        check(
+            INDEX,
+            Some(&["a", "b"]),
+            &["c"],
+            "INDEX puts tensor `b` into `2.safetensors`, but it is in 1.safetensors",
+        );
+        check(
+            INDEX,
+            Some(&["a", "z"]),
+            &["b", "c"],
+            "1.safetensors holds tensor `z`, which INDEX does not list",
+        );
+        check(
+            INDEX,
+            Some(&["a", "b"]),
+            &["b", "c"],
+            "tensor `b` is in two files, 1.safetensors and 2.safetensors",
+        );
+        check(
+            br#"{"weight_map": {"a": "../1.safetensors"}}"#,
+            Some(&["a"]),
+            &[],
+            "INDEX puts tensor `a` into `../1.safetensors`, which is not a plain .safetensors file name",
+        );
+        check(
+            br#"{"weight_map": {"a": "1.safetensors", "a": "2.safetensors"}}"#,
+            Some(&["a"]),
+            &["a"],
+            "INDEX names tensor `a` twice",
+        );
+    }
+
+    #[test]
+    fn a_shard_that_is_a_pointer() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        let dir = folder(&[
+            (WEIGHTS_INDEX, INDEX),
+            ("1.safetensors", pointer),
+            ("2.safetensors", &shard(&["b", "c"])),
+        ]);
+        let error = ModelFiles::from_dir(&dir).unwrap_err();
+        assert!(
+            matches!(error, Error::LfsPointer { path } if path == dir.path().join("1.safetensors"))
+        );
+    }
+}

@@ -198,3 +198,226 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         Ok(header)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A file with this header and `data_len` bytes of data.
+    fn file(json: &str, data_len: usize) -> Vec<u8> {
+        let mut file = (json.len() as u64).to_le_bytes().to_vec();
+        file.extend(json.as_bytes());
+        file.resize(file.len() + data_len, 0);
+        file
+    }
+
+    fn parse(file: &[u8]) -> Result<Header> {
+        Header::parse(Path::new("the/file"), file)
+    }
+
+    #[test]
+    fn a_header_of_several_tensors() {
+        let json = r#"{"b": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [8, 20]},
+            "__metadata__": {"format": "pt"},
+            "empty": {"dtype": "F32", "shape": [0, 5], "data_offsets": [8, 8]},
+            "a": {"dtype": "F64", "shape": [], "data_offsets": [0, 8], "future": 1}}   "#;
+        let header = parse(&file(json, 20)).unwrap();
+        let start = 8 + json.len();
+        let tensors: Vec<_> = header
+            .tensors
+            .iter()
+            .map(|tensor| {
+                (tensor.name.as_str(), tensor.dtype, tensor.shape.as_slice(), tensor.range.clone())
+            })
+            .collect();
+        assert_eq!(
+            tensors,
+            [
+                ("a", Dtype::F64, &[][..], start..start + 8),
+                ("empty", Dtype::F32, &[0, 5], start + 8..start + 8),
+                ("b", Dtype::BF16, &[2, 3], start + 8..start + 20),
+            ]
+        );
+        assert_eq!(header.metadata, BTreeMap::from([("format".to_owned(), "pt".to_owned())]));
+        assert!(parse(&file("{}", 0)).unwrap().tensors.is_empty());
+    }
+
+    /// Checks that `file` is refused with an error whose causes say `expected`, and name the file.
+    fn refuse(file: &[u8], expected: &str) {
+        let error = parse(file).unwrap_err();
+        let mut message = error.to_string();
+        assert!(message.contains("the/file"), "{message}");
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        assert!(message.contains(expected), "{message}");
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        refuse(b"", "needs 8 bytes, the file has 0");
+        refuse(b"abc", "needs 8 bytes, the file has 3");
+        refuse(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "git lfs pull",
+        );
+        refuse(b"<!DOCTYPE html><html></html>", "a web page");
+        refuse(b"\n<html lang=en></html>", "a web page");
+        refuse(b"<?xml version=\"1.0\"?><Error/>", "an error page");
+        refuse(br#"{"error": "not found"}"#, "JSON text");
+        refuse(b"PK\x03\x04\0\0\x08\x08\0\0", "a zip archive");
+        refuse(b"GGUF\x03\0\0\0\0\0\0\0", "a GGUF file");
+        refuse(&[0xff; 100], "something else");
+        refuse(&(MAX_HEADER_BYTES + 1).to_le_bytes(), "something else");
+        refuse(&file("{}", 0)[..9], "needs 10 bytes, the file has 9");
+    }
+
+    #[test]
+    fn malformed_json() {
+        for json in ["", "[]", "null", "1", "{", "{} x", r#"{"a": 1}"#, "\u{0}"] {
+            refuse(&file(json, 0), "malformed header");
+        }
+        refuse(
+            &file(r#"{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}"#, 4),
+            "tensor `a`",
+        );
+        refuse(
+            &file(r#"{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}"#, 4),
+            "tensor `a`",
+        );
+        refuse(
+            &file(r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}"#, 4),
+            "tensor `a`",
+        );
+        refuse(
+            &file(r#"{"a": {"dtype": "F32", "data_offsets": [0, 4]}}"#, 4),
+            "missing field `shape`",
+        );
+        refuse(
+            &file(
+                r#"{"a": {"shape": [1], "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#,
+                4,
+            ),
+            "duplicate field `shape`",
+        );
+        let mut not_utf8 = file(r#"{"a": 1}"#, 0);
+        not_utf8[10] = 0xff;
+        refuse(&not_utf8, "malformed header");
+        refuse(&file(&"[".repeat(100_000), 0), "malformed header");
+        refuse(&file(&format!(r#"{{"a": {}"#, r#"{"x":"#.repeat(100_000)), 0), "malformed header");
+    }
+
+    /// As [`refuse`], for a header of one or two tensors of `(dtype, shape, begin, end)`, and 8 bytes of data.
+    fn refuse_tensors(tensors: &[(&str, &str, u64, u64)], expected: &str) {
+        let entry = |(i, (dtype, shape, begin, end)): (usize, &(&str, &str, u64, u64))| {
+            format!(
+                r#""t{i}": {{"dtype": "{dtype}", "shape": {shape}, "data_offsets": [{begin}, {end}]}}"#
+            )
+        };
+        let entries: Vec<_> = tensors.iter().enumerate().map(entry).collect();
+        refuse(&file(&format!("{{{}}}", entries.join(", ")), 8), expected);
+    }
+
+    #[test]
+    fn headers_that_contradict_themselves_or_the_file() {
+        const MAX: u64 = u64::MAX;
+        refuse_tensors(&[("F33", "[2]", 0, 8)], "`t0`: unknown dtype `F33`");
+        refuse_tensors(&[("F32", "[3]", 0, 8)], "`t0`: F32 [3] takes 12 bytes");
+        refuse_tensors(&[("F32", "[2]", 8, 0)], "data offsets are 8 and 0");
+        refuse_tensors(&[("F32", "[2]", MAX, MAX)], "takes 8 bytes");
+        refuse_tensors(&[("U8", "[0]", MAX, MAX)], "must begin at offset 0");
+        refuse_tensors(&[("F32", "[2]", MAX - 8, MAX)], "must begin at offset 0");
+        refuse_tensors(
+            &[("U8", "[18446744073709551615]", 0, MAX)],
+            "`t0`: U8 [18446744073709551615] has no valid",
+        );
+        refuse_tensors(&[("F32", "[4294967296, 4294967296]", 0, 8)], "no valid size");
+        refuse_tensors(&[("F32", "[0, 4294967296, 4294967296]", 0, 0)], "no valid size");
+        refuse_tensors(&[("F4", "[3]", 0, 1)], "no valid size");
+        refuse_tensors(&[("F32", "[1]", 4, 8)], "must begin at offset 0, found 4");
+        refuse_tensors(
+            &[("F32", "[1]", 0, 4), ("F32", "[1]", 0, 4)],
+            "`t1`: data must begin at offset 4",
+        );
+        refuse_tensors(
+            &[("U8", "[2]", 0, 2), ("U8", "[2]", 4, 6)],
+            "`t1`: data must begin at offset 2",
+        );
+        refuse_tensors(&[("F32", "[1]", 0, 4)], "expected 74 bytes by its header, found 78");
+        refuse_tensors(
+            &[("U8", "[8]", 0, 8), ("F32", "[1]", 8, 12)],
+            "cut short: tensor `t1` lies past",
+        );
+        refuse_tensors(
+            &[("F32", "[3]", 0, 12), ("F32", "[1]", 12, 16)],
+            "cut short: tensor `t0` lies past",
+        );
+        refuse_tensors(
+            &[
+                ("U8", "[2305843009213693951]", 0, (1 << 61) - 1),
+                ("U8", "[9]", (1 << 61) - 1, (1 << 61) + 8),
+            ],
+            "tensor `t0` lies past",
+        );
+    }
+
+    #[test]
+    fn a_name_that_comes_twice() {
+        let json = r#"{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+            "a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}"#;
+        refuse(&file(json, 2), "names tensor `a` twice");
+    }
+
+    /// Every tensor that parsing lets through lies in the file and has the size of its dtype and shape.
+    fn parse_is_sound(file: &[u8]) {
+        for tensor in parse(file).map(|header| header.tensors).unwrap_or_default() {
+            let elements: usize = tensor.shape.iter().product();
+            assert_eq!(file[tensor.range].len() * 8, elements * tensor.dtype.bitsize());
+        }
+    }
+
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![0..20u64, u64::MAX - 20..=u64::MAX, Just(1 << 32), Just(1 << 61), any::<u64>()]
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            parse_is_sound(&bytes);
+            parse_is_sound(&file(&String::from_utf8_lossy(&bytes), 8));
+        }
+
+        #[test]
+        fn random_tensors(
+            tensors in prop::collection::vec(
+                ("[ab]", "U8|F4|BF16|F32|F64|X", prop::collection::vec(number(), 0..4), number(), number()),
+                0..4,
+            ),
+            data_len in 0..40usize,
+        ) {
+            let entries: Vec<_> = tensors
+                .iter()
+                .map(|(name, dtype, shape, begin, end)| {
+                    format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
+                })
+                .collect();
+            parse_is_sound(&file(&format!("{{{}}}", entries.join(",")), data_len));
+        }
+
+        #[test]
+        fn changed_bytes(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), cut: prop::sample::Index) {
+            let json = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[1,2],"data_offsets":[8,12]}}"#;
+            let mut bytes = file(json, 12);
+            for (index, byte) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            parse_is_sound(&bytes);
+            parse_is_sound(&bytes[..cut.index(bytes.len())]);
+        }
+    }
+}

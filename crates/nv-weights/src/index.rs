@@ -149,3 +149,105 @@ impl<'de> Visitor<'de> for EntriesVisitor {
         Ok(Entries(entries))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(weight_map: &str) -> Result<ShardIndex> {
+        let json = format!(r#"{{"metadata": {{"total_size": 1}}, "weight_map": {weight_map}}}"#);
+        ShardIndex::parse(Path::new("folder/index.json"), json.as_bytes())
+    }
+
+    #[test]
+    fn an_index() {
+        let index =
+            parse(r#"{"b": "y.safetensors", "a": "x.safetensors", "c": "y.safetensors"}"#).unwrap();
+        assert_eq!(
+            index.shard_names().into_iter().collect::<Vec<_>>(),
+            ["x.safetensors", "y.safetensors"]
+        );
+    }
+
+    #[test]
+    fn malformed_indexes() {
+        let check = |json: &str, expected: fn(&Error) -> bool| {
+            let error =
+                ShardIndex::parse(Path::new("folder/index.json"), json.as_bytes()).unwrap_err();
+            assert!(expected(&error), "{json}: {error:?}");
+            assert!(error.to_string().contains("folder/index.json"));
+        };
+        for json in [
+            "",
+            "{}",
+            "[]",
+            r#"{"weight_map": []}"#,
+            r#"{"weight_map": {"a": 1}}"#,
+            r#"{"weight_map": {}} x"#,
+        ] {
+            check(json, |error| matches!(error, Error::Json { what: "shard index", .. }));
+        }
+        check(r#"{"weight_map": {}}"#, |error| matches!(error, Error::EmptyIndex { .. }));
+        check(
+            r#"{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}"#,
+            |error| matches!(error, Error::DuplicateName { name, .. } if name == "a"),
+        );
+    }
+
+    #[test]
+    fn shard_names() {
+        let check = |name: &str, valid| assert_eq!(is_shard_name(name), valid, "{name:?}");
+        check("model-00001-of-00002.safetensors", true);
+        check("a b ü.safetensors", true);
+        check("a..b.safetensors", true);
+        let long = format!("{}.safetensors", "a".repeat(250));
+        for name in [
+            "",
+            ".",
+            "..",
+            ".safetensors",
+            "x",
+            "x.bin",
+            "x.safetensors.",
+            "../x.safetensors",
+            "/x.safetensors",
+            "a/x.safetensors",
+            "a\\x.safetensors",
+            "..\\x.safetensors",
+            "C:x.safetensors",
+            ".x.safetensors",
+            "..safetensors",
+            "x\0.safetensors",
+            "x\n.safetensors",
+            &long,
+        ] {
+            check(name, false);
+        }
+        let error = parse(r#"{"t": "../x\u0000.safetensors"}"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "folder/index.json puts tensor `t` into `../x\\0.safetensors`, which is not a plain .safetensors file name"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ShardIndex::parse(Path::new("i"), &bytes);
+        }
+
+        #[test]
+        fn accepted_shards_lie_beside_the_index(names in prop::collection::vec(r"[./\\:a\x00]{0,4}(\.safetensors)?", 1..4)) {
+            let entries: Vec<_> =
+                names.iter().enumerate().map(|(i, name)| format!("\"{i}\": {}", serde_json::json!(name))).collect();
+            if let Ok(index) = parse(&format!("{{{}}}", entries.join(", "))) {
+                for name in index.shard_names() {
+                    let path = Path::new("folder").join(name);
+                    prop_assert_eq!(path.parent(), Some(Path::new("folder")));
+                }
+            }
+        }
+    }
+}

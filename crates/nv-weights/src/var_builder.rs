@@ -89,3 +89,75 @@ fn copy(view: TensorView<'_>, dtype: DType, device: &Device) -> candle_core::Res
     };
     Tensor::from_raw_buffer(view.bytes(), stored, view.shape(), device)?.to_dtype(dtype)
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::checkpoint::tests::{fixture, fixture_values, safetensors, write};
+
+    fn open(dtype: DType) -> VarBuilder<'static> {
+        load_safetensors(&[fixture()], dtype, &Device::Cpu).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn float_tensors_are_converted() {
+        let check =
+            |name: &str, shape: &[usize], dtype, stored: fn(f32) -> f64, round: fn(f64) -> f64| {
+                let tensor = open(dtype).get(shape, name).unwrap();
+                assert_eq!((tensor.dtype(), tensor.dims()), (dtype, shape), "{name}");
+                let len = u8::try_from(tensor.elem_count()).unwrap();
+                let expected: Vec<_> =
+                    fixture_values(len).map(|value| round(stored(value))).collect();
+                assert_eq!(values(&tensor), expected, "{name} as {dtype:?}");
+            };
+        let from_bf16 = |value| bf16::from_f32(value).to_f64();
+        let from_f16 = |value| f16::from_f32(value).to_f64();
+        let to_bf16 = |value| bf16::from_f64(value).to_f64();
+        check("bf16", &[4, 5], DType::BF16, from_bf16, |value| value);
+        check("bf16", &[4, 5], DType::F32, from_bf16, |value| value);
+        check("f16", &[3, 1, 2], DType::F32, from_f16, |value| value);
+        check("f16", &[3, 1, 2], DType::BF16, from_f16, to_bf16);
+        check("f32", &[2, 3], DType::F32, f64::from, |value| value);
+        check("f32", &[2, 3], DType::BF16, f64::from, to_bf16);
+        check("f64", &[7], DType::F32, f64::from, |value| value);
+        check("scalar", &[], DType::F32, f64::from, |value| value);
+        check("empty", &[0, 3], DType::F32, f64::from, |value| value);
+    }
+
+    #[test]
+    fn misaligned_tensors_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let path = write(&dir, "x.safetensors", &safetensors(&[("t", "F32", &[2], &data)], 1));
+        let vb = load_safetensors(&[path], DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(values(&vb.get(2, "t").unwrap()), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn prefixes_and_presence() {
+        let dir = tempfile::tempdir().unwrap();
+        let path =
+            write(&dir, "x.safetensors", &safetensors(&[("a.b", "BF16", &[1], &[0x80, 0x3f])], 0));
+        let vb = load_safetensors(&[path], DType::F32, &Device::Cpu).unwrap();
+        assert!(vb.pp("a").contains_tensor("b") && !vb.contains_tensor("b"));
+        assert_eq!(values(&vb.pp("a").get_unchecked("b").unwrap()), [1.0]);
+    }
+
+    #[test]
+    fn refusals_name_tensor_and_file() {
+        let check = |shape: &[usize], name: &str, expected: &str| {
+            let message = open(DType::F32).get(shape, name).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+            assert!(message.contains("from_python.safetensors"), "{message}");
+        };
+        check(&[3, 2], "f32", "tensor `f32`: expected shape [3, 2], found [2, 3]");
+        check(&[4], "ids", "tensor `ids`: dtype I64 is not supported");
+        check(&[1], "none", "tensor `none` is not in");
+    }
+}

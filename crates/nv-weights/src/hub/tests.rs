@@ -602,11 +602,7 @@ fn damage_is_noticed() {
     check("model.safetensors", |body| body.push(0), |error| matches!(error, Error::TooLong { .. }));
     check("model.safetensors", Vec::clear, |error| matches!(error, Error::Interrupted { .. }));
     check("config.json", |body| body.push(0), |error| matches!(error, Error::TooLong { .. }));
-    check(
-        "config.json",
-        |body| body.truncate(1),
-        |error| matches!(error, Error::Interrupted { .. }),
-    );
+    check("config.json", Vec::clear, |error| matches!(error, Error::Interrupted { .. }));
 }
 
 #[test]
