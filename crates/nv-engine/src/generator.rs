@@ -96,6 +96,21 @@ impl<'a> Generator<'a> {
         self.finish_reason
     }
 
+    /// What the tokens are chosen by.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Tokens in the prompt.
+    pub fn num_prompt_tokens(&self) -> usize {
+        self.num_prompt_tokens
+    }
+
+    /// Tokens, of the prompt first, that have been through the model.
+    pub fn num_computed_tokens(&self) -> usize {
+        self.num_computed_tokens
+    }
+
     /// The tokens generated so far.
     pub fn token_ids(&self) -> &[TokenId] {
         &self.token_ids[self.num_prompt_tokens..]

@@ -1,1 +1,49 @@
-fn main() {}
+//! `nv`: Qwen3 on the command line.
+//!
+//! Results go to stdout, talk to stderr. Knows nothing of how text and tokens are computed.
+
+mod args;
+mod format;
+mod generate;
+mod inspect;
+mod interrupt;
+mod model;
+mod table;
+mod threads;
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes = error.chain().skip(1);
+            say(causes.fold(format!("error: {error}"), |text, cause| {
+                format!("{text}\n  caused by: {cause}")
+            }));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes a line to stderr; nobody listening is no reason to fail.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Whether the reader of our output has seen enough.
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe)
+}

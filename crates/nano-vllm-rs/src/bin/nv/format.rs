@@ -1,0 +1,68 @@
+//! Numbers as people read them.
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A size in the largest unit of which there is at least one, to a tenth.
+pub(crate) fn bytes(num_bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if num_bytes < 1024 {
+        return format!("{num_bytes} B");
+    }
+    let (mut size, mut unit) = (num_bytes as f64 / 1024.0, 0);
+    // What rounds to 1024.0 is 1.0 of the next.
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
+/// `1 token`, `2,000 tokens`.
+pub(crate) fn plural(number: usize, one: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{} {one}{s}", grouped(number as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        let check = |number, expected| assert_eq!(grouped(number), expected);
+        check(0, "0");
+        check(999, "999");
+        check(1000, "1,000");
+        check(596_049_920, "596,049,920");
+    }
+
+    #[test]
+    fn sizes_have_the_fitting_unit() {
+        let check = |num_bytes, expected| assert_eq!(bytes(num_bytes), expected);
+        check(0, "0 B");
+        check(1023, "1023 B");
+        check(1024, "1.0 KiB");
+        check(1024 * 1024 - 1, "1.0 MiB");
+        check(1_192_099_840, "1.1 GiB");
+        check(u64::MAX, "16384.0 PiB");
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let check = |number, expected| assert_eq!(plural(number, "token"), expected);
+        check(0, "0 tokens");
+        check(1, "1 token");
+        check(1200, "1,200 tokens");
+    }
+}

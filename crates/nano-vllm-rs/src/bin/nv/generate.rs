@@ -1,0 +1,185 @@
+//! `nv generate`: a prompt in, text out as it is generated.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nano_vllm_rs::config::GenerationConfig;
+use nano_vllm_rs::engine::{FinishReason, Generator, SamplingParams, TokenId};
+use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
+
+use crate::args::GenerateArgs;
+use crate::format::plural;
+use crate::model::Model;
+use crate::{interrupt, say, threads};
+
+/// The checkpoint that runs unless another is asked for.
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
+
+/// How to run a larger one.
+const LARGER: &str =
+    r#"cargo run --release -- generate --model Qwen/Qwen3-0.6B "In the beginning""#;
+
+/// What `--max-tokens` is if neither the user nor the model says.
+const DEFAULT_MAX_TOKENS: usize = 256;
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
+    if let Some(num_threads) = args.threads {
+        threads::ensure(num_threads)?;
+    }
+    let prompt = prompt(args)?;
+    let model = open(args)?;
+    let tokenizer = model.tokenizer()?;
+    let template = if args.raw { None } else { model.chat_template()? };
+    let prompt = encode(&prompt, template.as_ref(), &tokenizer)?;
+    let params = sampling_params(args, &model.generation_config()?)?;
+
+    let mut qwen3 = model.load(args.dtype, args.device)?;
+    let generator = Generator::new(&mut qwen3, prompt, params)?;
+    let mut generator = generator.with_cancel_flag(interrupt::flag()?);
+    let times = stream(&mut generator, &tokenizer)?;
+    say(summary(&generator, &tokenizer, &times));
+    Ok(match generator.finish_reason() {
+        Some(FinishReason::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// The user's words.
+fn prompt(args: &GenerateArgs) -> Result<String> {
+    let Some(path) = &args.prompt_file else {
+        return Ok(args.prompt.clone().unwrap_or_default());
+    };
+    let mut prompt = if path == Path::new("-") {
+        io::read_to_string(io::stdin()).context("cannot read the prompt from stdin")?
+    } else {
+        fs::read_to_string(path)
+            .with_context(|| format!("cannot read the prompt from {}", path.display()))?
+    };
+    if prompt.ends_with('\n') {
+        prompt.pop();
+    }
+    if prompt.ends_with('\r') {
+        prompt.pop();
+    }
+    Ok(prompt)
+}
+
+fn open(args: &GenerateArgs) -> Result<Model> {
+    if let Some(name) = &args.model {
+        return Model::open(name, args.revision.as_deref());
+    }
+    ensure!(
+        Path::new(DEMO).is_dir(),
+        "the demo checkpoint is not at {DEMO}, where it was when nv was built: name a model with --model"
+    );
+    say(format_args!("This is the demo checkpoint, a very small model. A larger one: {LARGER}"));
+    Model::open(DEMO, None)
+}
+
+/// The tokens that the model is to go on from.
+fn encode(
+    prompt: &str,
+    template: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<TokenId>> {
+    let Some(template) = template else {
+        return Ok(tokenizer.encode(prompt, true)?);
+    };
+    let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+    let conversation = template.render(&[ChatMessage::new("user", prompt)], &options)?;
+    Ok(tokenizer.encode(&conversation, false)?)
+}
+
+/// What the user asks for, and what the model's makers recommend where the user is silent.
+fn sampling_params(args: &GenerateArgs, recommended: &GenerationConfig) -> Result<SamplingParams> {
+    for (name, value, neutral) in [
+        ("min_p", recommended.min_p, 0.0),
+        ("repetition_penalty", recommended.repetition_penalty, 1.0),
+    ] {
+        if let Some(value) = value.filter(|value| value.total_cmp(&neutral).is_ne()) {
+            say(format_args!(
+                "The model's generation_config.json recommends {name} {value}, which nv does not apply."
+            ));
+        }
+    }
+    let samples = recommended.do_sample || args.top_k.is_some() || args.top_p.is_some();
+    let temperature = if samples { recommended.temperature.unwrap_or(1.0) } else { 0.0 };
+    let max_tokens = recommended.max_new_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+    Ok(SamplingParams::default()
+        .with_temperature(args.temperature.unwrap_or(temperature))?
+        .with_top_k(args.top_k.or(recommended.top_k).unwrap_or(0))
+        .with_top_p(args.top_p.or(recommended.top_p).unwrap_or(1.0))?
+        .with_seed(args.seed.unwrap_or_else(|| RandomState::new().hash_one(())))
+        .with_max_tokens(args.max_tokens.unwrap_or(max_tokens))?
+        .with_stop_token_ids(recommended.eos_token_id.clone()))
+}
+
+/// How long the parts of a generation took.
+struct Times {
+    /// Until the first token was there.
+    prompt: Duration,
+    /// From the first token to the last.
+    generation: Duration,
+}
+
+/// Prints the text as it comes.
+fn stream(generator: &mut Generator<'_>, tokenizer: &Tokenizer) -> Result<Times> {
+    let mut out = io::stdout().lock();
+    let mut text = tokenizer.stream(true);
+    let start = Instant::now();
+    let mut first_and_last = None;
+    for token_id in generator {
+        let token_id = token_id?;
+        let now = Instant::now();
+        first_and_last = Some((first_and_last.map_or(now, |(first, _)| first), now));
+        out.write_all(text.push(token_id).as_bytes())?;
+        out.flush()?;
+    }
+    let now = Instant::now();
+    let (first, last) = first_and_last.unwrap_or((now, now));
+    writeln!(out, "{}", text.finish())?;
+    Ok(Times { prompt: first - start, generation: last - first })
+}
+
+/// What was done, at what speed, and why it ended.
+fn summary(generator: &Generator<'_>, tokenizer: &Tokenizer, times: &Times) -> String {
+    let num_prompt_tokens = generator.num_computed_tokens().min(generator.num_prompt_tokens());
+    let num_tokens = generator.token_ids().len();
+    let end = match generator.finish_reason() {
+        Some(FinishReason::Stop { token_id }) => match tokenizer.id_to_token(token_id) {
+            Some(token) => format!("ended by {token}"),
+            None => format!("ended by token {token_id}"),
+        },
+        Some(FinishReason::Length) => "cut at --max-tokens".into(),
+        Some(FinishReason::ContextFull) => "cut at the end of the model's context".into(),
+        Some(FinishReason::Cancelled) => "interrupted".into(),
+        reason => format!("{reason:?}"),
+    };
+    let mut summary = format!(
+        "prompt: {}{}; generated: {}{}; {end}",
+        plural(num_prompt_tokens, "token"),
+        speed(num_prompt_tokens, times.prompt),
+        plural(num_tokens, "token"),
+        // The first token comes with the prompt.
+        speed(num_tokens.saturating_sub(1), times.generation),
+    );
+    let params = generator.params();
+    if !params.is_greedy() {
+        let _ = write!(summary, "; --seed {}", params.seed());
+    }
+    summary
+}
+
+/// `, 12.3 tok/s`, if there is anything to tell.
+fn speed(num_tokens: usize, time: Duration) -> String {
+    if num_tokens == 0 || time.is_zero() {
+        return String::new();
+    }
+    format!(", {:.1} tok/s", num_tokens as f64 / time.as_secs_f64())
+}

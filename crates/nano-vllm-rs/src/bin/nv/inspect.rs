@@ -1,0 +1,181 @@
+//! `nv inspect`: what a model is made of, from its config and the headers of its weight files.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use nano_vllm_rs::config::{Dtype, RopeScaling};
+use nano_vllm_rs::model::Qwen3Config;
+use nano_vllm_rs::qwen3::check_tensors;
+use nano_vllm_rs::weights::Checkpoint;
+
+use crate::args::InspectArgs;
+use crate::format::{bytes, grouped, plural};
+use crate::model::Model;
+use crate::table::{Align, Table};
+
+pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
+    let Model { config, checkpoint, .. } = Model::open(&args.model, args.revision.as_deref())?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", config_table(&config))?;
+    writeln!(out, "{}", tensor_table(&checkpoint, args.all))?;
+    write!(out, "{}", memory_table(&config))?;
+    out.flush()?;
+    check_tensors(&config, &checkpoint)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The fields that shape the model, under Hugging Face's names.
+fn config_table(config: &Qwen3Config) -> Table<2> {
+    let dtype = match config.dtype {
+        Some(Dtype::BFloat16) => "bfloat16",
+        Some(Dtype::Float16) => "float16",
+        Some(Dtype::Float32) => "float32",
+        None => "not given",
+    };
+    let rope_scaling = match &config.rope_scaling {
+        Some(RopeScaling::Yarn(yarn)) => {
+            format!("yarn: {} x {}", yarn.factor, yarn.original_max_position_embeddings)
+        }
+        None => "none".into(),
+    };
+    let mut table = Table::new("config", [Align::Left, Align::Left]);
+    table.row([&"vocab_size", &config.vocab_size]);
+    table.row([&"hidden_size", &config.hidden_size]);
+    table.row([&"intermediate_size", &config.intermediate_size]);
+    table.row([&"num_hidden_layers", &config.num_hidden_layers]);
+    table.row([&"num_attention_heads", &config.num_attention_heads]);
+    table.row([&"num_key_value_heads", &config.num_key_value_heads]);
+    table.row([&"head_dim", &config.head_dim]);
+    table.row([&"attention_bias", &config.attention_bias]);
+    table.row([&"rms_norm_eps", &config.rms_norm_eps]);
+    table.row([&"rope_theta", &config.rope_theta]);
+    table.row([&"rope_scaling", &rope_scaling]);
+    table.row([&"max_position_embeddings", &config.max_position_embeddings]);
+    table.row([&"tie_word_embeddings", &config.tie_word_embeddings]);
+    table.row([&"dtype", &dtype]);
+    table.row([&"parameters", &grouped(config.num_parameters())]);
+    table
+}
+
+/// What rows of the tensor table are told apart by, in their order. Names are cut around the layer's number.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct TensorKey<'a> {
+    before: &'a str,
+    /// Only if each layer has its own row.
+    layer: Option<usize>,
+    after: &'a str,
+    dtype: String,
+    shape: &'a [usize],
+}
+
+/// The tensors of a row.
+#[derive(Default)]
+struct TensorGroup {
+    layers: Vec<usize>,
+    num_elements: u64,
+    num_bytes: u64,
+}
+
+/// Names, dtypes and shapes, a row for the same tensor of all layers, or one for each tensor if `all`.
+fn tensor_table(checkpoint: &Checkpoint, all: bool) -> Table<5> {
+    let mut groups = BTreeMap::<TensorKey<'_>, TensorGroup>::new();
+    for tensor in checkpoint.tensors() {
+        let (before, layer, after) = split_at_layer(tensor.name());
+        let dtype = format!("{:?}", tensor.dtype());
+        let key =
+            TensorKey { before, layer: layer.filter(|_| all), after, dtype, shape: tensor.shape() };
+        let group = groups.entry(key).or_default();
+        group.layers.extend(layer);
+        group.num_elements += tensor.shape().iter().map(|&size| size as u64).product::<u64>();
+        group.num_bytes += tensor.bytes().len() as u64;
+    }
+
+    let title = format!(
+        "{} in {}",
+        plural(checkpoint.tensors().len(), "tensor"),
+        plural(checkpoint.files().len(), "file"),
+    );
+    let align = [Align::Left, Align::Left, Align::Left, Align::Right, Align::Right];
+    let mut table = Table::new(title, align);
+    for (key, mut group) in groups {
+        group.layers.sort_unstable();
+        // Names are the file's: a terminal must not obey them.
+        let (before, after) = (key.before.escape_debug(), key.after.escape_debug());
+        let name = format!("{before}{}{after}", ranges(&group.layers));
+        let shape = format!("{:?}", key.shape);
+        let num_elements = grouped(group.num_elements);
+        table.row([&name, &key.dtype, &shape, &num_elements, &bytes(group.num_bytes)]);
+    }
+    table
+}
+
+/// `model.layers.7.mlp` as `model.layers.`, `7` and `.mlp`; another name as itself.
+fn split_at_layer(name: &str) -> (&str, Option<usize>, &str) {
+    let mut start = 0;
+    for part in name.split('.') {
+        let end = start + part.len();
+        match part.parse::<usize>() {
+            Ok(layer) if layer.to_string() == part => {
+                return (&name[..start], Some(layer), &name[end..]);
+            }
+            _ => start = end + 1,
+        }
+    }
+    (name, None, "")
+}
+
+/// Sorted `numbers` as a shell would take them: `3`, `{0..5}`, `{0..5,7}`; nothing for none.
+fn ranges(numbers: &[usize]) -> String {
+    let ranges: Vec<String> = numbers
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|range| match range {
+            [first, .., last] => format!("{first}..{last}"),
+            _ => range[0].to_string(),
+        })
+        .collect();
+    if numbers.len() > 1 { format!("{{{}}}", ranges.join(",")) } else { ranges.concat() }
+}
+
+/// What the model takes in either dtype.
+fn memory_table(config: &Qwen3Config) -> Table<3> {
+    let mut table = Table::new("memory", [Align::Left, Align::Right, Align::Right]);
+    table.row([&"", &"bf16", &"f32"]);
+    let weights = |num_bytes| bytes(config.num_parameters() * num_bytes);
+    table.row([&"weights", &weights(2), &weights(4)]);
+    let mut kv_cache = |num_tokens| {
+        let size =
+            |num_bytes| bytes((config.kv_cache_bytes_per_token(num_bytes) * num_tokens) as u64);
+        let name = format!("KV cache of {} tokens", grouped(num_tokens as u64));
+        table.row([&name, &size(2), &size(4)]);
+    };
+    kv_cache(1000);
+    kv_cache(config.max_position_embeddings);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_around_the_layer() {
+        let check = |name, expected| assert_eq!(split_at_layer(name), expected);
+        check("model.layers.7.mlp", ("model.layers.", Some(7), ".mlp"));
+        check("model.layers.12", ("model.layers.", Some(12), ""));
+        check("3.x.4", ("", Some(3), ".x.4"));
+        check("model.norm", ("model.norm", None, ""));
+        check("a.07.+7.b", ("a.07.+7.b", None, ""));
+        check("", ("", None, ""));
+    }
+
+    #[test]
+    fn numbers_in_a_row_are_one_range() {
+        let check = |numbers: &[usize], expected| assert_eq!(ranges(numbers), expected);
+        check(&[], "");
+        check(&[3], "3");
+        check(&[0, 1, 2], "{0..2}");
+        check(&[0, 2, 3, 9], "{0,2..3,9}");
+    }
+}

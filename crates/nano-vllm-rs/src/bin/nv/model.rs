@@ -1,0 +1,87 @@
+//! A model by its name or folder, opened as far as both commands need it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use nano_vllm_rs::config::{Dtype, GenerationConfig, load_generation_config};
+use nano_vllm_rs::model::{
+    DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, download_model, load_config,
+};
+use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
+use nano_vllm_rs::weights::Checkpoint;
+
+use crate::args::{DeviceArg, DtypeArg};
+
+/// A model whose config is read and whose weights are mapped.
+pub(crate) struct Model {
+    files: ModelFiles,
+    pub(crate) config: Qwen3Config,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+}
+
+impl Model {
+    /// Opens the model in the folder `name`, or of that name on the hub.
+    pub(crate) fn open(name: &str, revision: Option<&str>) -> Result<Self> {
+        ensure!(
+            revision.is_none() || !Path::new(name).is_dir(),
+            "--revision is for models of the hub, and {name} is a folder"
+        );
+        let files = download_model(name, revision.unwrap_or("main"))?;
+        let config = load_config(&files.config)?;
+        let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
+        Ok(Self { files, config, checkpoint })
+    }
+
+    /// What the makers of the model recommend; if they don't say, greedy with the config's end tokens.
+    pub(crate) fn generation_config(&self) -> Result<GenerationConfig> {
+        let mut generation_config = match &self.files.generation_config {
+            Some(path) => load_generation_config(path)?,
+            None => GenerationConfig::default(),
+        };
+        if generation_config.eos_token_id.is_empty() {
+            generation_config.eos_token_id.clone_from(&self.config.eos_token_id);
+        }
+        Ok(generation_config)
+    }
+
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.files.tokenizer.as_ref();
+        let path = path.context("the model has no tokenizer.json, and text needs one")?;
+        Ok(Tokenizer::from_file(path)?)
+    }
+
+    pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        let files = &self.files;
+        Ok(ChatTemplate::load(files.tokenizer_config.as_deref(), files.chat_template.as_deref())?)
+    }
+
+    /// Loads the weights.
+    pub(crate) fn load(
+        &self,
+        dtype: Option<DtypeArg>,
+        device: DeviceArg,
+    ) -> Result<Qwen3ForCausalLM> {
+        let dtype = match (dtype, self.config.dtype) {
+            (Some(DtypeArg::Bf16), _) | (None, Some(Dtype::BFloat16)) => DType::BF16,
+            // float32 holds whatever else a checkpoint is stored in.
+            (Some(DtypeArg::F32) | None, _) => DType::F32,
+        };
+        let device = open_device(device)?;
+        Ok(Qwen3ForCausalLM::from_checkpoint(&self.config, &self.checkpoint, dtype, &device)?)
+    }
+}
+
+fn open_device(device: DeviceArg) -> Result<Device> {
+    let (name, feature, is_built_in) = match device {
+        DeviceArg::Cpu => return Ok(Device::Cpu),
+        DeviceArg::Cuda => ("CUDA", "cuda", cfg!(feature = "cuda")),
+        DeviceArg::Metal => ("Metal", "metal", cfg!(feature = "metal")),
+    };
+    ensure!(is_built_in, "this nv was built without {name}: build it with `--features {feature}`");
+    let opened = match device {
+        DeviceArg::Cuda => Device::new_cuda(0),
+        _ => Device::new_metal(0),
+    };
+    opened.with_context(|| format!("cannot open the {name} device"))
+}
