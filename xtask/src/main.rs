@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use xtask::{ci, fetch, reference, synth, tidy, verify};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "The project's tasks")]
+#[command(bin_name = "cargo xtask", about = "The project's tasks")]
 struct Cli {
     #[command(subcommand)]
     task: Task,

@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The packages that may name an external crate whose job is theirs alone.
 const HOMES: &[(&str, &[&str])] = &[
-    ("anyhow", &["nano-vllm-rs", "xtask", "nv-tests", "nv-benches"]),
+    ("anyhow", &["nano-vllm-rs", "xtask"]),
     (
         "candle-core",
         &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
@@ -93,12 +93,14 @@ impl<'t> Package<'t> {
         entries(self.manifest).into_iter().filter(|entry| entry.section.ends_with("dependencies"))
     }
 
-    /// Whether one of the package's Rust files contains the name that `dependency` has in code.
+    /// Whether one of the package's Rust files has a path into `dependency`, or re-exports it.
     fn uses(&self, dependency: &str, tree: &Tree) -> bool {
         let name = dependency.replace('-', "_");
+        let forms = [format!("{name}::"), format!("use {name} as"), format!("use {name};")];
         let dir = self.manifest.path.trim_end_matches("Cargo.toml");
-        tree.with_extension("rs")
-            .any(|file| file.path.starts_with(dir) && file.text.contains(&name))
+        tree.with_extension("rs").any(|file| {
+            file.path.starts_with(dir) && forms.iter().any(|form| file.text.contains(form))
+        })
     }
 }
 
@@ -204,11 +206,10 @@ mod tests {
     use super::super::tests::assert_findings;
     use super::*;
 
-    /// A manifest of `name` with `dependencies`, one a line, from line 3 on.
+    /// A manifest of `name` with `dependencies`, one a line, from line 2 on.
     fn manifest(name: &str, dependencies: &str) -> String {
-        format!(
-            "package.name = 0\n[dependencies]\n{dependencies}\n[package]\nname = \"{name}\"\n[lints]\nworkspace = true\n"
-        )
+        let package = format!("[package]\nname = \"{name}\"\n[lints]\nworkspace = true\n");
+        format!("[dependencies]\n{dependencies}\n{package}")
     }
 
     #[test]
@@ -225,7 +226,7 @@ mod tests {
             check,
             &tree,
             &[
-                "crates/nv-config/Cargo.toml:3: `nv-config` must not depend on `nv-qwen3`: see ARCHITECTURE.md",
+                "crates/nv-config/Cargo.toml:2: `nv-config` must not depend on `nv-qwen3`: see ARCHITECTURE.md",
             ],
         );
     }
@@ -247,8 +248,8 @@ mod tests {
             + "[target.'cfg(unix)'.dev-dependencies]\nhf-hub.workspace = true\n";
         assert_findings(
             check,
-            &[("crates/nv-text/Cargo.toml", &text), ("crates/nv-text/src/lib.rs", "hf_hub")],
-            &["crates/nv-text/Cargo.toml:9: `hf-hub` is for nv-weights only"],
+            &[("crates/nv-text/Cargo.toml", &text), ("crates/nv-text/src/lib.rs", "hf_hub::Api")],
+            &["crates/nv-text/Cargo.toml:8: `hf-hub` is for nv-weights only"],
         );
     }
 
@@ -257,7 +258,10 @@ mod tests {
         let text = "[package]\nname = \"nv-text\"\n[dependencies]\nserde = \"1\"\n[dev-dependencies.half]\nversion = \"2\"\n";
         assert_findings(
             check,
-            &[("crates/nv-text/Cargo.toml", text), ("crates/nv-text/src/lib.rs", "serde half")],
+            &[
+                ("crates/nv-text/Cargo.toml", text),
+                ("crates/nv-text/src/lib.rs", "serde::de half::bf16"),
+            ],
             &[
                 "crates/nv-text/Cargo.toml:4: take `serde` from [workspace.dependencies]: `workspace = true`",
                 "crates/nv-text/Cargo.toml:5: take `half` from [workspace.dependencies]: `workspace = true`",
@@ -275,10 +279,10 @@ mod tests {
             &[
                 ("Cargo.toml", root),
                 ("crates/nv-text/Cargo.toml", &text),
-                ("crates/nv-config/src/lib.rs", "serde_json"),
+                ("crates/nv-config/src/lib.rs", "serde_json::json"),
             ],
             &[
-                "crates/nv-text/Cargo.toml:3: `serde_json` is not used; remove it",
+                "crates/nv-text/Cargo.toml:2: `serde_json` is not used; remove it",
                 "Cargo.toml:3: no crate uses `half`; remove it",
             ],
         );

@@ -26,15 +26,27 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     for file in tree.with_extension("rs") {
         findings.extend(opening(file));
         findings.extend(length(file));
-        findings.extend(lines(file));
+        for rule in [empty_name, ignored_test, unsafety] {
+            findings.extend(broken(file, file.lines(), rule));
+        }
+        findings.extend(broken(file, production(file), glob_import));
     }
-    for extension in ["json", "md", "py", "rs", "sh", "toml", "yml"] {
-        // A vocabulary holds whatever text held.
-        let files =
-            tree.with_extension(extension).filter(|file| !file.path.ends_with("tokenizer.json"));
-        findings.extend(files.flat_map(machine_paths));
+    // A vocabulary holds whatever text held.
+    for file in tree.files.iter().filter(|file| !file.path.ends_with("tokenizer.json")) {
+        findings.extend(broken(file, file.lines(), machine_path));
     }
     findings
+}
+
+/// The lines of `file` that break `rule`, which returns what is wrong with a line.
+fn broken<'f>(
+    file: &'f SourceFile,
+    lines: impl Iterator<Item = (usize, &'f str)>,
+    rule: fn(&str, &str) -> Option<String>,
+) -> impl Iterator<Item = Finding> {
+    lines.filter_map(move |(line, text)| {
+        rule(&file.path, text.trim_start()).map(|message| file.finding(line, message))
+    })
 }
 
 /// The lines before the tests: all but those of an inline `mod tests` at the end, none of a file of tests.
@@ -58,58 +70,39 @@ fn length(file: &SourceFile) -> Option<Finding> {
     (num_lines > MAX_LINES).then(|| file.finding(MAX_LINES + 1, message))
 }
 
-fn lines(file: &SourceFile) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (line, text) in file.lines() {
-        let code = text.trim_start();
-        let module =
-            code.trim_start_matches("pub(crate) ").trim_start_matches("pub ").strip_prefix("mod ");
-        if let Some(name) = module.and_then(|rest| rest.split([';', ' ', '{']).next())
-            && EMPTY_NAMES.contains(&name)
-        {
-            findings.push(file.finding(
-                line,
-                format!("`mod {name}` could hold anything: name it for what it holds"),
-            ));
-        }
-        if code.contains(IGNORED_TEST) {
-            findings.push(file.finding(line, "an ignored test tests nothing: fix it or delete it"));
-        }
-        if code.contains(UNSAFE_LINT) && !UNSAFE_FILES.contains(&&*file.path) {
-            findings.push(
-                file.finding(line, format!("unsafe code belongs in {}", UNSAFE_FILES.join(", "))),
-            );
-        }
-    }
-    for (line, text) in production(file) {
-        let import = text.trim_start().trim_start_matches("pub ");
-        if import.starts_with("use ") && import.contains("::*") {
-            findings.push(file.finding(line, "name what is imported instead of `*`"));
-        }
-    }
-    findings
+fn empty_name(_path: &str, code: &str) -> Option<String> {
+    let module = code.trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+    let name = module.strip_prefix("mod ")?.split([';', ' ', '{']).next()?;
+    EMPTY_NAMES
+        .contains(&name)
+        .then(|| format!("`mod {name}` could hold anything: name it for what it holds"))
+}
+
+fn ignored_test(_path: &str, code: &str) -> Option<String> {
+    code.contains(IGNORED_TEST)
+        .then(|| "an ignored test tests nothing: fix it or delete it".to_owned())
+}
+
+/// The workspace denies unsafe code, so a file that has some must name the lint.
+fn unsafety(path: &str, code: &str) -> Option<String> {
+    (code.contains(UNSAFE_LINT) && !UNSAFE_FILES.contains(&path))
+        .then(|| format!("unsafe code belongs in {}", UNSAFE_FILES.join(", ")))
+}
+
+fn glob_import(_path: &str, code: &str) -> Option<String> {
+    let import = code.trim_start_matches("pub ").strip_prefix("use ")?;
+    import.contains("::*").then(|| "name what is imported instead of `*`".to_owned())
 }
 
 /// Absolute paths of somebody's machine. The same folder name inside a relative path is none.
-fn machine_paths(file: &SourceFile) -> Vec<Finding> {
-    let starts_path = |text: &str, at: usize| {
+fn machine_path(_path: &str, text: &str) -> Option<String> {
+    let starts_path = |at: usize| {
         let before = text[..at].chars().next_back();
         !before.is_some_and(|c| c.is_alphanumeric() || "._-/~}".contains(c))
     };
-    let mut findings = Vec::new();
-    for (line, text) in file.lines() {
-        for path in MACHINE_PATHS {
-            if text.match_indices(path).any(|(at, _)| starts_path(text, at)) {
-                findings.push(
-                    file.finding(
-                        line,
-                        format!("`{path}` is a path of one machine: make it relative"),
-                    ),
-                );
-            }
-        }
-    }
-    findings
+    let found = |path: &&&str| text.match_indices(**path).any(|(at, _)| starts_path(at));
+    let path = MACHINE_PATHS.iter().find(found)?;
+    Some(format!("`{path}` is a path of one machine: make it relative"))
 }
 
 #[cfg(test)]
