@@ -31,7 +31,7 @@ use store::Store;
 const OPTIONAL_FILES: [&str; 4] =
     [files::GENERATION_CONFIG, files::TOKENIZER, files::TOKENIZER_CONFIG, files::CHAT_TEMPLATE];
 
-/// How often a transfer is taken up again within one download.
+/// How often something is tried before its failure counts.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// Downloads the model `model_id` at `revision` (a branch, a tag or a commit; `main` is the usual one) into
