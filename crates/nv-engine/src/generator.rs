@@ -13,7 +13,7 @@ use crate::sampler::Sampler;
 use crate::sampling_params::SamplingParams;
 
 /// Prompt tokens computed at once: bounds the memory that a long prompt takes, and the wait for a cancellation.
-const PREFILL_CHUNK: usize = 512;
+const PREFILL_CHUNK: usize = 256;
 
 /// The continuation of a prompt, as an iterator over its tokens.
 ///

@@ -29,9 +29,7 @@ const LARGER: &str =
 const DEFAULT_MAX_TOKENS: usize = 256;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
-    if let Some(num_threads) = args.threads {
-        threads::ensure(num_threads)?;
-    }
+    threads::init(args.threads)?;
     let prompt = prompt(args)?;
     let model = open(args)?;
     let tokenizer = model.tokenizer()?;
@@ -55,19 +53,15 @@ fn prompt(args: &GenerateArgs) -> Result<String> {
     let Some(path) = &args.prompt_file else {
         return Ok(args.prompt.clone().unwrap_or_default());
     };
-    let mut prompt = if path == Path::new("-") {
+    let prompt = if path == Path::new("-") {
         io::read_to_string(io::stdin()).context("cannot read the prompt from stdin")?
     } else {
         fs::read_to_string(path)
             .with_context(|| format!("cannot read the prompt from {}", path.display()))?
     };
-    if prompt.ends_with('\n') {
-        prompt.pop();
-    }
-    if prompt.ends_with('\r') {
-        prompt.pop();
-    }
-    Ok(prompt)
+    // An editor ends every file with a newline; it is no part of what was meant.
+    let meant = prompt.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+    Ok(meant.unwrap_or(&prompt).to_owned())
 }
 
 fn open(args: &GenerateArgs) -> Result<Model> {
