@@ -49,7 +49,7 @@ fn config_table(config: &Qwen3Config) -> Table<2> {
     table.row([&"num_key_value_heads", &config.num_key_value_heads]);
     table.row([&"head_dim", &config.head_dim]);
     table.row([&"attention_bias", &config.attention_bias]);
-    table.row([&"rms_norm_eps", &config.rms_norm_eps]);
+    table.row([&"rms_norm_eps", &format!("{:e}", config.rms_norm_eps)]);
     table.row([&"rope_theta", &config.rope_theta]);
     table.row([&"rope_scaling", &rope_scaling]);
     table.row([&"max_position_embeddings", &config.max_position_embeddings]);
