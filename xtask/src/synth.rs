@@ -84,7 +84,7 @@ impl Recipe {
         let part = scratch.path().join("checkpoint");
         fs::create_dir(&part)?;
 
-        fs::copy(&self.config, part.join("config.json"))?;
+        fs::write(part.join("config.json"), fs::read(&self.config)?)?;
         let shards = split(nv_qwen3::tensor_shapes(&config), self.max_shard_bytes);
         let names = file_names(shards.len());
         for (shard, name) in shards.iter().zip(&names) {
