@@ -1,0 +1,511 @@
+//! Attention over a block table, for prefill chunks, decode and mixtures.
+//!
+//! Keys are walked in tiles of fixed absolute positions with an online softmax, so that a query's bits depend on
+//! its position and its sequence's keys and values alone: not on chunking, on blocks, or on what else runs.
+//! Knows no instruction set, and nothing of who owns blocks.
+
+use half::bf16;
+
+use crate::dispatch::Kernels;
+use crate::elementwise::SoftmaxState;
+use crate::outer::{HALF, MAX_HALVES, Outer};
+use crate::panel::SharedResult;
+use crate::pool::Pool;
+
+/// Keys of one step of the online softmax.
+const KEY_TILE: usize = 64;
+
+/// Query rows (tokens × grouped heads) that walk the keys together.
+const QUERY_ROWS: usize = 32;
+
+/// Fewer elements than this are stored by the calling thread: waking others would cost more.
+const STORED_ALONE: usize = 16 * 1024;
+
+/// How a cache's blocks are shaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Tokens a block, a multiple of 8.
+    pub block_size: usize,
+    /// Key-value heads.
+    pub num_kv_heads: usize,
+    /// Elements a head, a multiple of 16.
+    pub head_dim: usize,
+}
+
+impl KvLayout {
+    /// Elements that one block's keys take, and its values likewise.
+    pub fn block_elements(&self) -> usize {
+        self.block_size * self.num_kv_heads * self.head_dim
+    }
+
+    fn head_elements(&self) -> usize {
+        self.block_size * self.head_dim
+    }
+}
+
+/// The keys and values of one layer.
+///
+/// Inside a block each head has its own region. Keys lie in groups of 8 tokens, element by element, the 8 tokens
+/// side by side, bfloat16 elements in pairs: `[8-token group][head_dim / 2][8][2]`. Values lie token by token,
+/// bfloat16 tokens in pairs: `[block_size / 2][head_dim][2]`. In f32 the pairs fall away. A block that has never
+/// been written must be zero.
+#[derive(Debug)]
+pub enum KvMut<'a> {
+    /// bfloat16 keys and values, in pairs.
+    Bf16 {
+        /// `[num_blocks, block_elements / 2]` pairs of keys.
+        k: &'a mut [u32],
+        /// `[num_blocks, block_elements / 2]` pairs of values.
+        v: &'a mut [u32],
+    },
+    /// f32 keys and values.
+    F32 {
+        /// `[num_blocks, block_elements]` keys.
+        k: &'a mut [f32],
+        /// `[num_blocks, block_elements]` values.
+        v: &'a mut [f32],
+    },
+}
+
+/// One sequence's part of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequence<'a> {
+    /// The first of its tokens in the packed batch.
+    pub first_token: usize,
+    /// Its tokens in the batch.
+    pub num_tokens: usize,
+    /// The position of the first of them.
+    pub start_pos: usize,
+    /// Its blocks in order: block `i` holds positions `i · block_size` and after.
+    pub block_table: &'a [u32],
+}
+
+impl Sequence<'_> {
+    fn kv_len(&self) -> usize {
+        self.start_pos + self.num_tokens
+    }
+}
+
+/// Puts the keys and values of a batch's new tokens into their blocks.
+///
+/// Shapes: `k` and `v` `[num_tokens, num_kv_heads, head_dim]`, packed as `sequences` say. Dtypes: f32, rounded to
+/// the cache's.
+///
+/// # Panics
+/// If a shape, a block id or the layout does not fit.
+pub fn store_kv(
+    pool: &Pool,
+    layout: &KvLayout,
+    kv: &mut KvMut<'_>,
+    sequences: &[Sequence<'_>],
+    k: &[f32],
+    v: &[f32],
+) {
+    layout.check(kv);
+    assert_eq!(k.len(), v.len());
+    match kv {
+        KvMut::Bf16 { k: keys, v: values } => {
+            store_elements::<_, 2>(pool, layout, keys, values, sequences, (k, v), store_pairs);
+        }
+        KvMut::F32 { k: keys, v: values } => {
+            store_elements::<_, 1>(pool, layout, keys, values, sequences, (k, v), store_singles);
+        }
+    }
+}
+
+/// Calls `store(slot, k, v, keys, values)` for every token and head, heads in parallel.
+fn store_elements<E: Send, const PACKED: usize>(
+    pool: &Pool,
+    layout: &KvLayout,
+    keys: &mut [E],
+    values: &mut [E],
+    sequences: &[Sequence<'_>],
+    (k, v): (&[f32], &[f32]),
+    store: impl Fn(usize, &[f32], &[f32], &mut [E], &mut [E]) + Sync,
+) {
+    let KvLayout { block_size, num_kv_heads, head_dim } = *layout;
+    let num_blocks = keys.len() / (layout.block_elements() / PACKED);
+    let keys = SharedResult::new(keys, layout.block_elements() / PACKED);
+    let values = SharedResult::new(values, layout.block_elements() / PACKED);
+    let store_head = |head: usize| {
+        let region = layout.head_elements() / PACKED;
+        let columns = head * region..(head + 1) * region;
+        // SAFETY: each head has its own columns of every block, and the pool runs a head once.
+        #[expect(unsafe_code, reason = "heads write disjoint columns")]
+        let mut keys = unsafe { keys.part(0..num_blocks, columns.clone()) };
+        // SAFETY: as above.
+        #[expect(unsafe_code, reason = "heads write disjoint columns")]
+        let mut values = unsafe { values.part(0..num_blocks, columns) };
+        for sequence in sequences {
+            for i in 0..sequence.num_tokens {
+                let position = sequence.start_pos + i;
+                let block = sequence.block_table[position / block_size] as usize;
+                let at = ((sequence.first_token + i) * num_kv_heads + head) * head_dim;
+                let (k, v) = (&k[at..at + head_dim], &v[at..at + head_dim]);
+                store(position % block_size, k, v, keys.row(block), values.row(block));
+            }
+        }
+    };
+    if k.len() < STORED_ALONE {
+        (0..num_kv_heads).for_each(store_head);
+    } else {
+        pool.run(num_kv_heads, store_head);
+    }
+}
+
+/// Stores one token of one head at `slot`.
+fn store_singles(slot: usize, k: &[f32], v: &[f32], keys: &mut [f32], values: &mut [f32]) {
+    let head_dim = k.len();
+    let keys = &mut keys[slot / HALF * HALF * head_dim..];
+    for (lanes, &k) in keys.chunks_mut(HALF).zip(k) {
+        lanes[slot % HALF] = k;
+    }
+    values[slot * head_dim..][..head_dim].copy_from_slice(v);
+}
+
+/// Stores one token of one head at `slot`.
+fn store_pairs(slot: usize, k: &[f32], v: &[f32], keys: &mut [u32], values: &mut [u32]) {
+    let head_dim = k.len();
+    let keys = &mut keys[slot / HALF * HALF * head_dim / 2..];
+    for (lanes, k) in keys.chunks_mut(HALF).zip(k.chunks(2)) {
+        lanes[slot % HALF] = pair(k[0], k[1]);
+    }
+    for (value, &v) in values[slot / 2 * head_dim..].iter_mut().zip(v) {
+        // The first of a pair clears its partner, so that what an earlier owner left cannot be a NaN there.
+        *value =
+            if slot.is_multiple_of(2) { pair(v, 0.0) } else { (*value & 0xffff) | pair(0.0, v) };
+    }
+}
+
+/// Two numbers rounded to bfloat16, the first in the lower half.
+fn pair(first: f32, second: f32) -> u32 {
+    u32::from(bf16::from_f32(first).to_bits()) | u32::from(bf16::from_f32(second).to_bits()) << 16
+}
+
+/// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included.
+///
+/// Shapes: `q` and `out` `[num_tokens, num_heads, head_dim]`. Dtypes: f32; with a bfloat16 cache `q` and the softmax
+/// weights are rounded to bfloat16 before they are multiplied. Scores are scaled by `1 / sqrt(head_dim)`.
+///
+/// # Panics
+/// If a shape, a block id or the layout does not fit.
+pub(crate) fn run(
+    kernels: &Kernels,
+    pool: &Pool,
+    layout: &KvLayout,
+    kv: &KvMut<'_>,
+    sequences: &[Sequence<'_>],
+    q: &[f32],
+    out: &mut [f32],
+) {
+    layout.check(kv);
+    assert_eq!(q.len(), out.len());
+    let num_tokens: usize = sequences.iter().map(|sequence| sequence.num_tokens).sum();
+    if num_tokens == 0 {
+        return;
+    }
+    let num_heads = q.len() / num_tokens / layout.head_dim;
+    assert_eq!(num_tokens * num_heads * layout.head_dim, q.len());
+    assert!(num_heads.is_multiple_of(layout.num_kv_heads));
+    let groups = num_heads / layout.num_kv_heads;
+
+    let pieces = pieces(layout, sequences, groups);
+    let out = SharedResult::new(out, num_heads * layout.head_dim);
+    pool.run(pieces.len(), |piece| {
+        let piece = &pieces[piece];
+        match kv {
+            KvMut::Bf16 { k, v } => {
+                attend(&Pairs { kernels, k, v }, layout, piece, groups, q, &out);
+            }
+            KvMut::F32 { k, v } => {
+                attend(&Singles { kernels, k, v }, layout, piece, groups, q, &out);
+            }
+        }
+    });
+}
+
+/// Some consecutive tokens of one sequence, for one KV head.
+struct Piece<'a> {
+    sequence: &'a Sequence<'a>,
+    /// The first token, counted from the sequence's first in this batch.
+    first: usize,
+    num_tokens: usize,
+    kv_head: usize,
+}
+
+/// All pieces of a batch, the longest walks first so that the last ones are short. No token and head is in two.
+fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -> Vec<Piece<'a>> {
+    let step = (QUERY_ROWS / groups).max(1);
+    let mut pieces = Vec::new();
+    for sequence in sequences {
+        let first = sequence.first_token;
+        assert!(
+            sequence.block_table.len() * layout.block_size >= sequence.kv_len(),
+            "token {first}: blocks are missing"
+        );
+        for first in (0..sequence.num_tokens).step_by(step) {
+            let num_tokens = step.min(sequence.num_tokens - first);
+            pieces.extend((0..layout.num_kv_heads).map(|kv_head| Piece {
+                sequence,
+                first,
+                num_tokens,
+                kv_head,
+            }));
+        }
+    }
+    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.sequence.start_pos + piece.first));
+    pieces
+}
+
+/// A cache's element type and the products over it.
+trait Cache {
+    /// What a vector lane holds: a pair of bfloat16, or an f32.
+    type Element: Copy + Default;
+    /// Numbers in an element.
+    const PACKED: usize;
+    /// Packs numbers, which are rounded.
+    fn pack(&self, numbers: &[f32], elements: &mut [Self::Element]);
+    fn keys(&self) -> &[Self::Element];
+    fn values(&self) -> &[Self::Element];
+    fn outer(&self, outer: Outer<'_, Self::Element, Self::Element>);
+    fn softmax_step(&self, scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32;
+}
+
+struct Pairs<'a> {
+    kernels: &'a Kernels,
+    k: &'a [u32],
+    v: &'a [u32],
+}
+
+struct Singles<'a> {
+    kernels: &'a Kernels,
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+impl Cache for Pairs<'_> {
+    type Element = u32;
+    const PACKED: usize = 2;
+
+    fn pack(&self, numbers: &[f32], elements: &mut [u32]) {
+        // SAFETY: `kernels` exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (self.kernels.elementwise.pack_pairs)(numbers, elements);
+        }
+    }
+
+    fn keys(&self) -> &[u32] {
+        self.k
+    }
+
+    fn values(&self) -> &[u32] {
+        self.v
+    }
+
+    fn outer(&self, outer: Outer<'_, u32, u32>) {
+        // SAFETY: `kernels` exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (self.kernels.outer_pairs)(outer);
+        }
+    }
+
+    fn softmax_step(&self, scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
+        // SAFETY: `kernels` exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (self.kernels.elementwise.softmax_step_rounded)(scores, scale, state)
+        }
+    }
+}
+
+impl Cache for Singles<'_> {
+    type Element = f32;
+    const PACKED: usize = 1;
+
+    fn pack(&self, numbers: &[f32], elements: &mut [f32]) {
+        elements.copy_from_slice(numbers);
+    }
+
+    fn keys(&self) -> &[f32] {
+        self.k
+    }
+
+    fn values(&self) -> &[f32] {
+        self.v
+    }
+
+    fn outer(&self, outer: Outer<'_, f32, f32>) {
+        // SAFETY: `kernels` exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (self.kernels.outer_f32)(outer);
+        }
+    }
+
+    fn softmax_step(&self, scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
+        // SAFETY: `kernels` exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (self.kernels.elementwise.softmax_step)(scores, scale, state)
+        }
+    }
+}
+
+/// Attends the queries of one piece.
+fn attend<C: Cache>(
+    cache: &C,
+    layout: &KvLayout,
+    piece: &Piece<'_>,
+    groups: usize,
+    q: &[f32],
+    out: &SharedResult<'_>,
+) {
+    let head_dim = layout.head_dim;
+    let num_heads = groups * layout.num_kv_heads;
+    let first_token = piece.sequence.first_token + piece.first;
+    let first_position = piece.sequence.start_pos + piece.first;
+    let num_rows = piece.num_tokens * groups;
+    // The position of a row's query: rows are tokens, then heads of the group.
+    let position = |row: usize| first_position + row / groups;
+    let kv_len = position(num_rows - 1) + 1;
+
+    let q_row = head_dim / C::PACKED;
+    let mut queries = vec![C::Element::default(); num_rows * q_row];
+    for (row, query) in queries.chunks_mut(q_row).enumerate() {
+        let head = piece.kv_head * groups + row % groups;
+        let at = ((first_token + row / groups) * num_heads + head) * head_dim;
+        cache.pack(&q[at..at + head_dim], query);
+    }
+
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let mut states = vec![SoftmaxState::EMPTY; num_rows];
+    let mut attended = vec![0.0f32; num_rows * head_dim];
+    let mut scores = vec![0.0f32; num_rows * KEY_TILE];
+    let weight_row = KEY_TILE / C::PACKED;
+    let mut weights = vec![C::Element::default(); num_rows * weight_row];
+
+    for tile in (0..kv_len).step_by(KEY_TILE) {
+        let end = kv_len.min(tile + KEY_TILE);
+
+        scores.fill(0.0);
+        for first in (tile..end).step_by(MAX_HALVES * HALF) {
+            // Groups past the end stand in for nothing: their scores are masked below.
+            let groups_of_keys: [&[C::Element]; MAX_HALVES] = std::array::from_fn(|half| {
+                let key = first + half * HALF;
+                layout.key_group(cache, piece, if key < end { key } else { first })
+            });
+            cache.outer(Outer {
+                a: &queries,
+                a_stride: q_row,
+                num_rows,
+                n: q_row,
+                b: &groups_of_keys,
+                b_stride: HALF,
+                c: &mut scores[first - tile..],
+                c_stride: KEY_TILE,
+            });
+        }
+
+        for row in 0..num_rows {
+            let scores = &mut scores[row * KEY_TILE..][..KEY_TILE];
+            let visible = (position(row) + 1).saturating_sub(tile).min(KEY_TILE);
+            scores[visible..].fill(f32::NEG_INFINITY);
+            let correction = cache.softmax_step(scores, scale, &mut states[row]);
+            if correction < 1.0 {
+                for sum in &mut attended[row * head_dim..][..head_dim] {
+                    *sum *= correction;
+                }
+            }
+            cache.pack(scores, &mut weights[row * weight_row..][..weight_row]);
+        }
+
+        let mut key = tile;
+        while key < end {
+            // The keys of one block, as far as the tile goes.
+            let block_end = end.min((key / layout.block_size + 1) * layout.block_size);
+            let values = layout.value_rows(cache, piece, key);
+            let n = (block_end - key).div_ceil(C::PACKED);
+            for lane in (0..head_dim).step_by(MAX_HALVES * HALF) {
+                let num_halves = MAX_HALVES.min((head_dim - lane) / HALF);
+                let halves: [&[C::Element]; MAX_HALVES] =
+                    std::array::from_fn(|half| &values[lane + half.min(num_halves - 1) * HALF..]);
+                cache.outer(Outer {
+                    a: &weights[(key - tile) / C::PACKED..],
+                    a_stride: weight_row,
+                    num_rows,
+                    n,
+                    b: &halves[..num_halves],
+                    b_stride: head_dim,
+                    c: &mut attended[lane..],
+                    c_stride: head_dim,
+                });
+            }
+            key = block_end;
+        }
+    }
+
+    let columns = piece.kv_head * groups * head_dim..(piece.kv_head + 1) * groups * head_dim;
+    // SAFETY: these tokens and heads are this piece's alone (`pieces`), and the pool runs a piece once.
+    #[expect(unsafe_code, reason = "pieces write disjoint parts")]
+    let mut part = unsafe { out.part(first_token..first_token + piece.num_tokens, columns) };
+    for (row, sums) in attended.chunks(head_dim).enumerate() {
+        let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = sum / states[row].total;
+        }
+    }
+}
+
+impl KvLayout {
+    /// # Panics
+    /// If the layout is not one that the kernels have, or the cache is not whole blocks.
+    fn check(&self, kv: &KvMut<'_>) {
+        assert!(
+            self.block_size > 0 && self.block_size.is_multiple_of(HALF),
+            "block_size {}",
+            self.block_size
+        );
+        assert!(
+            self.head_dim > 0 && self.head_dim.is_multiple_of(16),
+            "head_dim {}",
+            self.head_dim
+        );
+        let (k, v, block) = match kv {
+            KvMut::Bf16 { k, v } => (k.len(), v.len(), self.block_elements() / 2),
+            KvMut::F32 { k, v } => (k.len(), v.len(), self.block_elements()),
+        };
+        assert!(k == v && k.is_multiple_of(block), "{k} and {v} elements in blocks of {block}");
+    }
+
+    /// The first element of the block of `position`, for the piece's head.
+    fn region<C: Cache>(&self, piece: &Piece<'_>, position: usize) -> usize {
+        let block = piece.sequence.block_table[position / self.block_size] as usize;
+        (block * self.block_elements() + piece.kv_head * self.head_elements()) / C::PACKED
+    }
+
+    /// The keys of 8 tokens from `position`, a multiple of 8.
+    fn key_group<'c, C: Cache>(
+        &self,
+        cache: &'c C,
+        piece: &Piece<'_>,
+        position: usize,
+    ) -> &'c [C::Element] {
+        let elements = HALF * self.head_dim / C::PACKED;
+        let group = position % self.block_size / HALF;
+        &cache.keys()[self.region::<C>(piece, position) + group * elements..][..elements]
+    }
+
+    /// The values of `position`'s block from that token on.
+    fn value_rows<'c, C: Cache>(
+        &self,
+        cache: &'c C,
+        piece: &Piece<'_>,
+        position: usize,
+    ) -> &'c [C::Element] {
+        let region = self.region::<C>(piece, position);
+        let first = position % self.block_size / C::PACKED * self.head_dim;
+        &cache.values()[region + first..region + self.head_elements() / C::PACKED]
+    }
+}

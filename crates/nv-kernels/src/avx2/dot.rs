@@ -1,0 +1,85 @@
+//! Dot products of weight rows and tokens.
+#![expect(unsafe_code, reason = "loads and stores of whole arrays")]
+
+use std::arch::x86_64::{
+    __m256, _mm_add_ps, _mm_loadu_si128, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
+    _mm256_castps_pd, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_slli_epi32,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+};
+
+use half::bf16;
+
+use crate::block::{linear_block, tile};
+
+/// 8 f32.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn load_f32(x: &[f32; 8]) -> __m256 {
+    // SAFETY: `x` is 8 f32.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+/// 8 bfloat16 as the f32 that they are.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn load_widened(x: &[bf16; 8]) -> __m256 {
+    // SAFETY: `x` is 16 bytes.
+    let halves = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn mul_add(w: __m256, x: __m256, acc: __m256) -> __m256 {
+    _mm256_fmadd_ps(w, x, acc)
+}
+
+/// The sums of the lanes of four accumulators, all by the same tree:
+/// `((l0 + l2) + (l1 + l3))` in each half, then both.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+    let low = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+    let high = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+    let halves = _mm256_add_ps(low, high);
+    let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+    let mut out = [0.0; 4];
+    // SAFETY: `out` is four f32.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+    out
+}
+
+tile!(
+    tile_bf16_f32, "avx2,fma", bf16, f32, __m256, _mm256_setzero_ps(), step: 8,
+    load_widened, load_f32, mul_add
+);
+tile!(
+    tile_f32, "avx2,fma", f32, f32, __m256, _mm256_setzero_ps(), step: 8,
+    load_f32, load_f32, mul_add
+);
+
+linear_block!(
+    linear_bf16_f32, "avx2,fma", half::bf16, f32, tile_bf16_f32, reduce, _mm256_setzero_ps,
+    step: 8, tokens: 3, few: 4
+);
+linear_block!(
+    linear_f32, "avx2,fma", f32, f32, tile_f32, reduce, _mm256_setzero_ps,
+    step: 8, tokens: 3, few: 4
+);
+
+/// `steps` times 12 independent products.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn f32_products(steps: usize) -> f32 {
+    let ones = load_f32(&[1.0; 8]);
+    let mut acc = [_mm256_setzero_ps(); 12];
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = mul_add(ones, ones, *acc);
+        }
+    }
+    acc.into_iter().map(|acc| reduce([acc; 4])[0]).sum()
+}

@@ -1,0 +1,124 @@
+//! Dot products of weight rows and tokens.
+#![expect(unsafe_code, reason = "loads and stores of whole arrays")]
+
+use std::arch::x86_64::{
+    __m512, __m512bh, _mm_add_ps, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm512_add_ps,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+};
+
+use half::bf16;
+
+use crate::block::{linear_block, tile};
+
+/// 32 bfloat16 as they lie in memory.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+fn load_pairs(x: &[bf16; 32]) -> __m512bh {
+    // SAFETY: `x` is 64 bytes, and every bit pattern is a `__m512bh`.
+    unsafe { std::ptr::from_ref(x).cast::<__m512bh>().read_unaligned() }
+}
+
+/// 16 f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_f32(x: &[f32; 16]) -> __m512 {
+    // SAFETY: `x` is 16 f32.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+/// 16 bfloat16 as the f32 that they are.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_widened(x: &[bf16; 16]) -> __m512 {
+    // SAFETY: `x` is 32 bytes.
+    let halves = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn dot_pairs(w: __m512bh, x: __m512bh, acc: __m512) -> __m512 {
+    _mm512_dpbf16_ps(acc, w, x)
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn mul_add(w: __m512, x: __m512, acc: __m512) -> __m512 {
+    _mm512_fmadd_ps(w, x, acc)
+}
+
+/// The sums of the lanes of four accumulators, all by the same tree:
+/// `((l0 + l2) + (l1 + l3))` in each quarter, then quarters 0 + 2 and 1 + 3, then both.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+    let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+    let quarters = _mm512_add_ps(low, high);
+    let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(quarters)));
+    let halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), upper);
+    let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+    let mut out = [0.0; 4];
+    // SAFETY: `out` is four f32.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+    out
+}
+
+tile!(
+    tile_bf16, "avx512f,avx512bw,avx512bf16", bf16, bf16, __m512, _mm512_setzero_ps(), step: 32,
+    load_pairs, load_pairs, dot_pairs
+);
+tile!(
+    tile_bf16_f32, "avx512f", bf16, f32, __m512, _mm512_setzero_ps(), step: 16,
+    load_widened, load_f32, mul_add
+);
+tile!(
+    tile_f32, "avx512f", f32, f32, __m512, _mm512_setzero_ps(), step: 16,
+    load_f32, load_f32, mul_add
+);
+
+linear_block!(
+    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, tile_bf16, reduce, _mm512_setzero_ps,
+    step: 32, tokens: 6, few: 16
+);
+linear_block!(
+    linear_bf16_f32, "avx512f", half::bf16, f32, tile_bf16_f32, reduce, _mm512_setzero_ps,
+    step: 16, tokens: 6, few: 8
+);
+linear_block!(
+    linear_f32, "avx512f", f32, f32, tile_f32, reduce, _mm512_setzero_ps,
+    step: 16, tokens: 6, few: 8
+);
+
+/// `steps` times 24 independent products of pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) fn bf16_products(steps: usize) -> f32 {
+    let ones = load_pairs(&[bf16::ONE; 32]);
+    let mut acc = [_mm512_setzero_ps(); 24];
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = dot_pairs(ones, ones, *acc);
+        }
+    }
+    acc.into_iter().map(|acc| reduce([acc; 4])[0]).sum()
+}
+
+/// `steps` times 24 independent products.
+#[target_feature(enable = "avx512f")]
+pub(crate) fn f32_products(steps: usize) -> f32 {
+    let ones = load_f32(&[1.0; 16]);
+    let mut acc = [_mm512_setzero_ps(); 24];
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = mul_add(ones, ones, *acc);
+        }
+    }
+    acc.into_iter().map(|acc| reduce([acc; 4])[0]).sum()
+}

@@ -1,0 +1,314 @@
+//! The loops around a tile: all tokens against some weight rows, in whichever form suits their number.
+//!
+//! Every form computes an output in the same way: one vector accumulator, K in order from 0 in steps of one
+//! vector, a zero-padded last step, one fixed tree of additions across the lanes. So an output's bits depend on
+//! its weight row and its token alone.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use half::bf16;
+
+/// Weight rows of a tile that fills the registers.
+pub(crate) const ROWS: usize = 4;
+
+/// Bytes of tokens that stay in the second-level cache while the rows of a piece pass by.
+const TOKEN_BYTES: usize = 256 * 1024;
+
+/// The inputs of a linear layer as tiles read them, in order: tiles of tokens; in a tile, one step of K after
+/// another; in a step, the tile's tokens side by side. The last step is padded with zeros.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tokens<'a, E> {
+    data: &'a [E],
+    shape: TokensShape,
+}
+
+/// How tokens are laid out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TokensShape {
+    pub(crate) num_tokens: usize,
+    /// Tokens a tile; the last tile may have fewer.
+    pub(crate) tile: usize,
+    /// Elements of K a step.
+    pub(crate) step: usize,
+    /// Elements of a token, the last step's padding included.
+    pub(crate) padded_k: usize,
+}
+
+impl TokensShape {
+    pub(crate) fn new(num_tokens: usize, tile: usize, step: usize, k: usize) -> Self {
+        Self { num_tokens, tile, step, padded_k: k.next_multiple_of(step) }
+    }
+
+    pub(crate) fn num_tiles(&self) -> usize {
+        self.num_tokens.div_ceil(self.tile)
+    }
+
+    /// The tokens of a tile.
+    pub(crate) fn tokens(&self, tile: usize) -> Range<usize> {
+        tile * self.tile..self.num_tokens.min((tile + 1) * self.tile)
+    }
+
+    /// Where a tile's elements are.
+    pub(crate) fn elements(&self, tile: usize) -> Range<usize> {
+        let tokens = self.tokens(tile);
+        tokens.start * self.padded_k..tokens.end * self.padded_k
+    }
+
+    /// How many tiles to take at once, their elements being of type `E`.
+    pub(crate) fn tiles_at_once<E>(&self) -> usize {
+        (TOKEN_BYTES / (self.padded_k * self.tile * size_of::<E>())).max(1)
+    }
+}
+
+impl<'a, E> Tokens<'a, E> {
+    /// # Panics
+    /// If there are not that many elements.
+    pub(crate) fn new(data: &'a [E], shape: TokensShape) -> Self {
+        assert_eq!(data.len(), shape.num_tokens * shape.padded_k);
+        Self { data, shape }
+    }
+
+    pub(crate) fn shape(&self) -> &TokensShape {
+        &self.shape
+    }
+
+    pub(crate) fn tile(&self, tile: usize) -> &'a [E] {
+        &self.data[self.shape.elements(tile)]
+    }
+}
+
+/// A stored element, with a buffer of its type for each thread.
+pub(crate) trait Element: Copy + Default + 'static {
+    /// Calls `work` with `len` elements that start on a cache line and hold anything.
+    fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
+}
+
+macro_rules! element {
+    ($type:ty) => {
+        impl Element for $type {
+            fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R {
+                thread_local! {
+                    static BUFFER: RefCell<Vec<$type>> = const { RefCell::new(Vec::new()) };
+                }
+                BUFFER.with_borrow_mut(|buffer| work(aligned(buffer, len)))
+            }
+        }
+    };
+}
+
+element!(bf16);
+element!(f32);
+
+/// `len` elements of `buffer`, which grows as needed, from the start of a cache line.
+pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {
+    const LINE: usize = 64;
+    if buffer.len() < len + LINE / size_of::<E>() {
+        buffer.resize(len + LINE / size_of::<E>(), E::default());
+    }
+    let start = buffer.as_ptr().align_offset(LINE);
+    &mut buffer[start..start + len]
+}
+
+/// Defines `$name::<R, T>(w, tail, x)`: the accumulators of `R` rows by `T` tokens.
+///
+/// `w` and then `tail` are steps of `R` rows side by side, `x` steps of `T` tokens side by side. `$load_w` and
+/// `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`.
+macro_rules! tile {
+    (
+        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, $zero:expr, step: $step:literal,
+        $load_w:ident, $load_x:ident, $mul_add:ident
+    ) => {
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn $name<const R: usize, const T: usize>(
+            w: &[$weight],
+            tail: &[$weight],
+            x: &[$input],
+        ) -> [[$acc; T]; R] {
+            let mut acc = [[$zero; T]; R];
+            let (x, x_tail) = x.split_at(w.len() / R * T);
+            let parts = [(w, x), (tail, x_tail)];
+            for (w, x) in parts {
+                for (w, x) in w.chunks_exact(R * $step).zip(x.chunks_exact(T * $step)) {
+                    let (w, _) = w.as_chunks::<$step>();
+                    let (x, _) = x.as_chunks::<$step>();
+                    let mut xs = [$load_x(&x[0]); T];
+                    for t in 1..T {
+                        xs[t] = $load_x(&x[t]);
+                    }
+                    for r in 0..R {
+                        let w_r = $load_w(&w[r]);
+                        for t in 0..T {
+                            acc[r][t] = $mul_add(w_r, xs[t], acc[r][t]);
+                        }
+                    }
+                }
+            }
+            acc
+        }
+    };
+}
+
+/// Defines `$name`, a module with the layer `block` over `$tile` and what it wants of its inputs.
+///
+/// `$reduce` adds the lanes of four accumulators. `$tokens` tokens by four rows is the tile that fills the
+/// registers; up to `$few` tokens, weights are streamed one row at a time.
+macro_rules! linear_block {
+    (
+        $name:ident, $features:literal, $weight:ty, $input:ty, $tile:ident, $reduce:ident, $zero:ident,
+        step: $step:literal, tokens: $tokens:literal, few: $few:literal
+    ) => {
+        pub(crate) mod $name {
+            use super::{$reduce, $tile, $zero};
+            use crate::block::{Element, ROWS, Tokens};
+            use crate::panel::{Panel, PartMut};
+
+            /// Elements of K a step.
+            pub(crate) const STEP: usize = $step;
+
+            /// Tokens a tile, of so many.
+            pub(crate) fn tokens_a_tile(num_tokens: usize) -> usize {
+                let most = if num_tokens <= $few { 8 } else { $tokens };
+                num_tokens.div_ceil(num_tokens.div_ceil(most))
+            }
+
+            type Inputs<'a> = Tokens<'a, $input>;
+
+            /// `x @ wᵀ`.
+            #[target_feature(enable = $features)]
+            pub(crate) fn block(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut PartMut<'_>) {
+                match x.shape().num_tokens {
+                    1 => vector(w, x, out),
+                    2..=$few => by_row(w, x, 0, out),
+                    _ => by_four_rows(w, x, out),
+                }
+            }
+
+            /// The whole steps of a row, and its last one padded.
+            fn split_tail(row: &[$weight], padded: &mut [$weight; STEP]) -> (usize, bool) {
+                let whole = row.len() / STEP * STEP;
+                padded[..row.len() - whole].copy_from_slice(&row[whole..]);
+                (whole, whole < row.len())
+            }
+
+            /// One token: a single stream of weights, four rows' sums reduced together.
+            #[target_feature(enable = $features)]
+            fn vector(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut PartMut<'_>) {
+                let num_rows = w.num_rows();
+                let (x, out) = (x.tile(0), out.row(0));
+                for r in (0..num_rows).step_by(ROWS) {
+                    let mut four = [$zero(); ROWS];
+                    let len = num_rows.min(r + ROWS) - r;
+                    for i in 0..len {
+                        let row = w.row(r + i);
+                        let mut padded = [<$weight>::default(); STEP];
+                        let (whole, has_tail) = split_tail(row, &mut padded);
+                        let tail = if has_tail { &padded[..] } else { &[] };
+                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x);
+                        four[i] = acc;
+                    }
+                    out[r..r + len].copy_from_slice(&$reduce(four)[..len]);
+                }
+            }
+
+            /// A few tokens: a single stream of weights, each row against all tokens while it is at hand.
+            #[target_feature(enable = $features)]
+            fn by_row(w: Panel<'_, $weight>, x: Inputs<'_>, first: usize, out: &mut PartMut<'_>) {
+                for r in first..w.num_rows() {
+                    let row = w.row(r);
+                    let mut padded = [<$weight>::default(); STEP];
+                    let (whole, has_tail) = split_tail(row, &mut padded);
+                    let tail = if has_tail { &padded[..] } else { &[] };
+                    for tile in 0..x.shape().num_tiles() {
+                        let (tokens, x) = (x.shape().tokens(tile), x.tile(tile));
+                        let (w, t) = (&row[..whole], tokens.start);
+                        match tokens.len() {
+                            1 => one_row::<1>(w, tail, x, (r, t), out),
+                            2 => one_row::<2>(w, tail, x, (r, t), out),
+                            3 => one_row::<3>(w, tail, x, (r, t), out),
+                            4 => one_row::<4>(w, tail, x, (r, t), out),
+                            5 => one_row::<5>(w, tail, x, (r, t), out),
+                            6 => one_row::<6>(w, tail, x, (r, t), out),
+                            7 => one_row::<7>(w, tail, x, (r, t), out),
+                            _ => one_row::<8>(w, tail, x, (r, t), out),
+                        }
+                    }
+                }
+            }
+
+            /// Many tokens: four rows at a time, copied side by side to the first-level cache.
+            #[target_feature(enable = $features)]
+            fn by_four_rows(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut PartMut<'_>) {
+                let shape = x.shape();
+                let whole_rows = w.num_rows() / ROWS * ROWS;
+                let (num_tiles, at_once) = (shape.num_tiles(), shape.tiles_at_once::<$input>());
+                for first in (0..num_tiles).step_by(at_once) {
+                    for r in (0..whole_rows).step_by(ROWS) {
+                        <$weight>::with_buffer(ROWS * shape.padded_k, |packed| {
+                            for i in 0..ROWS {
+                                let row = w.row(r + i);
+                                let mut steps = packed[i * STEP..].chunks_mut(ROWS * STEP);
+                                for (from, to) in row.chunks(STEP).zip(&mut steps) {
+                                    to[..from.len()].copy_from_slice(from);
+                                    to[from.len()..STEP].fill(<$weight>::default());
+                                }
+                            }
+                            for tile in first..num_tiles.min(first + at_once) {
+                                let (tokens, x) = (shape.tokens(tile), x.tile(tile));
+                                let at = (r, tokens.start);
+                                match tokens.len() {
+                                    1 => four_rows::<1>(packed, x, at, out),
+                                    2 => four_rows::<2>(packed, x, at, out),
+                                    3 => four_rows::<3>(packed, x, at, out),
+                                    4 => four_rows::<4>(packed, x, at, out),
+                                    5 => four_rows::<5>(packed, x, at, out),
+                                    _ => four_rows::<6>(packed, x, at, out),
+                                }
+                            }
+                        });
+                    }
+                }
+                by_row(w, x, whole_rows, out);
+            }
+
+            /// One row by `T` tokens.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn one_row<const T: usize>(
+                w: &[$weight],
+                tail: &[$weight],
+                x: &[$input],
+                (r, t): (usize, usize),
+                out: &mut PartMut<'_>,
+            ) {
+                let [acc] = $tile::<1, T>(w, tail, x);
+                for (i, four) in acc.chunks(4).enumerate() {
+                    let mut padded = [$zero(); 4];
+                    padded[..four.len()].copy_from_slice(four);
+                    for (j, sum) in $reduce(padded).into_iter().take(four.len()).enumerate() {
+                        out.row(t + 4 * i + j)[r] = sum;
+                    }
+                }
+            }
+
+            /// Four rows by `T` tokens.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn four_rows<const T: usize>(
+                w: &[$weight],
+                x: &[$input],
+                (r, t): (usize, usize),
+                out: &mut PartMut<'_>,
+            ) {
+                let acc = $tile::<ROWS, T>(w, &[], x);
+                for i in 0..T {
+                    let sums = $reduce([acc[0][i], acc[1][i], acc[2][i], acc[3][i]]);
+                    out.row(t + i)[r..r + ROWS].copy_from_slice(&sums);
+                }
+            }
+        }
+    };
+}
+
+pub(crate) use {linear_block, tile};

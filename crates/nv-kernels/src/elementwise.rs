@@ -1,0 +1,359 @@
+//! The kernels that are plain loops in every tier: norms, rotation, activations, softmax weights.
+//!
+//! Written once and compiled once a tier, so that the compiler vectorises them with what the tier has. The loops
+//! fix the order of every sum themselves, and nothing is contracted, so all tiers give the same bits.
+#![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
+
+use half::bf16;
+
+/// Partial sums that run side by side; the lanes of the widest vector.
+const LANES: usize = 16;
+
+/// Folds the lanes in halves: 16 to 8, to 4, to 2, to 1.
+#[inline(always)]
+fn fold_lanes(mut lanes: [f32; LANES], fold: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = fold(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Sums `f` over `x`, lane by lane and then the lanes.
+#[inline(always)]
+fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (vectors, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for vector in vectors {
+        for (lane, &x) in lanes.iter_mut().zip(vector) {
+            *lane += f(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
+    }
+    fold_lanes(lanes, |a, b| a + b)
+}
+
+/// `e^x` for `x <= 0`, within 2 units in the last place of f32; below -87 it is 0.
+///
+/// `2^n · e^r` with `n` the integer nearest to `x / ln 2`; a polynomial for `e^r`, exponent bits for `2^n`.
+#[inline(always)]
+fn exp_non_positive(x: f32) -> f32 {
+    /// Adding and subtracting it rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts, the first with zeros at the end, so that `n · LN_2_HIGH` is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    // The low bits of `shifted` are n.
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN_2_HIGH) - n * LN_2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let e_r = (p * r) * r + r + 1.0;
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { e_r * power }
+}
+
+/// `1 / (1 + e^-x)`, through the exponential of a non-positive number on either side.
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    let e = exp_non_positive(-x.abs());
+    let numerator = if x < 0.0 { e } else { 1.0 };
+    numerator / (1.0 + e)
+}
+
+#[inline(always)]
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = sum(x, |x| x * x) / x.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+#[inline(always)]
+fn norm_and_rotate(
+    head: &[f32],
+    weight: &[f32],
+    eps: f32,
+    (cos, sin): (&[f32], &[f32]),
+    out: &mut [f32],
+) {
+    rms_norm(head, weight, eps, out);
+    let (first, second) = out.split_at_mut(head.len() / 2);
+    for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+#[inline(always)]
+fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    for (gate, &up) in gate.iter_mut().zip(up) {
+        *gate = *gate * sigmoid(*gate) * up;
+    }
+}
+
+/// Puts `x` into `out` in steps of `step` elements, `stride` apart, each through `convert`; the last is padded.
+#[inline(always)]
+fn arrange<E: Copy + Default>(
+    x: &[f32],
+    step: usize,
+    out: &mut [E],
+    stride: usize,
+    convert: impl Fn(f32) -> E,
+) {
+    for (x, out) in x.chunks(step).zip(out.chunks_mut(stride)) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = convert(x);
+        }
+        out[x.len()..step].fill(E::default());
+    }
+}
+
+#[inline(always)]
+fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
+    arrange(x, step, out, stride, |x| bf16::from_bits(round_bits(x)));
+}
+
+/// Rounded to bfloat16 and widened again.
+#[inline(always)]
+fn arrange_rounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    arrange(x, step, out, stride, |x| f32::from_bits(u32::from(round_bits(x)) << 16));
+}
+
+#[inline(always)]
+fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    arrange(x, step, out, stride, |x| x);
+}
+
+#[inline(always)]
+fn pack_pairs(x: &[f32], out: &mut [u32]) {
+    let (pairs, _) = x.as_chunks::<2>();
+    for (out, &[first, second]) in out.iter_mut().zip(pairs) {
+        *out = u32::from(round_bits(first)) | u32::from(round_bits(second)) << 16;
+    }
+}
+
+/// The bits of the bfloat16 nearest to `x`, ties to even; any NaN stays one.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the upper half of 32 bits")]
+fn round_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if x.is_nan() { quiet } else { nearest }) as u16
+}
+
+/// One row's step of the online softmax: scales `scores`, turns them into weights relative to the highest score so
+/// far, and adds them to `total`. Returns what everything summed before must be multiplied by.
+#[inline(always)]
+fn softmax_step<const ROUNDED: bool>(
+    scores: &mut [f32],
+    scale: f32,
+    state: &mut SoftmaxState,
+) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (vectors, rest) = scores.as_chunks_mut::<LANES>();
+    debug_assert!(rest.is_empty(), "scores come in whole tiles");
+    for vector in &mut *vectors {
+        for (lane, score) in lanes.iter_mut().zip(vector) {
+            *score *= scale;
+            *lane = if *score > *lane { *score } else { *lane };
+        }
+    }
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let highest = greater(state.highest, fold_lanes(lanes, greater));
+    // e⁰ is 1 to the bit: the branch only saves the work.
+    let correction =
+        if highest > state.highest { exp_non_positive(state.highest - highest) } else { 1.0 };
+    for vector in &mut *vectors {
+        for score in vector {
+            let weight = exp_non_positive(*score - highest);
+            *score =
+                if ROUNDED { f32::from_bits(u32::from(round_bits(weight)) << 16) } else { weight };
+        }
+    }
+    state.total = state.total * correction + sum(scores, |weight| weight);
+    state.highest = highest;
+    correction
+}
+
+/// What the online softmax remembers of a row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SoftmaxState {
+    /// The highest scaled score so far.
+    pub(crate) highest: f32,
+    /// The sum of all weights relative to it.
+    pub(crate) total: f32,
+}
+
+impl SoftmaxState {
+    pub(crate) const EMPTY: Self = Self { highest: f32::NEG_INFINITY, total: 0.0 };
+}
+
+/// One tier's compilation of the loops above. Slices that go together have the same length.
+pub(crate) struct Elementwise {
+    /// `(x, weight, eps, out)`
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// `(head, weight, eps, (cos, sin), out)`
+    pub(crate) norm_and_rotate: NormAndRotateHead,
+    /// `gate = silu(gate) * up`
+    pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
+    /// `(x, step, out, stride)`
+    pub(crate) arrange_bf16: unsafe fn(&[f32], usize, &mut [bf16], usize),
+    pub(crate) arrange_rounded: unsafe fn(&[f32], usize, &mut [f32], usize),
+    pub(crate) arrange_f32: unsafe fn(&[f32], usize, &mut [f32], usize),
+    /// Rounds to bfloat16, two to an element, the first in the lower half.
+    pub(crate) pack_pairs: unsafe fn(&[f32], &mut [u32]),
+    /// `(scores, scale, state)`
+    pub(crate) softmax_step: unsafe fn(&mut [f32], f32, &mut SoftmaxState) -> f32,
+    /// The same, with weights rounded to bfloat16 before they are summed.
+    pub(crate) softmax_step_rounded: unsafe fn(&mut [f32], f32, &mut SoftmaxState) -> f32,
+}
+
+type NormAndRotateHead = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [f32]);
+
+/// Compiles the loops with `$features` into the table `$table`.
+macro_rules! compile {
+    ($table:ident, $module:ident $(, $features:literal)?) => {
+        pub(crate) use $module::TABLE as $table;
+
+        mod $module {
+            use half::bf16;
+
+            use super::{Elementwise, SoftmaxState};
+
+            $(#[target_feature(enable = $features)])?
+            fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+                super::rms_norm(x, weight, eps, out);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn norm_and_rotate(
+                head: &[f32],
+                weight: &[f32],
+                eps: f32,
+                angles: (&[f32], &[f32]),
+                out: &mut [f32],
+            ) {
+                super::norm_and_rotate(head, weight, eps, angles, out);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn silu_mul(gate: &mut [f32], up: &[f32]) {
+                super::silu_mul(gate, up);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
+                super::arrange_bf16(x, step, out, stride);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn arrange_rounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+                super::arrange_rounded(x, step, out, stride);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+                super::arrange_f32(x, step, out, stride);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn pack_pairs(x: &[f32], out: &mut [u32]) {
+                super::pack_pairs(x, out);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn softmax_step(scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
+                super::softmax_step::<false>(scores, scale, state)
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn softmax_step_rounded(scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
+                super::softmax_step::<true>(scores, scale, state)
+            }
+
+            pub(crate) static TABLE: Elementwise = Elementwise {
+                rms_norm,
+                norm_and_rotate,
+                silu_mul,
+                arrange_bf16,
+                arrange_rounded,
+                arrange_f32,
+                pack_pairs,
+                softmax_step,
+                softmax_step_rounded,
+            };
+        }
+    };
+}
+
+compile!(SCALAR, scalar);
+#[cfg(target_arch = "x86_64")]
+compile!(AVX2, avx2, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+compile!(AVX512, avx512, "avx512f");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ulps(got: f32, want: f64) -> f64 {
+        let ulp = 2f64.powf(want.log2().floor() - 23.0);
+        (f64::from(got) - want).abs() / ulp
+    }
+
+    #[test]
+    fn the_exponential_is_within_two_units_in_the_last_place() {
+        let mut x = 0.0f32;
+        while x > -87.0 {
+            let error = ulps(exp_non_positive(x), f64::from(x).exp());
+            assert!(error <= 2.0, "e^{x}: {error} ulp");
+            x -= 0.001_37;
+        }
+        for (x, want) in [(0.0, 1.0f32), (-88.0, 0.0), (f32::NEG_INFINITY, 0.0)] {
+            assert_eq!(exp_non_positive(x).to_bits(), want.to_bits(), "e^{x}");
+        }
+        assert!(exp_non_positive(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        for bits in (0..=u32::MAX).step_by(9973) {
+            let x = f32::from_bits(bits);
+            let want = bf16::from_f32(x);
+            assert_eq!(round_bits(x), want.to_bits(), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn softmax_in_steps_is_softmax() {
+        let scores: Vec<f32> = (0..64).map(|i| ((i * 37 % 64) as f32 - 32.0) / 5.0).collect();
+        let mut state = SoftmaxState::EMPTY;
+        let mut weights = Vec::new();
+        for tile in scores.chunks(16) {
+            let mut tile = tile.to_vec();
+            let correction = softmax_step::<false>(&mut tile, 0.5, &mut state);
+            for weight in &mut weights {
+                *weight *= correction;
+            }
+            weights.extend(tile);
+        }
+        let total: f64 = scores.iter().map(|&s| f64::from(s * 0.5).exp()).sum();
+        for (&score, weight) in scores.iter().zip(weights) {
+            let want = f64::from(score * 0.5).exp() / total;
+            assert!((f64::from(weight / state.total) - want).abs() < 1e-6);
+        }
+    }
+}

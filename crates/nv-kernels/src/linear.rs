@@ -1,0 +1,250 @@
+//! Linear layers: how their rows are split into pieces, and how their input is prepared.
+//!
+//! Knows no instruction set: a tier computes a piece.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::block::{Tokens, TokensShape, aligned};
+use crate::dispatch::{Kernels, LinearKernel};
+use crate::panel::{Elements, Matrix, Panel, PartMut, SharedResult};
+use crate::pool::Pool;
+
+/// What a linear layer does with its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Rounds it once to bfloat16, as the weights are.
+    Bf16,
+    /// Takes it as it is; bfloat16 weights are widened.
+    F32,
+}
+
+/// One weight and the place of its result.
+#[derive(Debug)]
+pub struct Linear<'a> {
+    /// `[out_features, in_features]`.
+    pub weight: Matrix<'a>,
+    /// `[num_tokens, out_features]`.
+    pub out: &'a mut [f32],
+}
+
+/// Room for prepared inputs, kept between calls.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    bf16: Vec<bf16>,
+    f32: Vec<f32>,
+    /// The second half of a SwiGLU.
+    up: Vec<f32>,
+}
+
+/// Bytes of weights in a piece: small enough to share the work evenly, large enough for a steady stream.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// Inputs that one piece arranges: some microseconds of work.
+const ARRANGED_AT_ONCE: usize = 32 * 1024;
+
+/// An input as the tier multiplies it.
+#[derive(Debug, Clone, Copy)]
+enum Input<'a> {
+    Bf16(Tokens<'a, bf16>),
+    F32(Tokens<'a, f32>),
+}
+
+pub(crate) fn run(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &[f32],
+    precision: Precision,
+    scratch: &mut Scratch,
+    outputs: &mut [Linear<'_>],
+) {
+    let Some(first) = outputs.first() else { return };
+    let k = first.weight.in_features;
+    let num_tokens = num_tokens(x, k);
+    for Linear { weight, out } in outputs.iter() {
+        assert_eq!(weight.in_features, k, "weights of one region share their input");
+        assert_eq!(out.len(), num_tokens * weight.out_features());
+    }
+    if num_tokens == 0 {
+        return;
+    }
+    let x = scratch.prepare(kernels, pool, x, k, precision);
+    let pieces: Vec<(usize, Range<usize>)> = outputs
+        .iter()
+        .enumerate()
+        .flat_map(|(which, Linear { weight, .. })| pieces(*weight).map(move |rows| (which, rows)))
+        .collect();
+    let results: Vec<(Matrix<'_>, SharedResult<'_>)> = outputs
+        .iter_mut()
+        .map(|Linear { weight, out }| (*weight, SharedResult::new(out, weight.out_features())))
+        .collect();
+    pool.run(pieces.len(), |piece| {
+        let (which, rows) = &pieces[piece];
+        let (weight, out) = &results[*which];
+        // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
+        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
+        let mut part = unsafe { out.part(0..num_tokens, rows.clone()) };
+        block(kernels, *weight, rows, x, &mut part);
+    });
+}
+
+pub(crate) fn swiglu(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &[f32],
+    precision: Precision,
+    scratch: &mut Scratch,
+    (gate, up): (Matrix<'_>, Matrix<'_>),
+    out: &mut [f32],
+) {
+    let (k, size) = (gate.in_features, gate.out_features());
+    let num_tokens = num_tokens(x, k);
+    assert_eq!((up.in_features, up.out_features()), (k, size), "gate and up are of one shape");
+    assert_eq!(out.len(), num_tokens * size);
+    if num_tokens == 0 {
+        return;
+    }
+    let mut upper = std::mem::take(&mut scratch.up);
+    upper.resize(num_tokens * size, 0.0);
+    let x = scratch.prepare(kernels, pool, x, k, precision);
+    let pieces: Vec<Range<usize>> = pieces(gate).collect();
+    let (shared, shared_up) = (SharedResult::new(out, size), SharedResult::new(&mut upper, size));
+    pool.run(pieces.len(), |piece| {
+        let rows = &pieces[piece];
+        // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
+        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
+        let mut part = unsafe { shared.part(0..num_tokens, rows.clone()) };
+        // SAFETY: as above.
+        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
+        let mut part_up = unsafe { shared_up.part(0..num_tokens, rows.clone()) };
+        block(kernels, gate, rows, x, &mut part);
+        block(kernels, up, rows, x, &mut part_up);
+        for token in 0..num_tokens {
+            // SAFETY: `kernels` exists only where the machine has its tier.
+            #[expect(unsafe_code, reason = "kernels need their instruction set")]
+            unsafe {
+                (kernels.elementwise.silu_mul)(part.row(token), part_up.row(token));
+            }
+        }
+    });
+    scratch.up = upper;
+}
+
+fn num_tokens(x: &[f32], k: usize) -> usize {
+    assert!(x.len().is_multiple_of(k), "{} inputs are not rows of {k}", x.len());
+    x.len() / k
+}
+
+/// The rows of `weight` in pieces of whole groups of four; no row is in two.
+fn pieces(weight: Matrix<'_>) -> impl Iterator<Item = Range<usize>> {
+    let element_bytes = match weight.data {
+        Elements::Bf16(_) => size_of::<bf16>(),
+        Elements::F32(_) => size_of::<f32>(),
+    };
+    let step = (PIECE_BYTES / (weight.in_features * element_bytes)).max(1).next_multiple_of(4);
+    let num_rows = weight.out_features();
+    (0..num_rows).step_by(step).map(move |first| first..num_rows.min(first + step))
+}
+
+/// Computes one piece: `x @ weight[rows]ᵀ`.
+fn block(
+    kernels: &Kernels,
+    weight: Matrix<'_>,
+    rows: &Range<usize>,
+    x: Input<'_>,
+    part: &mut PartMut<'_>,
+) {
+    fn call<W: Copy, X: Copy>(
+        kernel: &LinearKernel<W, X>,
+        weight: Panel<'_, W>,
+        x: Tokens<'_, X>,
+        part: &mut PartMut<'_>,
+    ) {
+        assert_eq!(x.shape().padded_k, weight.k().next_multiple_of(kernel.step));
+        // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (kernel.block)(weight, x, part);
+        }
+    }
+    let k = weight.in_features;
+    match (weight.data, x, &kernels.linear_bf16) {
+        (Elements::Bf16(data), Input::Bf16(x), Some(kernel)) => {
+            call(kernel, Panel::new(data, k).rows(rows.clone()), x, part);
+        }
+        (Elements::Bf16(data), Input::F32(x), _) => {
+            call(&kernels.linear_bf16_f32, Panel::new(data, k).rows(rows.clone()), x, part);
+        }
+        (Elements::F32(data), Input::F32(x), _) => {
+            call(&kernels.linear_f32, Panel::new(data, k).rows(rows.clone()), x, part);
+        }
+        (_, Input::Bf16(_), _) => panic!("inputs are rounded to bf16 only for bf16 weights"),
+    }
+}
+
+impl Scratch {
+    /// `x` as `kernels` multiply it in `precision`: bfloat16 where the tier multiplies pairs of them.
+    fn prepare<'a>(
+        &'a mut self,
+        kernels: &Kernels,
+        pool: &Pool,
+        x: &[f32],
+        k: usize,
+        precision: Precision,
+    ) -> Input<'a> {
+        let num_tokens = x.len() / k;
+        let elementwise = kernels.elementwise;
+        match (precision, &kernels.linear_bf16) {
+            (Precision::Bf16, Some(kernel)) => {
+                let tile = (kernel.tokens_a_tile)(num_tokens);
+                let shape = TokensShape::new(num_tokens, tile, kernel.step, k);
+                Input::Bf16(arrange(pool, x, k, &mut self.bf16, shape, elementwise.arrange_bf16))
+            }
+            (precision, _) => {
+                // Both f32 kernels of a tier want their inputs alike.
+                let kernel = &kernels.linear_bf16_f32;
+                let tile = (kernel.tokens_a_tile)(num_tokens);
+                let shape = TokensShape::new(num_tokens, tile, kernel.step, k);
+                let arranged = match precision {
+                    Precision::Bf16 => elementwise.arrange_rounded,
+                    Precision::F32 => elementwise.arrange_f32,
+                };
+                Input::F32(arrange(pool, x, k, &mut self.f32, shape, arranged))
+            }
+        }
+    }
+}
+
+/// Lays the rows of `x` out as `shape` says, a tile at a time, each row by `kernel`.
+fn arrange<'a, E: Copy + Default + Send>(
+    pool: &Pool,
+    x: &[f32],
+    k: usize,
+    buffer: &'a mut Vec<E>,
+    shape: TokensShape,
+    kernel: unsafe fn(&[f32], usize, &mut [E], usize),
+) -> Tokens<'a, E> {
+    let len = shape.num_tokens * shape.padded_k;
+    let data = aligned(buffer, len);
+    let shared = SharedResult::new(data, len);
+    let tiles_at_once = (ARRANGED_AT_ONCE / (shape.tile * shape.padded_k)).max(1);
+    pool.run(shape.num_tiles().div_ceil(tiles_at_once), |piece| {
+        for tile in piece * tiles_at_once..shape.num_tiles().min((piece + 1) * tiles_at_once) {
+            let tokens = shape.tokens(tile);
+            // SAFETY: tiles are disjoint ranges of elements, and the pool runs a piece once.
+            #[expect(unsafe_code, reason = "pieces write disjoint columns")]
+            let mut part = unsafe { shared.part(0..1, shape.elements(tile)) };
+            let stride = tokens.len() * shape.step;
+            for (i, token) in tokens.enumerate() {
+                let row = &x[token * k..(token + 1) * k];
+                // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
+                #[expect(unsafe_code, reason = "kernels need their instruction set")]
+                unsafe {
+                    kernel(row, shape.step, &mut part.row(0)[i * shape.step..], stride);
+                }
+            }
+        }
+    });
+    Tokens::new(data, shape)
+}

@@ -1,0 +1,105 @@
+//! Products summed as outer products: the shape of attention, where scores and values come out in vectors.
+//!
+//! `c[r][lane] += Σ_i a[r][i] · b[i][lane]`, i in order, each lane its own chain. `b` is given as halves: vectors
+//! of 8 lanes that lie anywhere but advance by one stride, so that a vector may span two blocks of a paged cache.
+//! In bfloat16 an element is a pair: `a[r][2i] · b[2i][lane] + a[r][2i + 1] · b[2i + 1][lane]`.
+#![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
+
+/// Lanes of a half.
+pub(crate) const HALF: usize = 8;
+
+/// The most halves that one call takes.
+pub(crate) const MAX_HALVES: usize = 4;
+
+/// One call's operands.
+#[derive(Debug)]
+pub(crate) struct Outer<'a, A, B> {
+    /// `[num_rows, a_stride]`, of which the first `n` columns are used.
+    pub(crate) a: &'a [A],
+    pub(crate) a_stride: usize,
+    pub(crate) num_rows: usize,
+    pub(crate) n: usize,
+    /// Two or four halves: `n` steps of `b_stride`, 8 lanes a step.
+    pub(crate) b: &'a [&'a [B]],
+    pub(crate) b_stride: usize,
+    /// `[num_rows, c_stride]`, of which `8 · b.len()` columns are added to.
+    pub(crate) c: &'a mut [f32],
+    pub(crate) c_stride: usize,
+}
+
+impl<A, B> Outer<'_, A, B> {
+    /// # Panics
+    /// If an operand is shorter than its strides say.
+    pub(crate) fn check(&self) {
+        assert!(self.num_rows > 0 && self.n > 0);
+        assert!(self.a.len() >= (self.num_rows - 1) * self.a_stride + self.n);
+        assert!(matches!(self.b.len(), 2 | MAX_HALVES));
+        for half in self.b {
+            assert!(half.len() >= (self.n - 1) * self.b_stride + HALF);
+        }
+        assert!(self.c.len() >= (self.num_rows - 1) * self.c_stride + HALF * self.b.len());
+    }
+}
+
+/// The loop of every tier without bfloat16 products: `multiply_add(a, b, c)` gives a lane's next sum.
+#[inline(always)]
+fn run<A: Copy, B: Copy>(outer: Outer<'_, A, B>, multiply_add: impl Fn(A, B, f32) -> f32) {
+    outer.check();
+    for half in 0..outer.b.len() {
+        for r in 0..outer.num_rows {
+            let a = &outer.a[r * outer.a_stride..][..outer.n];
+            let c = &mut outer.c[r * outer.c_stride + half * HALF..][..HALF];
+            let mut lanes = [0.0f32; HALF];
+            lanes.copy_from_slice(c);
+            for (&a, b) in a.iter().zip(outer.b[half].chunks(outer.b_stride)) {
+                for (lane, &b) in lanes.iter_mut().zip(&b[..HALF]) {
+                    *lane = multiply_add(a, b, *lane);
+                }
+            }
+            c.copy_from_slice(&lanes);
+        }
+    }
+}
+
+/// `c + a · b`, rounded twice.
+#[inline(always)]
+fn two_roundings(a: f32, b: f32, c: f32) -> f32 {
+    c + a * b
+}
+
+/// The sum of both products of a pair: the even one first.
+#[inline(always)]
+fn pair(a: u32, b: u32, c: f32, multiply_add: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    let even = |pair: u32| f32::from_bits(pair << 16);
+    let odd = |pair: u32| f32::from_bits(pair & 0xffff_0000);
+    multiply_add(odd(a), odd(b), multiply_add(even(a), even(b), c))
+}
+
+pub(crate) fn scalar_f32(outer: Outer<'_, f32, f32>) {
+    run(outer, two_roundings);
+}
+
+pub(crate) fn scalar_pairs(outer: Outer<'_, u32, u32>) {
+    run(outer, |a, b, c| pair(a, b, c, two_roundings));
+}
+
+/// Compiles the loop with `$features`, fused multiply-add among them.
+#[cfg(target_arch = "x86_64")]
+macro_rules! fused {
+    ($f32:ident, $pairs:ident, $features:literal) => {
+        #[target_feature(enable = $features)]
+        pub(crate) fn $f32(outer: Outer<'_, f32, f32>) {
+            run(outer, |a, b, c| a.mul_add(b, c));
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn $pairs(outer: Outer<'_, u32, u32>) {
+            run(outer, |a, b, c| pair(a, b, c, |a, b, c| a.mul_add(b, c)));
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+fused!(avx2_f32, avx2_pairs, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+fused!(avx512_f32, avx512_pairs, "avx512f,fma");

@@ -1,0 +1,161 @@
+//! Row-major operands and results, with the bounds that the tiles rely on.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use half::bf16;
+
+/// Rows of `k` elements each, back to back: some weight rows, or the inputs of some tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panel<'a, E> {
+    data: &'a [E],
+    k: usize,
+}
+
+impl<'a, E: Copy> Panel<'a, E> {
+    /// # Panics
+    /// If `data` is not whole rows.
+    pub(crate) fn new(data: &'a [E], k: usize) -> Self {
+        assert!(
+            k > 0 && data.len().is_multiple_of(k),
+            "{} elements are not rows of {k}",
+            data.len()
+        );
+        Self { data, k }
+    }
+
+    /// Elements a row.
+    pub(crate) fn k(self) -> usize {
+        self.k
+    }
+
+    pub(crate) fn num_rows(self) -> usize {
+        self.data.len() / self.k
+    }
+
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        Self { data: &self.data[rows.start * self.k..rows.end * self.k], k: self.k }
+    }
+
+    pub(crate) fn row(self, row: usize) -> &'a [E] {
+        &self.data[row * self.k..(row + 1) * self.k]
+    }
+}
+
+/// Some columns of some rows of a row-major result `[num_rows, stride]`, for one thread alone.
+#[derive(Debug)]
+pub(crate) struct PartMut<'a, E = f32> {
+    /// The first of the columns in the first of the rows.
+    start: *mut E,
+    num_rows: usize,
+    num_columns: usize,
+    stride: usize,
+    _result: PhantomData<&'a mut [E]>,
+}
+
+impl<E> PartMut<'_, E> {
+    /// The part's columns of its `row`th row.
+    pub(crate) fn row(&mut self, row: usize) -> &mut [E] {
+        assert!(row < self.num_rows, "row {row} of {}", self.num_rows);
+        let start = self.start.wrapping_add(row * self.stride);
+        // SAFETY: `row < num_rows`, so these columns lie inside the part that `SharedResult::part` checked, and
+        // no one else holds it.
+        #[expect(unsafe_code, reason = "columns of a row-major result are not one slice")]
+        unsafe {
+            std::slice::from_raw_parts_mut(start, self.num_columns)
+        }
+    }
+}
+
+/// A row-major result `[num_rows, stride]` that several threads compute, each its own parts.
+#[derive(Debug)]
+pub(crate) struct SharedResult<'a, E = f32> {
+    start: *mut E,
+    num_rows: usize,
+    stride: usize,
+    _result: PhantomData<&'a mut [E]>,
+}
+
+// SAFETY: the address is only used through `part`, whose caller vouches that parts are disjoint.
+#[expect(unsafe_code, reason = "threads write disjoint parts of one result")]
+unsafe impl<E: Send> Sync for SharedResult<'_, E> {}
+
+impl<'a, E> SharedResult<'a, E> {
+    /// # Panics
+    /// If `result` is not whole rows of `stride`.
+    pub(crate) fn new(result: &'a mut [E], stride: usize) -> Self {
+        assert!(stride > 0 && result.len().is_multiple_of(stride));
+        Self {
+            num_rows: result.len() / stride,
+            start: result.as_mut_ptr(),
+            stride,
+            _result: PhantomData,
+        }
+    }
+
+    /// The given columns of the given rows, neither empty.
+    ///
+    /// # Safety
+    /// Nobody else may hold an overlapping part while the returned value lives.
+    #[expect(unsafe_code, reason = "only the caller knows that parts are disjoint")]
+    pub(crate) unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) -> PartMut<'a, E> {
+        assert!(rows.start < rows.end && rows.end <= self.num_rows);
+        assert!(columns.start < columns.end && columns.end <= self.stride);
+        PartMut {
+            // SAFETY: the first row and column exist, say the assertions.
+            start: unsafe { self.start.add(rows.start * self.stride + columns.start) },
+            num_rows: rows.len(),
+            num_columns: columns.len(),
+            stride: self.stride,
+            _result: PhantomData,
+        }
+    }
+}
+
+/// A weight matrix `[out_features, in_features]` as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    pub(crate) data: Elements<'a>,
+    pub(crate) in_features: usize,
+}
+
+/// The stored elements of a [`Matrix`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Elements<'a> {
+    Bf16(&'a [bf16]),
+    F32(&'a [f32]),
+}
+
+impl<'a> Matrix<'a> {
+    /// A bf16 matrix with rows of `in_features`.
+    ///
+    /// # Panics
+    /// If `data` is not whole rows.
+    pub fn bf16(data: &'a [bf16], in_features: usize) -> Self {
+        assert!(in_features > 0 && data.len().is_multiple_of(in_features));
+        Self { data: Elements::Bf16(data), in_features }
+    }
+
+    /// An f32 matrix with rows of `in_features`.
+    ///
+    /// # Panics
+    /// If `data` is not whole rows.
+    pub fn f32(data: &'a [f32], in_features: usize) -> Self {
+        assert!(in_features > 0 && data.len().is_multiple_of(in_features));
+        Self { data: Elements::F32(data), in_features }
+    }
+
+    /// The length of a row.
+    pub fn in_features(self) -> usize {
+        self.in_features
+    }
+
+    /// The number of rows.
+    pub fn out_features(self) -> usize {
+        let elements = match self.data {
+            Elements::Bf16(data) => data.len(),
+            Elements::F32(data) => data.len(),
+        };
+        elements / self.in_features
+    }
+}

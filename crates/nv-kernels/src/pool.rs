@@ -1,0 +1,320 @@
+//! The worker pool: parallel regions that start in about a microsecond and share a machine politely.
+//!
+//! A region is a number of pieces; whoever is free takes the next one, so that a delayed thread delays nobody
+//! else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
+//! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not.
+//! Which thread computes a piece never changes what is computed.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::hint;
+use std::num::NonZero;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
+
+use crate::error::{Error, Result};
+
+/// The most threads that a pool accepts.
+pub const MAX_THREADS: usize = 1024;
+
+/// Looks for the next region before a worker sleeps: some tens of microseconds.
+const SPINS_BEFORE_SLEEP: u32 = 4_000;
+
+/// Looks for the last worker's end before the caller lets others have its core.
+const SPINS_BEFORE_YIELD: u32 = 1_000;
+
+/// The bit of [`Shared::gate`] that says that a region is open to join; the bits below count who is inside.
+const OPEN: usize = 1 << 32;
+
+/// A fixed set of threads that run parallel regions; the calling thread is one of them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held while a region runs.
+    turn: Mutex<()>,
+}
+
+struct Shared {
+    /// [`OPEN`] and the number of workers inside the region.
+    gate: AtomicUsize,
+    /// The region's work. Written by the caller while the gate is closed and nobody is inside; read by workers
+    /// inside.
+    work: UnsafeCell<Work>,
+    /// The next piece that nobody has taken.
+    next: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    /// Workers that sleep or are about to.
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+/// A closure by its address, and how to call it.
+#[derive(Clone, Copy)]
+struct Work {
+    closure: *const (),
+    call: fn(*const (), usize),
+    pieces: usize,
+}
+
+// SAFETY: `work` is the only field that is not `Sync`. `Pool::run` writes it while `gate` is closed and empty, and
+// workers read it between joining an open gate and leaving it; both sides order through `gate`. The closure behind
+// the address is `Sync` (a bound of `Pool::run`) and outlives the region (`run` closes the gate and waits).
+#[expect(unsafe_code, reason = "a region lends a closure on the caller's stack to the workers")]
+unsafe impl Sync for Shared {}
+
+// SAFETY: as for `Sync`; the address in `work` is only followed inside a region.
+#[expect(unsafe_code, reason = "a region lends a closure on the caller's stack to the workers")]
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's among them.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] for none or more than [`MAX_THREADS`].
+    pub fn new(threads: usize) -> Result<Self> {
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(Error::Threads { found: threads, max: MAX_THREADS });
+        }
+        let shared = Arc::new(Shared {
+            gate: AtomicUsize::new(0),
+            work: UnsafeCell::new(Work { closure: std::ptr::null(), call: |_, _| (), pieces: 0 }),
+            next: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let workers = (1..threads)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.serve())
+            })
+            .collect();
+        Ok(Self { shared, workers, turn: Mutex::new(()) })
+    }
+
+    /// A thread for each physical core that the process may use.
+    pub fn default_threads() -> usize {
+        let usable = thread::available_parallelism().map_or(1, NonZero::get);
+        usable.min(num_cpus::get_physical()).clamp(1, MAX_THREADS)
+    }
+
+    /// The number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `work` once with each of `0..pieces`, on any threads and in any order, and returns when all are done.
+    ///
+    /// While another region runs (a caller on another thread, or `work` itself calling back) the pieces run on the
+    /// calling thread alone.
+    ///
+    /// # Panics
+    /// If `work` does, after every thread has left it.
+    pub fn run<F: Fn(usize) + Sync>(&self, pieces: usize, work: F) {
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) if pieces > 1 && !self.workers.is_empty() => turn,
+            // A piece of an earlier region panicked; nothing is left half-done by that.
+            Err(TryLockError::Poisoned(turn)) if pieces > 1 && !self.workers.is_empty() => {
+                turn.into_inner()
+            }
+            _ => return (0..pieces).for_each(work),
+        };
+        let shared = &*self.shared;
+        let lent = Work {
+            closure: (&raw const work).cast(),
+            call: |closure, piece| {
+                // SAFETY: `closure` is the address of `work`, an `F`, which `run` keeps until the gate is shut.
+                #[expect(unsafe_code, reason = "the closure's type was erased a few lines above")]
+                let work = unsafe { &*closure.cast::<F>() };
+                work(piece);
+            },
+            pieces,
+        };
+        // SAFETY: this thread holds `turn`, the gate is closed and nobody is inside: no one else reads or writes.
+        #[expect(unsafe_code, reason = "the slot is this thread's while the gate is shut")]
+        unsafe {
+            *shared.work.get() = lent;
+        }
+        shared.next.store(0, SeqCst);
+        shared.gate.store(OPEN, SeqCst);
+        if shared.sleepers.load(SeqCst) > 0 {
+            let _sleep = shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.wake.notify_all();
+        }
+
+        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(lent)));
+        shared.close();
+        if let Err(payload) = own {
+            panic::resume_unwind(payload);
+        }
+        assert!(!shared.panicked.swap(false, SeqCst), "a worker panicked in a parallel region");
+    }
+}
+
+impl Shared {
+    /// A worker's life.
+    fn serve(&self) {
+        while !self.stop.load(SeqCst) {
+            if !self.join() {
+                self.wait();
+                continue;
+            }
+            // SAFETY: this worker is inside an open region, so the caller does not write `work`.
+            #[expect(unsafe_code, reason = "the slot is read-only inside a region")]
+            let work = unsafe { *self.work.get() };
+            if panic::catch_unwind(AssertUnwindSafe(|| self.take_pieces(work))).is_err() {
+                self.panicked.store(true, SeqCst);
+            }
+            // Nothing is left to take: shut the gate, so that nobody joins in vain, and leave.
+            self.gate.fetch_and(!OPEN, SeqCst);
+            self.gate.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Enters the region if it is open.
+    fn join(&self) -> bool {
+        self.gate
+            .fetch_update(SeqCst, SeqCst, |gate| (gate & OPEN != 0).then_some(gate + 1))
+            .is_ok()
+    }
+
+    /// Takes pieces until none is left.
+    fn take_pieces(&self, work: Work) {
+        loop {
+            let piece = self.next.fetch_add(1, SeqCst);
+            if piece >= work.pieces {
+                break;
+            }
+            (work.call)(work.closure, piece);
+        }
+    }
+
+    /// Shuts the gate and waits for those inside.
+    fn close(&self) {
+        let mut spins = 0;
+        self.gate.fetch_and(!OPEN, SeqCst);
+        while self.gate.load(SeqCst) != 0 {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD {
+                hint::spin_loop();
+            } else {
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// Returns when there may be a region to join: soon by looking, later by sleeping.
+    fn wait(&self) {
+        let idle = || self.gate.load(SeqCst) & OPEN == 0 && !self.stop.load(SeqCst);
+        for _ in 0..SPINS_BEFORE_SLEEP {
+            if !idle() {
+                return;
+            }
+            hint::spin_loop();
+        }
+        let mut sleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, SeqCst);
+        while idle() {
+            sleep = self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        drop(self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of its pieces, so joining it cannot fail.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn every_piece_runs_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            for pieces in [0, 1, 2, 7, 100, 1000] {
+                let counts: Vec<AtomicU32> = (0..pieces).map(|_| AtomicU32::new(0)).collect();
+                pool.run(pieces, |piece| {
+                    counts[piece].fetch_add(1, SeqCst);
+                });
+                assert!(
+                    counts.iter().all(|count| count.load(SeqCst) == 1),
+                    "{threads} threads, {pieces} pieces"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_region_inside_a_region_and_callers_on_many_threads_get_their_work_done() {
+        let pool = Pool::new(3).unwrap();
+        let total = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        pool.run(5, |_| pool.run(3, |_| _ = total.fetch_add(1, SeqCst)));
+                    }
+                });
+            }
+        });
+        assert_eq!(total.load(SeqCst), 4 * 50 * 5 * 3);
+    }
+
+    #[test]
+    fn sleeping_workers_wake() {
+        let pool = Pool::new(2).unwrap();
+        for _ in 0..3 {
+            thread::sleep(std::time::Duration::from_millis(20));
+            let total = AtomicU32::new(0);
+            pool.run(64, |_| _ = total.fetch_add(1, SeqCst));
+            assert_eq!(total.load(SeqCst), 64);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_leaves_the_pool_usable() {
+        let pool = Pool::new(2).unwrap();
+        for bad in 0..8 {
+            let result = panic::catch_unwind(AssertUnwindSafe(|| {
+                pool.run(8, |piece| assert!(piece != bad, "piece {piece}"));
+            }));
+            assert!(result.is_err());
+        }
+        let total = AtomicU32::new(0);
+        pool.run(8, |_| _ = total.fetch_add(1, SeqCst));
+        assert_eq!(total.load(SeqCst), 8);
+    }
+
+    #[test]
+    fn a_senseless_number_of_threads_is_refused() {
+        assert_eq!(Pool::new(0).unwrap_err().to_string(), "threads: expected 1 to 1024, found 0");
+        assert_eq!(
+            Pool::new(10_000).unwrap_err().to_string(),
+            "threads: expected 1 to 1024, found 10000"
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! Kernels that treat each token, or each head of a token, by itself: norms, rotation, embedding lookup.
+
+use crate::dispatch::Kernels;
+use crate::panel::{Elements, Matrix, SharedResult};
+use crate::pool::Pool;
+
+/// Elements of a piece: some microseconds of work.
+const PIECE_ELEMENTS: usize = 16 * 1024;
+
+/// Calls `work(row, out)` for every row of `out`, in parallel.
+fn for_each_row(
+    pool: &Pool,
+    out: &mut [f32],
+    row_len: usize,
+    work: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let num_rows = out.len() / row_len;
+    let step = (PIECE_ELEMENTS / row_len).max(1);
+    let out = SharedResult::new(out, row_len);
+    pool.run(num_rows.div_ceil(step), |piece| {
+        let rows = piece * step..num_rows.min((piece + 1) * step);
+        // SAFETY: pieces are disjoint ranges of rows, and the pool runs a piece once.
+        #[expect(unsafe_code, reason = "pieces write disjoint rows")]
+        let mut part = unsafe { out.part(rows.clone(), 0..row_len) };
+        for row in rows.clone() {
+            work(row, part.row(row - rows.start));
+        }
+    });
+}
+
+pub(crate) fn rms_norm(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    let size = weight.len();
+    assert!(size > 0 && x.len().is_multiple_of(size) && x.len() == out.len());
+    for_each_row(pool, out, size, |row, out| {
+        let x = &x[row * size..][..size];
+        // SAFETY: `kernels` exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (kernels.elementwise.rms_norm)(x, weight, eps, out);
+        }
+    });
+}
+
+/// Norm and rotation of the heads of one kind.
+#[derive(Debug, Clone, Copy)]
+pub struct NormAndRotate<'a> {
+    /// `[head_dim]`.
+    pub weight: &'a [f32],
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// `[num_tokens, head_dim / 2]`.
+    pub cos: &'a [f32],
+    /// `[num_tokens, head_dim / 2]`.
+    pub sin: &'a [f32],
+}
+
+pub(crate) fn norm_and_rotate(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &[f32],
+    how: NormAndRotate<'_>,
+    out: &mut [f32],
+) {
+    let NormAndRotate { weight, eps, cos, sin } = how;
+    let head_dim = weight.len();
+    let half = head_dim / 2;
+    assert!(
+        half > 0 && head_dim.is_multiple_of(2) && x.len() == out.len() && cos.len() == sin.len()
+    );
+    assert!(cos.len().is_multiple_of(half));
+    let num_tokens = cos.len() / half;
+    if num_tokens == 0 {
+        assert!(x.is_empty());
+        return;
+    }
+    let token_len = x.len() / num_tokens;
+    assert!(x.len() == num_tokens * token_len && token_len.is_multiple_of(head_dim));
+    for_each_row(pool, out, token_len, |token, out| {
+        let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
+        let x = &x[token * token_len..][..token_len];
+        for (head, out) in x.chunks(head_dim).zip(out.chunks_mut(head_dim)) {
+            // SAFETY: `kernels` exists only where the machine has its tier.
+            #[expect(unsafe_code, reason = "kernels need their instruction set")]
+            unsafe {
+                (kernels.elementwise.norm_and_rotate)(head, weight, eps, (cos, sin), out);
+            }
+        }
+    });
+}
+
+pub(crate) fn add(pool: &Pool, x: &[f32], y: &[f32], out: &mut [f32]) {
+    let len = out.len();
+    assert!(x.len() == len && y.len() == len);
+    if len == 0 {
+        return;
+    }
+    let out = SharedResult::new(out, len);
+    pool.run(len.div_ceil(PIECE_ELEMENTS), |piece| {
+        let range = piece * PIECE_ELEMENTS..len.min((piece + 1) * PIECE_ELEMENTS);
+        // SAFETY: pieces are disjoint ranges, and the pool runs a piece once.
+        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
+        let mut part = unsafe { out.part(0..1, range.clone()) };
+        for ((out, x), y) in part.row(0).iter_mut().zip(&x[range.clone()]).zip(&y[range]) {
+            *out = x + y;
+        }
+    });
+}
+
+pub(crate) fn embed(pool: &Pool, table: Matrix<'_>, ids: &[u32], out: &mut [f32]) {
+    let size = table.in_features;
+    assert_eq!(out.len(), ids.len() * size);
+    for_each_row(pool, out, size, |row, out| {
+        let at = ids[row] as usize * size;
+        match table.data {
+            Elements::Bf16(table) => {
+                for (out, value) in out.iter_mut().zip(&table[at..at + size]) {
+                    *out = value.to_f32();
+                }
+            }
+            Elements::F32(table) => out.copy_from_slice(&table[at..at + size]),
+        }
+    });
+}

@@ -1,0 +1,207 @@
+//! Attention over block tables.
+
+use half::bf16;
+use nv_kernels::{Isa, Kernels, KvLayout, KvMut, Pool, Sequence, store_kv};
+use proptest::prelude::*;
+
+use crate::{tiers, values};
+
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    num_kv_heads: usize,
+    groups: usize,
+    head_dim: usize,
+    rounded: bool,
+}
+
+/// How a sequence is run: its cache's blocks, the chunks that it comes in, and the threads.
+#[derive(Debug, Clone)]
+struct Way {
+    block_size: usize,
+    /// Physical blocks are handed out backwards, with holes.
+    scattered: bool,
+    chunk: usize,
+    threads: usize,
+    /// Another sequence of this many tokens shares every call.
+    neighbour: usize,
+}
+
+/// Queries, keys and values of one sequence.
+struct Inputs {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Shape {
+    fn inputs(&self, len: usize, seed: u32) -> Inputs {
+        let kv = self.num_kv_heads * self.head_dim;
+        let mut q = values(len * kv * self.groups, seed);
+        for q in &mut q {
+            *q *= 4.0;
+        }
+        Inputs { q, k: values(len * kv, seed + 1), v: values(len * kv, seed + 2) }
+    }
+
+    fn run(&self, isa: Isa, way: &Way, len: usize) -> Vec<f32> {
+        let kernels = Kernels::for_isa(isa).unwrap();
+        let pool = Pool::new(way.threads).unwrap();
+        let layout = KvLayout {
+            block_size: way.block_size,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+        };
+        let (kv, heads) =
+            (self.num_kv_heads * self.head_dim, self.num_kv_heads * self.head_dim * self.groups);
+        let inputs = self.inputs(len, 1);
+        let other = self.inputs(way.neighbour, 100);
+        let blocks = |len: usize| u32::try_from(len.div_ceil(way.block_size)).unwrap();
+        let num_blocks = 2 * (blocks(len) + blocks(way.neighbour)) + 1;
+        let table = |first: u32, count: u32| -> Vec<u32> {
+            (first..first + count)
+                .map(|i| if way.scattered { num_blocks - 1 - 2 * i } else { i })
+                .collect()
+        };
+        let mine = table(0, blocks(len));
+        let others = table(blocks(len), blocks(way.neighbour));
+
+        let elements = num_blocks as usize * layout.block_elements();
+        let (mut k16, mut v16) = (vec![0u32; elements / 2], vec![0u32; elements / 2]);
+        let (mut k32, mut v32) = (vec![0f32; elements], vec![0f32; elements]);
+        let mut out = Vec::new();
+        for start_pos in (0..len).step_by(way.chunk) {
+            let num_tokens = way.chunk.min(len - start_pos);
+            let mut sequences =
+                vec![Sequence { first_token: 0, num_tokens, start_pos, block_table: &mine }];
+            let (mut q, mut k, mut v) = (
+                inputs.q[start_pos * heads..][..num_tokens * heads].to_vec(),
+                inputs.k[start_pos * kv..][..num_tokens * kv].to_vec(),
+                inputs.v[start_pos * kv..][..num_tokens * kv].to_vec(),
+            );
+            if way.neighbour > 0 {
+                // Computed again from its start in every call.
+                let (first_token, num_tokens) = (num_tokens, way.neighbour);
+                sequences.push(Sequence {
+                    first_token,
+                    num_tokens,
+                    start_pos: 0,
+                    block_table: &others,
+                });
+                q.extend(&other.q);
+                k.extend(&other.k);
+                v.extend(&other.v);
+            }
+            let mut kv = if self.rounded {
+                KvMut::Bf16 { k: &mut k16, v: &mut v16 }
+            } else {
+                KvMut::F32 { k: &mut k32, v: &mut v32 }
+            };
+            store_kv(&pool, &layout, &mut kv, &sequences, &k, &v);
+            let mut attended = vec![f32::NAN; q.len()];
+            kernels.attention(&pool, &layout, &kv, &sequences, &q, &mut attended);
+            out.extend(&attended[..num_tokens * heads]);
+        }
+        out
+    }
+
+    /// The definition in f64, with keys and values as the cache rounds them.
+    fn defined(&self, len: usize) -> Vec<f64> {
+        let Inputs { q, k, v } = self.inputs(len, 1);
+        let round = |x: f32| f64::from(if self.rounded { bf16::from_f32(x).to_f32() } else { x });
+        let Shape { num_kv_heads, groups, head_dim, .. } = *self;
+        let mut out = Vec::new();
+        for t in 0..len {
+            for h in 0..num_kv_heads * groups {
+                let q = &q[(t * num_kv_heads * groups + h) * head_dim..][..head_dim];
+                let at = |key: usize| (key * num_kv_heads + h / groups) * head_dim;
+                let weights: Vec<f64> = (0..=t)
+                    .map(|key| {
+                        let dot: f64 =
+                            q.iter().zip(&k[at(key)..]).map(|(&q, &k)| round(q) * round(k)).sum();
+                        (dot / (head_dim as f64).sqrt()).exp()
+                    })
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                out.extend((0..head_dim).map(|d| {
+                    (0..=t).map(|key| weights[key] * round(v[at(key) + d])).sum::<f64>() / total
+                }));
+            }
+        }
+        out
+    }
+}
+
+const PLAIN: Way = Way { block_size: 128, scattered: false, chunk: 1, threads: 1, neighbour: 0 };
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    (
+        1usize..4,
+        prop::sample::select(vec![1usize, 2, 5, 8]),
+        prop::sample::select(vec![16usize, 64, 80, 96, 128, 256]),
+        any::<bool>(),
+    )
+        .prop_map(|(num_kv_heads, groups, head_dim, rounded)| Shape {
+            num_kv_heads,
+            groups,
+            head_dim,
+            rounded,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_tier_follows_the_definition(shape in shapes(), len in 1usize..150) {
+        let want = shape.defined(len);
+        let tolerance = if shape.rounded { 0.01 } else { 1e-5 };
+        for isa in tiers() {
+            let got = shape.run(isa, &Way { chunk: len, threads: 2, block_size: 32, ..PLAIN }, len);
+            for (i, (&got, want)) in got.iter().zip(&want).enumerate() {
+                prop_assert!((f64::from(got) - want).abs() < tolerance, "{isa} {shape:?} {i}: {got} against {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tokens_bits_depend_on_its_sequence_alone(
+        shape in shapes(),
+        len in 1usize..200,
+        block_size in prop::sample::select(vec![8usize, 16, 24, 32, 64]),
+        scattered in any::<bool>(),
+        chunk in prop::sample::select(vec![1usize, 3, 7, 64, 1000]),
+        threads in prop::sample::select(vec![1usize, 2, 3, 8]),
+        neighbour in prop::sample::select(vec![0usize, 1, 33]),
+    ) {
+        let way = Way { block_size, scattered, chunk, threads, neighbour };
+        let plain = Way { block_size: 256, ..PLAIN };
+        for isa in tiers() {
+            let (got, want) = (shape.run(isa, &way, len), shape.run(isa, &plain, len));
+            prop_assert!(
+                got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{isa} {shape:?} {way:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_an_earlier_owner_left_in_a_block_is_not_seen() {
+    let shape = Shape { num_kv_heads: 1, groups: 1, head_dim: 16, rounded: true };
+    let layout = KvLayout { block_size: 8, num_kv_heads: 1, head_dim: 16 };
+    let Inputs { q, k, v } = shape.inputs(3, 1);
+    let nan = vec![f32::NAN; 8 * 16];
+    for isa in tiers() {
+        let (mut keys, mut values) = (vec![0u32; 64], vec![0u32; 64]);
+        let mut kv = KvMut::Bf16 { k: &mut keys, v: &mut values };
+        let owner =
+            |num_tokens| [Sequence { first_token: 0, num_tokens, start_pos: 0, block_table: &[0] }];
+        let (kernels, pool) = (Kernels::for_isa(isa).unwrap(), Pool::new(1).unwrap());
+        store_kv(&pool, &layout, &mut kv, &owner(8), &nan, &nan);
+        store_kv(&pool, &layout, &mut kv, &owner(3), &k, &v);
+        let mut out = vec![0.0; q.len()];
+        kernels.attention(&pool, &layout, &kv, &owner(3), &q, &mut out);
+        let clean = shape.run(isa, &Way { chunk: 3, ..PLAIN }, 3);
+        assert_eq!(out, clean, "{isa}");
+    }
+}

@@ -1,0 +1,89 @@
+//! Linear layers.
+
+use half::bf16;
+use nv_kernels::{Isa, Kernels, Linear, Matrix, Pool, Precision, Scratch};
+use proptest::prelude::*;
+
+use crate::{tiers, values};
+
+struct Case {
+    num_tokens: usize,
+    out_features: usize,
+    in_features: usize,
+    bf16_weights: bool,
+    precision: Precision,
+}
+
+impl Case {
+    fn input(&self) -> Vec<f32> {
+        values(self.num_tokens * self.in_features, 7)
+    }
+
+    fn run(&self, isa: Isa, threads: usize, x: &[f32]) -> Vec<f32> {
+        let kernels = Kernels::for_isa(isa).unwrap();
+        let w = values(self.out_features * self.in_features, 3);
+        let w_bf16: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+        let weight = if self.bf16_weights {
+            Matrix::bf16(&w_bf16, self.in_features)
+        } else {
+            Matrix::f32(&w, self.in_features)
+        };
+        let mut out = vec![f32::NAN; x.len() / self.in_features * self.out_features];
+        let pool = Pool::new(threads).unwrap();
+        let mut linear = [Linear { weight, out: &mut out }];
+        kernels.linear(&pool, x, self.precision, &mut Scratch::default(), &mut linear);
+        out
+    }
+}
+
+fn modes() -> impl Strategy<Value = (bool, Precision)> {
+    prop_oneof![
+        Just((true, Precision::Bf16)),
+        Just((true, Precision::F32)),
+        Just((false, Precision::F32)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_tier_agrees_with_the_scalar_one(
+        num_tokens in 1usize..40,
+        out_features in 1usize..70,
+        in_features in 1usize..200,
+        (bf16_weights, precision) in modes(),
+    ) {
+        let case = Case { num_tokens, out_features, in_features, bf16_weights, precision };
+        let x = case.input();
+        let expected = case.run(Isa::Scalar, 1, &x);
+        for isa in tiers() {
+            for (i, (got, want)) in case.run(isa, 2, &x).iter().zip(&expected).enumerate() {
+                prop_assert!((got - want).abs() < 1e-5 * in_features as f32, "{isa} {i}: {got} against {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tokens_bits_depend_on_the_token_alone(
+        num_tokens in 1usize..70,
+        out_features in 1usize..70,
+        in_features in 1usize..200,
+        threads in prop::sample::select(vec![1usize, 2, 3, 8]),
+        (bf16_weights, precision) in modes(),
+    ) {
+        let case = Case { num_tokens, out_features, in_features, bf16_weights, precision };
+        let x = case.input();
+        for isa in tiers() {
+            let together = case.run(isa, threads, &x);
+            for token in 0..num_tokens {
+                let alone = case.run(isa, 1, &x[token * in_features..(token + 1) * in_features]);
+                let row = &together[token * out_features..(token + 1) * out_features];
+                prop_assert!(
+                    row.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{isa}: token {token} of {num_tokens}"
+                );
+            }
+        }
+    }
+}
