@@ -31,6 +31,8 @@ const STEPS: &[Step] = &[
         "--package",
         "nv-weights",
         "--package",
+        "nv-kernels",
+        "--package",
         "nv-text",
         "--package",
         "nv-qwen3",

@@ -43,6 +43,7 @@
 
 pub use nv_config as config;
 pub use nv_engine as engine;
+pub use nv_kernels as kernels;
 pub use nv_qwen3 as qwen3;
 pub use nv_text as text;
 pub use nv_weights as weights;
@@ -52,7 +53,7 @@ pub mod model {
 
     pub use candle_core::{DType, Device, Tensor};
     pub use nv_config::{Qwen3Config, load_config};
-    pub use nv_qwen3::{Qwen3ForCausalLM, Qwen3Model};
+    pub use nv_qwen3::{Cpu, Qwen3ForCausalLM, Qwen3Model};
     pub use nv_weights::{ModelFiles, download_model, load_safetensors};
 }
 

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::linear::Linear;
 use crate::load::Weights;
 use crate::norm::Qwen3RMSNorm;
-use crate::rotary::RotaryEmbedding;
+use crate::ops::Angles;
 
 /// The attention half of a decoder layer.
 #[derive(Debug, Clone)]
@@ -58,21 +58,22 @@ impl Qwen3Attention {
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        rotary: &RotaryEmbedding,
+        angles: &Angles,
         cache: &mut dyn AttentionCache,
     ) -> Result<Tensor> {
         let num_tokens = x.dim(0)?;
         let q_heads = (num_tokens, self.num_heads, self.head_dim);
         let kv_heads = (num_tokens, self.num_kv_heads, self.head_dim);
 
-        let q = self.q_proj.forward(x)?.reshape(q_heads)?; // [num_tokens, num_heads, head_dim]
-        let k = self.k_proj.forward(x)?.reshape(kv_heads)?; // [num_tokens, num_kv_heads, head_dim]
-        let v = self.v_proj.forward(x)?.reshape(kv_heads)?; // [num_tokens, num_kv_heads, head_dim]
+        let [q, k, v] = Linear::forward_together([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
+        let q = q.reshape(q_heads)?; // [num_tokens, num_heads, head_dim]
+        let k = k.reshape(kv_heads)?; // [num_tokens, num_kv_heads, head_dim]
+        let v = v.reshape(kv_heads)?; // [num_tokens, num_kv_heads, head_dim]
 
-        let q = rotary.apply(&self.q_norm.forward(&q)?)?;
-        let k = rotary.apply(&self.k_norm.forward(&k)?)?;
+        let q = self.q_norm.forward_rotated(&q, angles)?;
+        let k = self.k_norm.forward_rotated(&k, angles)?;
 
         let attended = cache.attend(self.layer_idx, &q, &k, &v)?; // [num_tokens, num_heads * head_dim]
-        Ok(self.o_proj.forward(&attended)?)
+        self.o_proj.forward(&attended)
     }
 }

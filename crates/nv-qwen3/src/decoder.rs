@@ -11,16 +11,19 @@ use crate::error::{Error, Result};
 use crate::load::Weights;
 use crate::mlp::Qwen3MLP;
 use crate::norm::Qwen3RMSNorm;
-use crate::rotary::{Qwen3RotaryEmbedding, RotaryEmbedding};
+use crate::ops::{Angles, Ops};
+use crate::rotary::Qwen3RotaryEmbedding;
+use crate::weight::Weight;
 
 /// Qwen3 without its head and without a cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Qwen3Decoder {
-    embed_tokens: Tensor,
+    embed_tokens: Weight,
     layers: Vec<Qwen3DecoderLayer>,
     norm: Qwen3RMSNorm,
     rotary_emb: Qwen3RotaryEmbedding,
     config: Qwen3Config,
+    ops: Ops,
 }
 
 /// One layer of the decoder.
@@ -30,18 +33,20 @@ struct Qwen3DecoderLayer {
     self_attn: Qwen3Attention,
     post_attention_layernorm: Qwen3RMSNorm,
     mlp: Qwen3MLP,
+    ops: Ops,
 }
 
 impl Qwen3Decoder {
     pub(crate) fn load(config: &Qwen3Config, weights: &mut Weights) -> Self {
         Self {
-            embed_tokens: weights.take("model.embed_tokens.weight"),
+            embed_tokens: weights.take_matrix("model.embed_tokens.weight"),
             layers: (0..config.num_hidden_layers)
                 .map(|layer_idx| Qwen3DecoderLayer::load(config, weights, layer_idx))
                 .collect(),
             norm: Qwen3RMSNorm::load(weights, "model.norm", config.rms_norm_eps),
             rotary_emb: Qwen3RotaryEmbedding::new(config),
             config: config.clone(),
+            ops: weights.ops().clone(),
         }
     }
 
@@ -53,27 +58,31 @@ impl Qwen3Decoder {
         positions: &[usize],
         cache: &mut dyn AttentionCache,
     ) -> Result<Tensor> {
-        self.check(input_ids, positions)?;
-        let rotary = self.rotary_emb.at(positions, self.embed_tokens.device())?;
+        let ids = self.checked_ids(input_ids, positions)?;
+        let angles = self.rotary_emb.at(positions, self.ops.device())?;
 
-        let mut x = self.embed_tokens.index_select(input_ids, 0)?.to_dtype(DType::F32)?; // [num_tokens, hidden_size]
+        let mut x = self.ops.embed(&self.embed_tokens, &ids)?; // [num_tokens, hidden_size]
         for layer in &self.layers {
-            x = layer.forward(&x, &rotary, cache)?;
+            x = layer.forward(&x, &angles, cache)?;
         }
-        Ok(self.norm.forward(&x)?)
+        self.norm.forward(&x)
     }
 
     pub(crate) fn config(&self) -> &Qwen3Config {
         &self.config
     }
 
+    pub(crate) fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
     /// `[vocab_size, hidden_size]`: also the `lm_head` of a tied model.
-    pub(crate) fn embed_tokens(&self) -> &Tensor {
+    pub(crate) fn embed_tokens(&self) -> &Weight {
         &self.embed_tokens
     }
 
-    /// Every id in the vocabulary, every position within the context, one position an id.
-    fn check(&self, input_ids: &Tensor, positions: &[usize]) -> Result<()> {
+    /// The ids, all in the vocabulary, one position each, all within the context.
+    fn checked_ids(&self, input_ids: &Tensor, positions: &[usize]) -> Result<Vec<u32>> {
         let is_ids = matches!(input_ids.dtype(), DType::U32 | DType::I64);
         if !is_ids || input_ids.rank() != 1 || input_ids.elem_count() == 0 {
             let (expected, shape) = ("[num_tokens]", input_ids.dims().to_vec());
@@ -86,18 +95,17 @@ impl Qwen3Decoder {
                 found: vec![positions.len()],
             });
         }
-        let vocab_size = self.config.vocab_size;
-        for id in input_ids.to_dtype(DType::I64)?.to_vec1::<i64>()? {
-            if usize::try_from(id).map_or(true, |id| id >= vocab_size) {
-                return Err(Error::TokenId { id, vocab_size });
-            }
-        }
-        let max_position_embeddings = self.config.max_position_embeddings;
+        let (max_position_embeddings, vocab_size) =
+            (self.config.max_position_embeddings, self.config.vocab_size);
         let length = positions.iter().max().map_or(0, |last| last + 1);
         if length > max_position_embeddings {
             return Err(Error::ContextLength { length, max_position_embeddings });
         }
-        Ok(())
+        let in_vocabulary = |id: i64| match u32::try_from(id) {
+            Ok(valid) if (valid as usize) < vocab_size => Ok(valid),
+            _ => Err(Error::TokenId { id, vocab_size }),
+        };
+        input_ids.to_dtype(DType::I64)?.to_vec1()?.into_iter().map(in_vocabulary).collect()
     }
 }
 
@@ -119,6 +127,7 @@ impl Qwen3DecoderLayer {
                 eps,
             ),
             mlp: Qwen3MLP::load(weights, &format!("{name}.mlp")),
+            ops: weights.ops().clone(),
         }
     }
 
@@ -126,11 +135,12 @@ impl Qwen3DecoderLayer {
     fn forward(
         &self,
         x: &Tensor,
-        rotary: &RotaryEmbedding,
+        angles: &Angles,
         cache: &mut dyn AttentionCache,
     ) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?)?;
-        let x = (&x + self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?)?;
-        Ok(x)
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, cache)?;
+        let x = self.ops.add(x, &attended)?;
+        let activated = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        self.ops.add(&x, &activated)
     }
 }

@@ -83,6 +83,12 @@ pub enum Error {
         /// The shape that was found.
         found: Vec<usize>,
     },
+    /// The CPU kernels cannot be set up as asked.
+    #[error(transparent)]
+    Kernels(#[from] nv_kernels::Error),
+    /// A tensor of the checkpoint can't be read.
+    #[error(transparent)]
+    Weights(#[from] nv_weights::Error),
     /// A tensor operation failed on its device.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

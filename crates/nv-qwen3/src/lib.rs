@@ -22,8 +22,10 @@ mod model;
 mod norm;
 mod ops;
 mod rotary;
+mod weight;
 
 pub use cache::AttentionCache;
 pub use error::{Error, Misshapen, Result, TensorReport};
 pub use load::{check_tensors, tensor_shapes};
 pub use model::{Qwen3ForCausalLM, Qwen3Model};
+pub use ops::Cpu;

@@ -3,6 +3,7 @@
 //! Knows names and shapes; knows nothing of what the graph computes with them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
@@ -10,6 +11,8 @@ use nv_config::Qwen3Config;
 use nv_weights::Checkpoint;
 
 use crate::error::{Error, Misshapen, Result, TensorReport};
+use crate::ops::Ops;
+use crate::weight::Weight;
 
 /// The tensors that a checkpoint of `config` holds, with their shapes, in the order of the graph.
 ///
@@ -87,22 +90,28 @@ fn is_redundant(config: &Qwen3Config, name: &str) -> bool {
         || name.ends_with(".rotary_emb.inv_freq")
 }
 
-/// The tensors of one model, all present and well-shaped, taken by name while the graph is built.
+/// The weights of one model, all present and well-shaped, taken by name while the graph is built.
 pub(crate) struct Weights {
-    tensors: BTreeMap<String, Tensor>,
+    /// Linear weights and the embedding.
+    matrices: BTreeMap<String, Weight>,
+    /// Norm weights and biases, in float32.
+    vectors: BTreeMap<String, Tensor>,
+    ops: Ops,
 }
 
 impl Weights {
-    /// Loads every tensor that `config` implies from `vb`: norm weights in f32, all others in the
-    /// builder's dtype.
+    /// Loads every tensor that `config` implies from `vb`, matrices in its dtype.
     ///
-    /// A `VarBuilder` cannot list its names, so here unexpected tensors are looked for where a
-    /// wrong config would leave them: biases, and one more layer.
+    /// A `VarBuilder` cannot list its names, so here unexpected tensors are looked for where a wrong config would
+    /// leave them: biases, and one more layer.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with every missing, misshapen and unexpected tensor; [`Error::Candle`] if one
-    /// can't be read.
-    pub(crate) fn load(config: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Self> {
+    /// [`Error::Tensors`] with every missing, misshapen and unexpected tensor; [`Error::Candle`] if one can't be read.
+    pub(crate) fn from_var_builder(
+        config: &Qwen3Config,
+        vb: &VarBuilder<'_>,
+        ops: Ops,
+    ) -> Result<Self> {
         let expected = tensor_shapes(config);
         let mut report = TensorReport {
             unexpected: stray_names(config, &expected)
@@ -111,16 +120,15 @@ impl Weights {
                 .collect(),
             ..TensorReport::default()
         };
-        let mut tensors = BTreeMap::new();
+        let mut weights = Self::empty(ops);
         for (name, shape) in expected {
             if !vb.contains_tensor(&name) {
                 report.missing.push(name);
                 continue;
             }
-            let dtype = if name.ends_with("norm.weight") { DType::F32 } else { vb.dtype() };
-            let tensor = vb.get_unchecked_dtype(&name, dtype)?;
+            let tensor = vb.get_unchecked_dtype(&name, dtype_of(&shape, vb.dtype()))?;
             if tensor.dims() == shape {
-                tensors.insert(name, tensor);
+                weights.insert(name, tensor);
             } else {
                 report.misshapen.push(Misshapen {
                     name,
@@ -129,20 +137,75 @@ impl Weights {
                 });
             }
         }
-        if report.is_empty() { Ok(Self { tensors }) } else { Err(Error::Tensors(report)) }
+        if report.is_empty() { Ok(weights) } else { Err(Error::Tensors(report)) }
     }
 
-    /// Takes the tensor `name`, which [`tensor_shapes`] lists.
-    pub(crate) fn take(&mut self, name: &str) -> Tensor {
-        self.take_optional(name).unwrap_or_else(|| {
-            panic!("the graph asked for `{name}`, which tensor_shapes does not list")
-        })
+    /// Takes every tensor that `config` implies from `checkpoint`. Where kernels compute, bfloat16 matrices stay where
+    /// they are; all others are copied, in `dtype`.
+    ///
+    /// # Errors
+    /// As [`check_tensors`]; [`Error::Candle`] if a tensor can't be read.
+    pub(crate) fn from_checkpoint(
+        config: &Qwen3Config,
+        checkpoint: &Arc<Checkpoint>,
+        dtype: DType,
+        ops: Ops,
+    ) -> Result<Self> {
+        check_tensors(config, checkpoint)?;
+        let vb = checkpoint.var_builder(dtype, ops.device());
+        let mut weights = Self::empty(ops);
+        for (name, shape) in tensor_shapes(config) {
+            if let (Ops::Kernels(..), [_, _]) = (&weights.ops, shape.as_slice())
+                && let Some(mapped) = Weight::mapped(checkpoint.shared_tensor(&name)?)
+            {
+                weights.matrices.insert(name, mapped);
+                continue;
+            }
+            let tensor = vb.get_unchecked_dtype(&name, dtype_of(&shape, dtype))?;
+            weights.insert(name, tensor);
+        }
+        Ok(weights)
     }
 
-    /// Takes the tensor `name` if [`tensor_shapes`] lists it for this config.
-    pub(crate) fn take_optional(&mut self, name: &str) -> Option<Tensor> {
-        self.tensors.remove(name)
+    fn empty(ops: Ops) -> Self {
+        Self { matrices: BTreeMap::new(), vectors: BTreeMap::new(), ops }
     }
+
+    fn insert(&mut self, name: String, tensor: Tensor) {
+        if tensor.rank() == 2 {
+            self.matrices.insert(name, Weight::Tensor(tensor));
+        } else {
+            self.vectors.insert(name, tensor);
+        }
+    }
+
+    /// Where and how the model computes.
+    pub(crate) fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
+    /// Takes the matrix `name`, which [`tensor_shapes`] lists.
+    pub(crate) fn take_matrix(&mut self, name: &str) -> Weight {
+        self.matrices
+            .remove(name)
+            .unwrap_or_else(|| panic!("the graph asks for `{name}`, which no config implies"))
+    }
+
+    /// Takes the vector `name`, which [`tensor_shapes`] lists.
+    pub(crate) fn take_vector(&mut self, name: &str) -> Tensor {
+        self.take_optional_vector(name)
+            .unwrap_or_else(|| panic!("the graph asks for `{name}`, which no config implies"))
+    }
+
+    /// Takes the vector `name` if [`tensor_shapes`] lists it for this config.
+    pub(crate) fn take_optional_vector(&mut self, name: &str) -> Option<Tensor> {
+        self.vectors.remove(name)
+    }
+}
+
+/// What a tensor is loaded as in a model that computes in `dtype`: norm weights and biases act on float32 values.
+fn dtype_of(shape: &[usize], dtype: DType) -> DType {
+    if shape.len() == 2 { dtype } else { DType::F32 }
 }
 
 /// Names that a Qwen3 checkpoint of a neighbouring config would hold, less the `expected` ones.
@@ -185,7 +248,7 @@ mod tests {
             .map(|(name, shape)| (name, Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()))
             .collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        match Weights::load(&config(""), &vb) {
+        match Weights::from_var_builder(&config(""), &vb, Ops::Candle(Device::Cpu)) {
             Ok(_) => TensorReport::default(),
             Err(Error::Tensors(report)) => report,
             Err(other) => panic!("{other}"),

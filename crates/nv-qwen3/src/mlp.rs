@@ -1,7 +1,8 @@
 //! `Qwen3MLP`: the gated feed-forward half of a decoder layer.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
+use crate::error::Result;
 use crate::linear::Linear;
 use crate::load::Weights;
 
@@ -25,8 +26,7 @@ impl Qwen3MLP {
 
     /// Shapes: `x` `[num_tokens, hidden_size]`; returns the same.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.gate_proj.forward(x)?.silu()?; // [num_tokens, intermediate_size]
-        let up = self.up_proj.forward(x)?; // [num_tokens, intermediate_size]
-        self.down_proj.forward(&(gate * up)?)
+        let activated = Linear::swiglu(&self.gate_proj, &self.up_proj, x)?; // [num_tokens, intermediate_size]
+        self.down_proj.forward(&activated)
     }
 }

@@ -8,7 +8,7 @@ use std::f64::consts::PI;
 use candle_core::{Device, Result, Tensor};
 use nv_config::{Qwen3Config, RopeScaling};
 
-use crate::ops;
+use crate::ops::Angles;
 
 /// The rotation frequencies of a model.
 #[derive(Debug, Clone)]
@@ -17,13 +17,6 @@ pub(crate) struct Qwen3RotaryEmbedding {
     inv_freq: Vec<f64>,
     /// YaRN's temperature, folded into both cosine and sine.
     attention_scaling: f64,
-}
-
-/// Cosines and sines for one batch of tokens, shared by all layers.
-#[derive(Debug)]
-pub(crate) struct RotaryEmbedding {
-    cos: Tensor,
-    sin: Tensor,
 }
 
 impl Qwen3RotaryEmbedding {
@@ -37,8 +30,8 @@ impl Qwen3RotaryEmbedding {
         }
     }
 
-    /// The embedding of tokens at `positions`, one entry a token, on `device`.
-    pub(crate) fn at(&self, positions: &[usize], device: &Device) -> Result<RotaryEmbedding> {
+    /// The angles of tokens at `positions`, one entry a token, on `device`.
+    pub(crate) fn at(&self, positions: &[usize], device: &Device) -> Result<Angles> {
         let shape = (positions.len(), self.inv_freq.len());
         let mut cos = Vec::with_capacity(shape.0 * shape.1);
         let mut sin = Vec::with_capacity(shape.0 * shape.1);
@@ -49,17 +42,10 @@ impl Qwen3RotaryEmbedding {
                 sin.push(to_f32(s * self.attention_scaling));
             }
         }
-        Ok(RotaryEmbedding {
+        Ok(Angles {
             cos: Tensor::from_vec(cos, shape, device)?,
             sin: Tensor::from_vec(sin, shape, device)?,
         })
-    }
-}
-
-impl RotaryEmbedding {
-    /// Shapes: `x` `[num_tokens, num_heads, head_dim]`; returns the same.
-    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        ops::rope(x, &self.cos, &self.sin)
     }
 }
 
@@ -105,6 +91,7 @@ fn to_f32(x: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::candle;
 
     fn config(extra: &str) -> Qwen3Config {
         serde_json::from_str(&format!(
@@ -160,9 +147,14 @@ mod tests {
 
     #[test]
     fn the_first_half_of_a_head_turns_against_the_second() {
-        let rotary = Qwen3RotaryEmbedding::new(&config("")).at(&[3], &Device::Cpu).unwrap();
+        let angles = Qwen3RotaryEmbedding::new(&config("")).at(&[3], &Device::Cpu).unwrap();
         let x = Tensor::new(&[[[1f32, 2., 3., 4., 5., 6., 7., 8.]]], &Device::Cpu).unwrap();
-        let got = rotary.apply(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let got = candle::rope(&x, &angles.cos, &angles.sin)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         for (pair, frequency) in [1.0f64, 0.1, 0.01, 0.001].into_iter().enumerate() {
             let (sin, cos) = (3.0 * frequency).sin_cos();
             let (a, b) = (pair as f64 + 1.0, pair as f64 + 5.0);

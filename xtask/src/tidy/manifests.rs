@@ -8,10 +8,14 @@ use super::{Finding, SourceFile, Tree};
 const ARROWS: &[(&str, &[&str])] = &[
     ("nv-config", &[]),
     ("nv-weights", &[]),
+    ("nv-kernels", &[]),
     ("nv-text", &[]),
-    ("nv-qwen3", &["nv-config", "nv-weights"]),
+    ("nv-qwen3", &["nv-config", "nv-weights", "nv-kernels"]),
     ("nv-engine", &["nv-qwen3"]),
-    ("nano-vllm-rs", &["nv-config", "nv-weights", "nv-text", "nv-qwen3", "nv-engine"]),
+    (
+        "nano-vllm-rs",
+        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine"],
+    ),
     ("xtask", &["nv-config", "nv-weights", "nv-qwen3"]),
     ("nv-tests", &["nv-config", "nv-weights", "nv-text", "nv-qwen3", "nv-engine", "xtask"]),
     ("nv-benches", &["nv-config", "nv-weights", "nv-text", "nv-qwen3", "nv-engine", "xtask"]),

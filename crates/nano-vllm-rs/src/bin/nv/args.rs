@@ -69,7 +69,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceArg,
 
-    /// CPU threads [default: `RAYON_NUM_THREADS`, else one a physical core].
+    /// CPU threads [default: one a physical core].
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 

@@ -16,7 +16,7 @@ use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
 use crate::args::GenerateArgs;
 use crate::format::plural;
 use crate::model::Model;
-use crate::{interrupt, say, threads};
+use crate::{interrupt, say};
 
 /// The checkpoint that runs unless another is asked for.
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
@@ -29,7 +29,6 @@ const LARGER: &str =
 const DEFAULT_MAX_TOKENS: usize = 256;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
-    threads::init(args.threads)?;
     let prompt = prompt(args)?;
     let model = open(args)?;
     let tokenizer = model.tokenizer()?;
@@ -37,7 +36,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let prompt = encode(&prompt, template.as_ref(), &tokenizer)?;
     let params = sampling_params(args, &model.generation_config()?)?;
 
-    let mut qwen3 = model.load(args.dtype, args.device)?;
+    let mut qwen3 = model.load(args.dtype, args.device, args.threads)?;
     let generator = Generator::new(&mut qwen3, prompt, params)?;
     let mut generator = generator.with_cancel_flag(interrupt::flag()?);
     let times = stream(&mut generator, &tokenizer)?;

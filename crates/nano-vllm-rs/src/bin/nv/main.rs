@@ -9,7 +9,6 @@ mod inspect;
 mod interrupt;
 mod model;
 mod table;
-mod threads;
 
 use std::error::Error;
 use std::fmt::Display;

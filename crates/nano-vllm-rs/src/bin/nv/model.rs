@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::config::{Dtype, GenerationConfig, load_generation_config};
 use nano_vllm_rs::model::{
-    DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, download_model, load_config,
+    Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, download_model, load_config,
 };
 use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
 use nano_vllm_rs::weights::Checkpoint;
@@ -56,11 +56,12 @@ impl Model {
         Ok(ChatTemplate::load(files.tokenizer_config.as_deref(), files.chat_template.as_deref())?)
     }
 
-    /// Loads the weights.
+    /// Builds the model on `device`; on the CPU with `threads`, or one for each physical core.
     pub(crate) fn load(
         &self,
         dtype: Option<DtypeArg>,
         device: DeviceArg,
+        threads: Option<u16>,
     ) -> Result<Qwen3ForCausalLM> {
         let dtype = match (dtype, self.config.dtype) {
             (Some(DtypeArg::Bf16), _) | (None, Some(Dtype::BFloat16)) => DType::BF16,
@@ -68,7 +69,14 @@ impl Model {
             (Some(DtypeArg::F32) | None, _) => DType::F32,
         };
         let device = open_device(device)?;
-        Ok(Qwen3ForCausalLM::from_checkpoint(&self.config, &self.checkpoint, dtype, &device)?)
+        let (config, checkpoint) = (&self.config, &self.checkpoint);
+        Ok(match threads {
+            Some(threads) if device.is_cpu() => {
+                let cpu = Cpu::new(threads.into())?;
+                Qwen3ForCausalLM::from_checkpoint_on(config, checkpoint, dtype, cpu)?
+            }
+            _ => Qwen3ForCausalLM::from_checkpoint(config, checkpoint, dtype, &device)?,
+        })
     }
 }
 

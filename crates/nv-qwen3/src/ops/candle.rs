@@ -1,27 +1,18 @@
-//! The arithmetic of the graph in plain candle ops: it runs on every device that candle drives.
-//!
-//! Activations are float32 from end to end; only a linear layer's operands and the KV cache are rounded
-//! to the model's dtype. Knows shapes, nothing of layers, names or caches.
+//! Plain candle ops: the graph's arithmetic on every device that candle drives.
 
 use candle_core::{DType, Result, Tensor};
 
-/// `x @ weightᵀ + bias`.
-///
-/// Shapes: `x` `[num_tokens, in_features]`, `weight` `[out_features, in_features]` as PyTorch stores it,
-/// `bias` `[out_features]`; returns `[num_tokens, out_features]`.
-/// Dtypes: `x` f32, rounded once to `weight`'s dtype; the product in that dtype, then f32, where the bias is added.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let product = x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
-    match bias {
-        Some(bias) => product.broadcast_add(&bias.to_dtype(DType::F32)?),
-        None => Ok(product),
-    }
+/// See [`super::Ops::linear`]. The product is rounded to the weight's dtype, as candle's matmul returns it.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)
 }
 
-/// RMS norm over the last axis: `weight * x / sqrt(mean(x²) + eps)`.
-///
-/// Shapes: `x` `[.., size]`, `weight` `[size]`; returns `x`'s shape. Dtypes: f32 throughout.
-/// Source: transformers `modeling_qwen3.py`, `Qwen3RMSNorm`.
+/// See [`super::Ops::swiglu`].
+pub(crate) fn swiglu(x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    linear(x, gate)?.silu()? * linear(x, up)?
+}
+
+/// See [`super::Ops::rms_norm`].
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     #[expect(
         clippy::cast_possible_truncation,
@@ -30,11 +21,9 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> 
     candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps as f32)
 }
 
-/// Rotates each head by its token's position, the first half of a head against the second.
+/// See [`super::Ops::norm_and_rotate`].
 ///
-/// Shapes: `x` `[num_tokens, num_heads, head_dim]`, `cos` and `sin` `[num_tokens, head_dim / 2]`; returns
-/// `x`'s shape. Dtypes: f32.
-/// Source: transformers `modeling_qwen3.py`, `apply_rotary_pos_emb` with `rotate_half`.
+/// Shapes: `x` `[num_tokens, num_heads, head_dim]`, `cos` and `sin` `[num_tokens, head_dim / 2]`; returns `x`'s shape.
 pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?, cos, sin)?.squeeze(0)
 }
@@ -168,16 +157,5 @@ mod tests {
                 assert!((f64::from(*got) - want).abs() < 1e-5, "{got} against {want}");
             }
         }
-    }
-
-    #[test]
-    fn linear_rounds_its_input_to_the_weights_dtype_and_adds_the_bias_in_f32() {
-        let device = &Device::Cpu;
-        // 1 + 2⁻¹⁰ is not a bf16; it rounds to 1.
-        let x = Tensor::new(&[[1.0f32 + 1.0 / 1024.0, 2.0]], device).unwrap();
-        let weight = Tensor::new(&[[3.0f32, 0.5]], device).unwrap().to_dtype(DType::BF16).unwrap();
-        let bias = Tensor::new(&[0.001f32], device).unwrap();
-        let got = linear(&x, &weight, Some(&bias)).unwrap();
-        assert_eq!(got.to_vec2::<f32>().unwrap(), [[4.0 + 0.001]]);
     }
 }

@@ -1,0 +1,213 @@
+//! The CPU: kernels of one tier, a pool of threads, and the way between candle tensors and slices.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor, WithDType};
+use nv_kernels::{Kernels, Linear, NormAndRotate, Pool, Precision, Scratch};
+
+use super::Angles;
+use crate::error::Result;
+use crate::weight::{Weight, WeightRef};
+
+/// The kernels and threads that models compute with on the CPU. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    kernels: &'static Kernels,
+    pool: Arc<Pool>,
+    scratch: Arc<Mutex<Scratch>>,
+}
+
+impl Cpu {
+    /// The best tier of the machine, or the one that `NV_ISA` names, on `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::Kernels`](crate::Error::Kernels) if `NV_ISA` names no tier of this machine, or for a senseless number
+    /// of threads.
+    pub fn new(threads: usize) -> Result<Self> {
+        Self::with_kernels(Kernels::best()?, threads)
+    }
+
+    /// `kernels` on `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::Kernels`](crate::Error::Kernels) for a senseless number of threads.
+    pub fn with_kernels(kernels: &'static Kernels, threads: usize) -> Result<Self> {
+        let pool = Arc::new(Pool::new(threads)?);
+        Ok(Self { kernels, pool, scratch: Arc::default() })
+    }
+
+    /// The one that models share unless they are given another: the best tier, a thread a physical core.
+    ///
+    /// # Errors
+    /// [`Error::Kernels`](crate::Error::Kernels) if `NV_ISA` names no tier of this machine.
+    pub fn shared() -> Result<Self> {
+        static SHARED: OnceLock<Cpu> = OnceLock::new();
+        if let Some(shared) = SHARED.get() {
+            return Ok(shared.clone());
+        }
+        let cpu = Self::new(Pool::default_threads())?;
+        Ok(SHARED.get_or_init(|| cpu).clone())
+    }
+
+    /// The kernels.
+    pub fn kernels(&self) -> &'static Kernels {
+        self.kernels
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(super) fn embed(&self, table: &Weight, ids: &[u32]) -> Result<Tensor> {
+        let table = table.borrow()?;
+        let table = table.matrix()?;
+        let size = table.in_features();
+        let mut out = vec![0.0; ids.len() * size];
+        self.kernels.embed(&self.pool, table, ids, &mut out);
+        Ok(Tensor::from_vec(out, (ids.len(), size), &Device::Cpu)?)
+    }
+
+    pub(super) fn linear(
+        &self,
+        x: &Tensor,
+        precision: Precision,
+        weights: &[&Weight],
+    ) -> Result<Vec<Tensor>> {
+        let num_tokens = x.dim(0)?;
+        let x = Elements::of(x)?;
+        let weights = weights.iter().map(|weight| weight.borrow()).collect::<Result<Vec<_>>>()?;
+        let weights = weights.iter().map(WeightRef::matrix).collect::<Result<Vec<_>>>()?;
+        let mut outs: Vec<Vec<f32>> =
+            weights.iter().map(|weight| vec![0.0; num_tokens * weight.out_features()]).collect();
+        let mut outputs: Vec<Linear<'_>> =
+            weights.iter().zip(&mut outs).map(|(&weight, out)| Linear { weight, out }).collect();
+        self.kernels.linear(
+            &self.pool,
+            x.as_slice()?,
+            precision,
+            &mut self.scratch(),
+            &mut outputs,
+        );
+        weights
+            .iter()
+            .zip(outs)
+            .map(|(weight, out)| {
+                Ok(Tensor::from_vec(out, (num_tokens, weight.out_features()), &Device::Cpu)?)
+            })
+            .collect()
+    }
+
+    pub(super) fn swiglu(
+        &self,
+        x: &Tensor,
+        precision: Precision,
+        gate: &Weight,
+        up: &Weight,
+    ) -> Result<Tensor> {
+        let num_tokens = x.dim(0)?;
+        let x = Elements::of(x)?;
+        let (gate, up) = (gate.borrow()?, up.borrow()?);
+        let (gate, up) = (gate.matrix()?, up.matrix()?);
+        let mut out = vec![0.0; num_tokens * gate.out_features()];
+        self.kernels.swiglu(
+            &self.pool,
+            x.as_slice()?,
+            precision,
+            &mut self.scratch(),
+            (gate, up),
+            &mut out,
+        );
+        Ok(Tensor::from_vec(out, (num_tokens, gate.out_features()), &Device::Cpu)?)
+    }
+
+    pub(super) fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let (x_values, y_values) = (Elements::of(x)?, Elements::of(y)?);
+        let mut out = vec![0.0; x.elem_count()];
+        self.kernels.add(&self.pool, x_values.as_slice()?, y_values.as_slice()?, &mut out);
+        Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
+    }
+
+    pub(super) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+        let (values, weight) = (Elements::of(x)?, Elements::of(weight)?);
+        let mut out = vec![0.0; x.elem_count()];
+        self.kernels.rms_norm(
+            &self.pool,
+            values.as_slice()?,
+            weight.as_slice()?,
+            to_f32(eps),
+            &mut out,
+        );
+        Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
+    }
+
+    pub(super) fn norm_and_rotate(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+        angles: &Angles,
+    ) -> Result<Tensor> {
+        let (values, weight) = (Elements::of(x)?, Elements::of(weight)?);
+        let (cos, sin) = (Elements::of(&angles.cos)?, Elements::of(&angles.sin)?);
+        let how = NormAndRotate {
+            weight: weight.as_slice()?,
+            eps: to_f32(eps),
+            cos: cos.as_slice()?,
+            sin: sin.as_slice()?,
+        };
+        let mut out = vec![0.0; x.elem_count()];
+        self.kernels.norm_and_rotate(&self.pool, values.as_slice()?, how, &mut out);
+        Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        // Nothing in it outlives a call, so a panic in an earlier one does no harm.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The elements of a contiguous tensor on the CPU, borrowed from its storage.
+pub(crate) struct Elements<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl<'a> Elements<'a> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let (start, end) = layout
+            .contiguous_offsets()
+            .ok_or(candle_core::Error::RequiresContiguous { op: "a kernel" })?;
+        Ok(Self { storage, range: start..end })
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub(crate) fn as_slice<T: WithDType>(&self) -> Result<&[T]> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Ok(&CpuStorage::as_slice(storage)?[self.range.clone()]),
+            _ => Err(candle_core::Error::UnexpectedDType {
+                msg: "kernels take tensors on the CPU",
+                expected: T::DTYPE,
+                got: self.storage.dtype(),
+            }
+            .into()),
+        }
+    }
+}
+
+impl fmt::Debug for Elements<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Elements").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "eps joins a sum in f32")]
+fn to_f32(eps: f64) -> f32 {
+    eps as f32
+}
