@@ -56,12 +56,12 @@ impl TokensShape {
     }
 
     /// How many tiles to take at once, their elements being of type `E`.
-    pub(crate) fn tiles_at_once<E>(&self) -> usize {
+    fn tiles_at_once<E>(&self) -> usize {
         (TOKEN_BYTES / (self.padded_k * self.tile * size_of::<E>())).max(1)
     }
 }
 
-impl<'a, E> Tokens<'a, E> {
+impl<'a, E: Copy> Tokens<'a, E> {
     /// # Panics
     /// If there are not that many elements.
     pub(crate) fn new(data: &'a [E], shape: TokensShape) -> Self {
@@ -75,6 +75,18 @@ impl<'a, E> Tokens<'a, E> {
 
     pub(crate) fn tile(&self, tile: usize) -> &'a [E] {
         &self.data[self.shape.elements(tile)]
+    }
+
+    /// The tokens in parts that stay in the second-level cache while weights pass by, each with its first token.
+    pub(crate) fn parts(self) -> impl Iterator<Item = (usize, Self)> {
+        let shape = self.shape;
+        let at_once = shape.tiles_at_once::<E>() * shape.tile;
+        (0..shape.num_tokens).step_by(at_once).map(move |first| {
+            let num_tokens = at_once.min(shape.num_tokens - first);
+            let elements = first * shape.padded_k..(first + num_tokens) * shape.padded_k;
+            let shape = TokensShape { num_tokens, ..shape };
+            (first, Self { data: &self.data[elements], shape })
+        })
     }
 }
 
@@ -110,10 +122,25 @@ pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mu
     &mut buffer[start..start + len]
 }
 
-/// Defines `$name::<R, T>(w, tail, x)`: the accumulators of `R` rows by `T` tokens.
+/// Bytes that weights are asked for in advance when they are streamed: some pages, so that the wait at the start of a
+/// page is over when its weights are needed.
+const AHEAD_BYTES: usize = 8 * 1024;
+
+/// How many rows of `k` elements in advance to ask for.
+pub(crate) fn rows_ahead<E>(k: usize) -> usize {
+    (AHEAD_BYTES / (k * size_of::<E>())).max(1)
+}
+
+/// Elements of a cache line.
+pub(crate) const fn line<E>() -> usize {
+    64 / size_of::<E>()
+}
+
+/// Defines `$name::<R, T>(w, tail, x, ahead)`: the accumulators of `R` rows by `T` tokens.
 ///
 /// `w` and then `tail` are steps of `R` rows side by side, `x` steps of `T` tokens side by side. `$load_w` and
-/// `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`.
+/// `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched
+/// into the cache meanwhile, a line a step.
 macro_rules! tile {
     (
         $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, $zero:expr, step: $step:literal,
@@ -125,14 +152,19 @@ macro_rules! tile {
             w: &[$weight],
             tail: &[$weight],
             x: &[$input],
+            ahead: &[$weight],
         ) -> [[$acc; T]; R] {
             let mut acc = [[$zero; T]; R];
+            let mut ahead = ahead.chunks($crate::block::line::<$weight>());
             let (x, x_tail) = x.split_at(w.len() / R * T);
             let parts = [(w, x), (tail, x_tail)];
             for (w, x) in parts {
                 for (w, x) in w.chunks_exact(R * $step).zip(x.chunks_exact(T * $step)) {
                     let (w, _) = w.as_chunks::<$step>();
                     let (x, _) = x.as_chunks::<$step>();
+                    if let Some(line) = ahead.next() {
+                        prefetch(line);
+                    }
                     let mut xs = [$load_x(&x[0]); T];
                     for t in 1..T {
                         xs[t] = $load_x(&x[t]);
@@ -161,8 +193,8 @@ macro_rules! linear_block {
     ) => {
         pub(crate) mod $name {
             use super::{$reduce, $tile, $zero};
-            use crate::block::{Element, ROWS, Tokens};
-            use crate::panel::{Panel, PartMut};
+            use crate::block::{Element, ROWS, Tokens, line, rows_ahead};
+            use crate::panel::Panel;
 
             /// Elements of K a step.
             pub(crate) const STEP: usize = $step;
@@ -175,12 +207,16 @@ macro_rules! linear_block {
 
             type Inputs<'a> = Tokens<'a, $input>;
 
-            /// `x @ wᵀ`.
+            /// `x @ wᵀ`: `out` is `[num_tokens, num_rows]`.
+            ///
+            /// `x` are the tokens of one part; `$few` is of their number.
             #[target_feature(enable = $features)]
-            pub(crate) fn block(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut PartMut<'_>) {
+            pub(crate) fn block(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
                 match x.shape().num_tokens {
                     1 => vector(w, x, out),
-                    2..=$few => by_row(w, x, 0, out),
+                    _ if x.shape().tile <= 8 && x.shape().num_tokens <= $few => {
+                        by_row(w, x, 0, out)
+                    }
                     _ => by_four_rows(w, x, out),
                 }
             }
@@ -194,9 +230,9 @@ macro_rules! linear_block {
 
             /// One token: a single stream of weights, four rows' sums reduced together.
             #[target_feature(enable = $features)]
-            fn vector(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut PartMut<'_>) {
+            fn vector(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
                 let num_rows = w.num_rows();
-                let (x, out) = (x.tile(0), out.row(0));
+                let x = x.tile(0);
                 for r in (0..num_rows).step_by(ROWS) {
                     let mut four = [$zero(); ROWS];
                     let len = num_rows.min(r + ROWS) - r;
@@ -205,7 +241,7 @@ macro_rules! linear_block {
                         let mut padded = [<$weight>::default(); STEP];
                         let (whole, has_tail) = split_tail(row, &mut padded);
                         let tail = if has_tail { &padded[..] } else { &[] };
-                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x);
+                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x, &[]);
                         four[i] = acc;
                     }
                     out[r..r + len].copy_from_slice(&$reduce(four)[..len]);
@@ -214,24 +250,31 @@ macro_rules! linear_block {
 
             /// A few tokens: a single stream of weights, each row against all tokens while it is at hand.
             #[target_feature(enable = $features)]
-            fn by_row(w: Panel<'_, $weight>, x: Inputs<'_>, first: usize, out: &mut PartMut<'_>) {
-                for r in first..w.num_rows() {
+            fn by_row(w: Panel<'_, $weight>, x: Inputs<'_>, first: usize, out: &mut [f32]) {
+                let num_rows = w.num_rows();
+                for r in first..num_rows {
                     let row = w.row(r);
                     let mut padded = [<$weight>::default(); STEP];
                     let (whole, has_tail) = split_tail(row, &mut padded);
                     let tail = if has_tail { &padded[..] } else { &[] };
+                    let mut ahead: &[$weight] = &[];
+                    if r + rows_ahead::<$weight>(w.k()) < num_rows {
+                        ahead = w.row(r + rows_ahead::<$weight>(w.k()));
+                    }
                     for tile in 0..x.shape().num_tiles() {
                         let (tokens, x) = (x.shape().tokens(tile), x.tile(tile));
-                        let (w, t) = (&row[..whole], tokens.start);
+                        let out = &mut out[tokens.start * num_rows + r..];
+                        let w = (&row[..whole], tail, ahead);
+                        ahead = &[];
                         match tokens.len() {
-                            1 => one_row::<1>(w, tail, x, (r, t), out),
-                            2 => one_row::<2>(w, tail, x, (r, t), out),
-                            3 => one_row::<3>(w, tail, x, (r, t), out),
-                            4 => one_row::<4>(w, tail, x, (r, t), out),
-                            5 => one_row::<5>(w, tail, x, (r, t), out),
-                            6 => one_row::<6>(w, tail, x, (r, t), out),
-                            7 => one_row::<7>(w, tail, x, (r, t), out),
-                            _ => one_row::<8>(w, tail, x, (r, t), out),
+                            1 => one_row::<1>(w, x, num_rows, out),
+                            2 => one_row::<2>(w, x, num_rows, out),
+                            3 => one_row::<3>(w, x, num_rows, out),
+                            4 => one_row::<4>(w, x, num_rows, out),
+                            5 => one_row::<5>(w, x, num_rows, out),
+                            6 => one_row::<6>(w, x, num_rows, out),
+                            7 => one_row::<7>(w, x, num_rows, out),
+                            _ => one_row::<8>(w, x, num_rows, out),
                         }
                     }
                 }
@@ -239,72 +282,76 @@ macro_rules! linear_block {
 
             /// Many tokens: four rows at a time, copied side by side to the first-level cache.
             #[target_feature(enable = $features)]
-            fn by_four_rows(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut PartMut<'_>) {
+            fn by_four_rows(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
                 let shape = x.shape();
                 let whole_rows = w.num_rows() / ROWS * ROWS;
-                let (num_tiles, at_once) = (shape.num_tiles(), shape.tiles_at_once::<$input>());
-                for first in (0..num_tiles).step_by(at_once) {
+                <$weight>::with_buffer(ROWS * shape.padded_k, |packed| {
                     for r in (0..whole_rows).step_by(ROWS) {
-                        <$weight>::with_buffer(ROWS * shape.padded_k, |packed| {
-                            for i in 0..ROWS {
-                                let row = w.row(r + i);
-                                let mut steps = packed[i * STEP..].chunks_mut(ROWS * STEP);
-                                for (from, to) in row.chunks(STEP).zip(&mut steps) {
-                                    to[..from.len()].copy_from_slice(from);
-                                    to[from.len()..STEP].fill(<$weight>::default());
-                                }
+                        for i in 0..ROWS {
+                            let row = w.row(r + i);
+                            let mut steps = packed[i * STEP..].chunks_mut(ROWS * STEP);
+                            for (from, to) in row.chunks(STEP).zip(&mut steps) {
+                                to[..from.len()].copy_from_slice(from);
+                                to[from.len()..STEP].fill(<$weight>::default());
                             }
-                            for tile in first..num_tiles.min(first + at_once) {
-                                let (tokens, x) = (shape.tokens(tile), x.tile(tile));
-                                let at = (r, tokens.start);
-                                match tokens.len() {
-                                    1 => four_rows::<1>(packed, x, at, out),
-                                    2 => four_rows::<2>(packed, x, at, out),
-                                    3 => four_rows::<3>(packed, x, at, out),
-                                    4 => four_rows::<4>(packed, x, at, out),
-                                    5 => four_rows::<5>(packed, x, at, out),
-                                    _ => four_rows::<6>(packed, x, at, out),
-                                }
+                        }
+                        // The next rows, a part with each tile.
+                        let next = r + ROWS..(r + 2 * ROWS).min(w.num_rows());
+                        let mut ahead = w.rows(next).elements().chunks(
+                            (ROWS * w.k())
+                                .div_ceil(shape.num_tiles())
+                                .next_multiple_of(line::<$weight>()),
+                        );
+                        for tile in 0..shape.num_tiles() {
+                            let (tokens, x) = (shape.tokens(tile), x.tile(tile));
+                            let packed = (&*packed, ahead.next().unwrap_or_default());
+                            let out = &mut out[tokens.start * w.num_rows() + r..];
+                            match tokens.len() {
+                                1 => four_rows::<1>(packed, x, w.num_rows(), out),
+                                2 => four_rows::<2>(packed, x, w.num_rows(), out),
+                                3 => four_rows::<3>(packed, x, w.num_rows(), out),
+                                4 => four_rows::<4>(packed, x, w.num_rows(), out),
+                                5 => four_rows::<5>(packed, x, w.num_rows(), out),
+                                _ => four_rows::<6>(packed, x, w.num_rows(), out),
                             }
-                        });
+                        }
                     }
-                }
+                });
                 by_row(w, x, whole_rows, out);
             }
 
-            /// One row by `T` tokens.
+            /// One row by `T` tokens; tokens are `stride` apart in `out`.
             #[target_feature(enable = $features)]
             #[inline]
             fn one_row<const T: usize>(
-                w: &[$weight],
-                tail: &[$weight],
+                (w, tail, ahead): (&[$weight], &[$weight], &[$weight]),
                 x: &[$input],
-                (r, t): (usize, usize),
-                out: &mut PartMut<'_>,
+                stride: usize,
+                out: &mut [f32],
             ) {
-                let [acc] = $tile::<1, T>(w, tail, x);
+                let [acc] = $tile::<1, T>(w, tail, x, ahead);
                 for (i, four) in acc.chunks(4).enumerate() {
                     let mut padded = [$zero(); 4];
                     padded[..four.len()].copy_from_slice(four);
                     for (j, sum) in $reduce(padded).into_iter().take(four.len()).enumerate() {
-                        out.row(t + 4 * i + j)[r] = sum;
+                        out[(4 * i + j) * stride] = sum;
                     }
                 }
             }
 
-            /// Four rows by `T` tokens.
+            /// Four rows by `T` tokens; tokens are `stride` apart in `out`.
             #[target_feature(enable = $features)]
             #[inline]
             fn four_rows<const T: usize>(
-                w: &[$weight],
+                (w, ahead): (&[$weight], &[$weight]),
                 x: &[$input],
-                (r, t): (usize, usize),
-                out: &mut PartMut<'_>,
+                stride: usize,
+                out: &mut [f32],
             ) {
-                let acc = $tile::<ROWS, T>(w, &[], x);
+                let acc = $tile::<ROWS, T>(w, &[], x, ahead);
                 for i in 0..T {
                     let sums = $reduce([acc[0][i], acc[1][i], acc[2][i], acc[3][i]]);
-                    out.row(t + i)[r..r + ROWS].copy_from_slice(&sums);
+                    out[i * stride..][..ROWS].copy_from_slice(&sums);
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::isa::Isa;
 use crate::limits::Products;
 use crate::linear::{Linear, Precision, Scratch};
 use crate::outer::{self, Outer};
-use crate::panel::{Matrix, Panel, PartMut};
+use crate::panel::{Matrix, Panel};
 use crate::pool::Pool;
 use crate::rows::{self, NormAndRotate};
 use crate::scalar;
@@ -26,8 +26,8 @@ pub(crate) struct LinearKernel<W, X> {
     pub(crate) step: usize,
     /// Tokens a tile, of so many.
     pub(crate) tokens_a_tile: fn(usize) -> usize,
-    /// Computes `x @ wᵀ` for some weight rows and all tokens.
-    pub(crate) block: unsafe fn(Panel<'_, W>, Tokens<'_, X>, &mut PartMut<'_>),
+    /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and some tokens.
+    pub(crate) block: unsafe fn(Panel<'_, W>, Tokens<'_, X>, &mut [f32]),
 }
 
 /// The [`LinearKernel`] that a module defines.

@@ -2,13 +2,14 @@
 //!
 //! Knows no instruction set: a tier computes a piece.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
 
 use crate::block::{Tokens, TokensShape, aligned};
 use crate::dispatch::{Kernels, LinearKernel};
-use crate::panel::{Elements, Matrix, Panel, PartMut, SharedResult};
+use crate::panel::{Elements, Matrix, Panel, SharedResult};
 use crate::pool::Pool;
 
 /// What a linear layer does with its input.
@@ -34,8 +35,6 @@ pub struct Linear<'a> {
 pub struct Scratch {
     bf16: Vec<bf16>,
     f32: Vec<f32>,
-    /// The second half of a SwiGLU.
-    up: Vec<f32>,
 }
 
 /// Bytes of weights in a piece: small enough to share the work evenly, large enough for a steady stream.
@@ -85,7 +84,14 @@ pub(crate) fn run(
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
         let mut part = unsafe { out.part(0..num_tokens, rows.clone()) };
-        block(kernels, *weight, rows, x, &mut part);
+        x.for_each_part(|first, x| {
+            with_sums(x.num_tokens() * rows.len(), |sums| {
+                block(kernels, *weight, rows, x, sums);
+                for (token, sums) in sums.chunks(rows.len()).enumerate() {
+                    part.row(first + token).copy_from_slice(sums);
+                }
+            });
+        });
     });
 }
 
@@ -105,35 +111,66 @@ pub(crate) fn swiglu(
     if num_tokens == 0 {
         return;
     }
-    let mut upper = std::mem::take(&mut scratch.up);
-    upper.resize(num_tokens * size, 0.0);
     let x = scratch.prepare(kernels, pool, x, k, precision);
     let pieces: Vec<Range<usize>> = pieces(gate).collect();
-    let (shared, shared_up) = (SharedResult::new(out, size), SharedResult::new(&mut upper, size));
+    let shared = SharedResult::new(out, size);
     pool.run(pieces.len(), |piece| {
         let rows = &pieces[piece];
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
         let mut part = unsafe { shared.part(0..num_tokens, rows.clone()) };
-        // SAFETY: as above.
-        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part_up = unsafe { shared_up.part(0..num_tokens, rows.clone()) };
-        block(kernels, gate, rows, x, &mut part);
-        block(kernels, up, rows, x, &mut part_up);
-        for token in 0..num_tokens {
-            // SAFETY: `kernels` exists only where the machine has its tier.
-            #[expect(unsafe_code, reason = "kernels need their instruction set")]
-            unsafe {
-                (kernels.elementwise.silu_mul)(part.row(token), part_up.row(token));
-            }
-        }
+        x.for_each_part(|first, x| {
+            let len = x.num_tokens() * rows.len();
+            with_sums(2 * len, |sums| {
+                let (gates, ups) = sums.split_at_mut(len);
+                block(kernels, gate, rows, x, gates);
+                block(kernels, up, rows, x, ups);
+                // SAFETY: `kernels` exists only where the machine has its tier.
+                #[expect(unsafe_code, reason = "kernels need their instruction set")]
+                unsafe {
+                    (kernels.elementwise.silu_mul)(gates, ups);
+                }
+                for (token, activated) in gates.chunks(rows.len()).enumerate() {
+                    part.row(first + token).copy_from_slice(activated);
+                }
+            });
+        });
     });
-    scratch.up = upper;
 }
 
 fn num_tokens(x: &[f32], k: usize) -> usize {
     assert!(x.len().is_multiple_of(k), "{} inputs are not rows of {k}", x.len());
     x.len() / k
+}
+
+impl<'a> Input<'a> {
+    fn num_tokens(&self) -> usize {
+        match self {
+            Self::Bf16(tokens) => tokens.shape().num_tokens,
+            Self::F32(tokens) => tokens.shape().num_tokens,
+        }
+    }
+
+    /// Calls `work` with each part of the tokens and its first token.
+    fn for_each_part(self, mut work: impl FnMut(usize, Input<'a>)) {
+        match self {
+            Self::Bf16(tokens) => {
+                tokens.parts().for_each(|(first, part)| work(first, Self::Bf16(part)));
+            }
+            Self::F32(tokens) => {
+                tokens.parts().for_each(|(first, part)| work(first, Self::F32(part)));
+            }
+        }
+    }
+}
+
+/// Calls `work` with room for `len` sums, which hold anything: a piece's results are gathered there, side by side,
+/// before they go to their places, which are far apart.
+fn with_sums<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    SUMS.with_borrow_mut(|sums| work(aligned(sums, len)))
 }
 
 /// The rows of `weight` in pieces of whole groups of four; no row is in two.
@@ -147,37 +184,37 @@ fn pieces(weight: Matrix<'_>) -> impl Iterator<Item = Range<usize>> {
     (0..num_rows).step_by(step).map(move |first| first..num_rows.min(first + step))
 }
 
-/// Computes one piece: `x @ weight[rows]ᵀ`.
+/// Computes `x @ weight[rows]ᵀ`, `[num_tokens, rows.len()]`.
 fn block(
     kernels: &Kernels,
     weight: Matrix<'_>,
     rows: &Range<usize>,
     x: Input<'_>,
-    part: &mut PartMut<'_>,
+    out: &mut [f32],
 ) {
     fn call<W: Copy, X: Copy>(
         kernel: &LinearKernel<W, X>,
         weight: Panel<'_, W>,
         x: Tokens<'_, X>,
-        part: &mut PartMut<'_>,
+        out: &mut [f32],
     ) {
         assert_eq!(x.shape().padded_k, weight.k().next_multiple_of(kernel.step));
         // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (kernel.block)(weight, x, part);
+            (kernel.block)(weight, x, out);
         }
     }
     let k = weight.in_features;
     match (weight.data, x, &kernels.linear_bf16) {
         (Elements::Bf16(data), Input::Bf16(x), Some(kernel)) => {
-            call(kernel, Panel::new(data, k).rows(rows.clone()), x, part);
+            call(kernel, Panel::new(data, k).rows(rows.clone()), x, out);
         }
         (Elements::Bf16(data), Input::F32(x), _) => {
-            call(&kernels.linear_bf16_f32, Panel::new(data, k).rows(rows.clone()), x, part);
+            call(&kernels.linear_bf16_f32, Panel::new(data, k).rows(rows.clone()), x, out);
         }
         (Elements::F32(data), Input::F32(x), _) => {
-            call(&kernels.linear_f32, Panel::new(data, k).rows(rows.clone()), x, part);
+            call(&kernels.linear_f32, Panel::new(data, k).rows(rows.clone()), x, out);
         }
         (_, Input::Bf16(_), _) => panic!("inputs are rounded to bf16 only for bf16 weights"),
     }

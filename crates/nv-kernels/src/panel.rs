@@ -37,6 +37,10 @@ impl<'a, E: Copy> Panel<'a, E> {
         Self { data: &self.data[rows.start * self.k..rows.end * self.k], k: self.k }
     }
 
+    pub(crate) fn elements(self) -> &'a [E] {
+        self.data
+    }
+
     pub(crate) fn row(self, row: usize) -> &'a [E] {
         &self.data[row * self.k..(row + 1) * self.k]
     }

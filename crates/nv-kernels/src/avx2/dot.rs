@@ -2,10 +2,11 @@
 #![expect(unsafe_code, reason = "loads and stores of whole arrays")]
 
 use std::arch::x86_64::{
-    __m256, _mm_add_ps, _mm_loadu_si128, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
-    _mm256_castps_pd, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_slli_epi32,
-    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    __m256, _MM_HINT_T1, _mm_add_ps, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
+    _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepu16_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
+    _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
 use half::bf16;
@@ -51,6 +52,13 @@ fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     // SAFETY: `out` is four f32.
     unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
     out
+}
+
+/// Asks for the line that `elements` start in, to be in the second-level cache soon.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn prefetch<E>(elements: &[E]) {
+    _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().cast());
 }
 
 tile!(

@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "loads and stores of whole arrays")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, _mm_add_ps, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm512_add_ps,
-    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_castsi512_ps,
+    __m512, __m512bh, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
+    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
+    _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_castsi512_ps,
     _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
     _mm512_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
     _mm512_unpacklo_pd, _mm512_unpacklo_ps,
@@ -69,6 +69,13 @@ fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     // SAFETY: `out` is four f32.
     unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
     out
+}
+
+/// Asks for the line that `elements` start in, to be in the second-level cache soon.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn prefetch<E>(elements: &[E]) {
+    _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().cast());
 }
 
 tile!(

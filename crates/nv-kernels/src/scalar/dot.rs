@@ -1,14 +1,14 @@
 //! Dot products of weight rows and tokens.
 
 use crate::block::Tokens;
-use crate::panel::{Panel, PartMut};
+use crate::panel::Panel;
 
 /// `x @ wᵀ` for bfloat16 weights.
 pub(crate) mod linear_bf16_f32 {
     use half::bf16;
 
     use crate::block::Tokens;
-    use crate::panel::{Panel, PartMut};
+    use crate::panel::Panel;
 
     pub(crate) const STEP: usize = 1;
 
@@ -16,7 +16,7 @@ pub(crate) mod linear_bf16_f32 {
         1
     }
 
-    pub(crate) fn block(w: Panel<'_, bf16>, x: Tokens<'_, f32>, out: &mut PartMut<'_>) {
+    pub(crate) fn block(w: Panel<'_, bf16>, x: Tokens<'_, f32>, out: &mut [f32]) {
         super::linear(w, x, out, bf16::to_f32);
     }
 }
@@ -24,7 +24,7 @@ pub(crate) mod linear_bf16_f32 {
 /// `x @ wᵀ` for f32 weights.
 pub(crate) mod linear_f32 {
     use crate::block::Tokens;
-    use crate::panel::{Panel, PartMut};
+    use crate::panel::Panel;
 
     pub(crate) const STEP: usize = 1;
 
@@ -32,21 +32,17 @@ pub(crate) mod linear_f32 {
         1
     }
 
-    pub(crate) fn block(w: Panel<'_, f32>, x: Tokens<'_, f32>, out: &mut PartMut<'_>) {
+    pub(crate) fn block(w: Panel<'_, f32>, x: Tokens<'_, f32>, out: &mut [f32]) {
         super::linear(w, x, out, |w| w);
     }
 }
 
 /// Products summed in f32 in the order of K; a tile is one token, its elements in order.
-fn linear<W: Copy>(
-    w: Panel<'_, W>,
-    x: Tokens<'_, f32>,
-    out: &mut PartMut<'_>,
-    widen: impl Fn(W) -> f32,
-) {
+fn linear<W: Copy>(w: Panel<'_, W>, x: Tokens<'_, f32>, out: &mut [f32], widen: impl Fn(W) -> f32) {
     for t in 0..x.shape().num_tokens {
         for r in 0..w.num_rows() {
-            out.row(t)[r] = w.row(r).iter().zip(x.tile(t)).map(|(&w, &x)| widen(w) * x).sum();
+            out[t * w.num_rows() + r] =
+                w.row(r).iter().zip(x.tile(t)).map(|(&w, &x)| widen(w) * x).sum();
         }
     }
 }
