@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nv_kernels::Isa;
 use nv_weights::{Checkpoint, ModelFiles};
 use serde_json::Value;
 use xtask::cases::{CASES, Case, references_dir};
 use xtask::reference::Reference;
-use xtask::verify::{MODES, Report, deviation, verify, verify_case};
+use xtask::verify::{MODES, Report, deviation, tiers, verify, verify_case};
 
 fn case(name: &str) -> &'static Case {
     CASES.iter().find(|case| case.name == name).unwrap()
@@ -20,10 +21,47 @@ fn reference(case: &Case) -> Reference {
 
 #[test]
 fn every_reference_is_met() {
-    let reports: Vec<Report> = CASES.iter().map(|case| verify_case(case).unwrap()).collect();
+    let best = [Isa::detect()];
+    let reports: Vec<Report> = CASES.iter().map(|case| verify_case(case, &best).unwrap()).collect();
     let failed: Vec<String> =
         reports.iter().filter(|report| !report.passed()).map(Report::to_string).collect();
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
+}
+
+/// The whole of it is `cargo xtask verify`; here prompts are short.
+#[test]
+#[expect(clippy::print_stdout, reason = "a run says what it covered")]
+fn every_tier_meets_the_references_with_the_same_bits_whatever_the_way() {
+    const NUM_TOKENS: usize = 24;
+    let tiers = tiers();
+    println!("tiers verified: {tiers:?}");
+    for name in ["demo", "tied-gqa2"] {
+        let case = case(name);
+        let scratch = tempfile::tempdir().unwrap();
+        let files = ModelFiles::from_dir(case.checkpoint(scratch.path()).unwrap()).unwrap();
+        let mut reference = reference(case);
+        reference.input_ids.truncate(NUM_TOKENS);
+        reference.logits_f32.truncate(NUM_TOKENS * reference.vocab_size);
+        reference.logits_bf16.truncate(NUM_TOKENS * reference.vocab_size);
+        reference.greedy = None;
+
+        let report = verify(name, &files, &reference, true, &tiers).unwrap();
+        assert!(report.passed() && report.why_bits_may_differ.is_none(), "{report}");
+        for tier in &report.tiers {
+            let others = tier.rows.iter().filter(|row| row.num_other_bits == Some(0)).count();
+            assert_eq!(others, 2 * (MODES.len() - 1), "{report}");
+        }
+    }
+}
+
+#[test]
+fn bits_that_differ_are_counted_where_they_are_not_promised() {
+    let report = verify_case(case("untied-gqa1-narrow-heads"), &[Isa::Scalar]).unwrap();
+    let reason = report.why_bits_may_differ.as_deref();
+    assert_eq!(reason, Some("head_dim 8 is no multiple of 16, so candle attends"));
+    assert!(report.passed(), "{report}");
+    let others: usize = report.tiers[0].rows.iter().filter_map(|row| row.num_other_bits).sum();
+    assert!(others > 0, "candle's bits stay the same: promise them\n{report}");
 }
 
 #[test]
@@ -65,9 +103,9 @@ fn copy_model(from: &Path, to: &Path) -> ModelFiles {
 
 /// The verdict on `files` by their logits alone.
 fn verify_logits(case: &Case, files: &ModelFiles) -> Report {
-    let mut report = verify(case.name, files, &reference(case), false).unwrap();
-    report.greedy = None;
-    report
+    let mut reference = reference(case);
+    reference.greedy = None;
+    verify(case.name, files, &reference, false, &[Isa::detect()]).unwrap()
 }
 
 #[test]
@@ -87,9 +125,9 @@ fn one_changed_weight_of_the_demo_is_found_by_its_logits() {
 
     let report = verify_logits(case, &files);
     assert!(!report.same_checkpoint);
-    let f32_rows = report.rows.iter().filter(|row| row.dtype == "f32");
-    let verdicts: Vec<Option<bool>> = f32_rows.map(|row| row.passed).collect();
-    assert_eq!(verdicts, [Some(false); MODES.len()], "{report}");
+    let f32_rows = report.tiers[0].rows.iter().filter(|row| row.dtype == "f32");
+    let verdicts: Vec<bool> = f32_rows.map(|row| row.passed).collect();
+    assert_eq!(verdicts, [false; MODES.len()], "{report}");
 }
 
 #[test]

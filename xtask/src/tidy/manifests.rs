@@ -16,9 +16,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         "nano-vllm-rs",
         &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine"],
     ),
-    ("xtask", &["nv-config", "nv-weights", "nv-qwen3"]),
-    ("nv-tests", &["nv-config", "nv-weights", "nv-text", "nv-qwen3", "nv-engine", "xtask"]),
-    ("nv-benches", &["nv-config", "nv-weights", "nv-text", "nv-qwen3", "nv-engine", "xtask"]),
+    ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3"]),
+    (
+        "nv-tests",
+        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
+    ),
+    (
+        "nv-benches",
+        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
+    ),
 ];
 
 /// The packages that may name an external crate whose job is theirs alone.
@@ -28,7 +34,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "candle-core",
         &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
     ),
-    ("candle-nn", &["nv-weights", "nv-qwen3"]),
+    ("candle-nn", &["nv-weights", "nv-qwen3", "nv-benches"]),
     ("clap", &["nano-vllm-rs", "xtask"]),
     ("hf-hub", &["nv-weights"]),
     ("memmap2", &["nv-weights"]),

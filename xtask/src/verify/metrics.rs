@@ -53,6 +53,15 @@ impl Distance {
     }
 }
 
+/// How many of `found` are not, to the bit, those of `expected`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn num_other_bits(expected: &[f32], found: &[f32]) -> usize {
+    assert_eq!(expected.len(), found.len(), "logits of different lengths");
+    expected.iter().zip(found).filter(|(a, b)| a.to_bits() != b.to_bits()).count()
+}
+
 /// The index of the largest value, the first of equal ones, as in torch and transformers.
 ///
 /// # Panics
@@ -117,6 +126,12 @@ mod tests {
                 distance.max_abs.is_nan() && distance.mean_abs.is_nan() && distance.kl.is_nan()
             );
         }
+    }
+
+    #[test]
+    fn bits_tell_apart_what_compares_equal() {
+        assert_eq!(num_other_bits(&[0.0, f32::NAN, 1.0], &[0.0, f32::NAN, 1.0]), 0);
+        assert_eq!(num_other_bits(&[0.0, 2.0, 1.0], &[-0.0, 2.0, 1.0f32.next_up()]), 2);
     }
 
     #[test]

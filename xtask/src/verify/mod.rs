@@ -1,7 +1,8 @@
 //! `cargo xtask verify`: compares our logits with reference logits that transformers computed.
 //!
-//! Each reference is computed in both dtypes and along every [`Mode`]: float32 must be the reference up to rounding,
-//! bfloat16 must be no further from the float32 reference than transformers' own bfloat16 is.
+//! Each reference is computed by every tier of kernels that the machine has, in both dtypes and along every [`Mode`].
+//! float32 must be the reference up to rounding, bfloat16 must be no further from the float32 reference than
+//! transformers' own bfloat16 is, and within a tier and a dtype all ways must give the same bits.
 
 mod metrics;
 mod modes;
@@ -13,20 +14,24 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use nv_config::load_config;
-use nv_qwen3::Qwen3ForCausalLM;
+use nv_config::{Qwen3Config, load_config};
+use nv_kernels::{Isa, Kernels, Pool};
+use nv_qwen3::{Cpu, Qwen3ForCausalLM};
 use nv_weights::{Checkpoint, ModelFiles, download_model};
 use serde_json::json;
 
 use crate::cases::{CASES, Case};
 use crate::reference::{Reference, sha256};
 
-pub use metrics::{Distance, argmax, deviation};
+pub use metrics::{Distance, argmax, deviation, num_other_bits};
 pub use modes::{MODES, Mode};
-pub use report::{Greedy, Report, Row};
+pub use report::{Greedy, Report, Row, Tier};
 
 /// The largest absolute difference of a float32 logit from the reference's, on logits of unit scale.
 pub const F32_TOLERANCE: f64 = 2e-4;
+
+/// Heads whose size is no multiple of this are attended by candle, whose sums depend on the batch.
+const INVARIANT_HEAD_DIM: usize = 16;
 
 /// The arguments of `cargo xtask verify`; without any, every committed reference is verified.
 #[derive(Debug, Default, clap::Args)]
@@ -50,6 +55,7 @@ pub struct Args {
 /// # Errors
 /// If something can't be computed, or anything failed.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let tiers = tiers();
     let mut reports = Vec::new();
     let mut keep = |report: Report| -> Result<()> {
         if !args.json {
@@ -61,43 +67,66 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     match &args.model {
         None => {
             for case in CASES {
-                keep(verify_case(case)?)?;
+                keep(verify_case(case, &tiers)?)?;
             }
         }
         Some(model) => {
             let files = download_model(model, &args.revision)?;
             keep(if let Some(path) = &args.reference {
-                verify(&path.display().to_string(), &files, &Reference::read(path)?, false)?
+                let reference = Reference::read(path)?;
+                verify(&path.display().to_string(), &files, &reference, false, &tiers)?
             } else {
                 let (name, reference) = committed_reference(&files)?;
-                verify(name, &files, &reference, true)?
+                verify(name, &files, &reference, true, &tiers)?
             })?;
         }
     }
     let failed: Vec<&str> =
         reports.iter().filter(|report| !report.passed()).map(|report| &*report.name).collect();
+    let lacking: Vec<Isa> = Isa::ALL.into_iter().filter(|isa| !tiers.contains(isa)).collect();
     if args.json {
-        let json = json!({ "passed": failed.is_empty(), "f32_tolerance": F32_TOLERANCE, "references": reports });
+        let json = json!({
+            "passed": failed.is_empty(),
+            "f32_tolerance": F32_TOLERANCE,
+            "tiers": names(&tiers),
+            "tiers_not_of_this_machine": names(&lacking),
+            "references": reports,
+        });
         writeln!(out, "{json:#}")?;
     } else {
+        let ways: Vec<&str> = MODES.iter().skip(1).map(|mode| mode.name).collect();
         writeln!(
             out,
             "pass is, against the reference logits of float32: f32 max abs at most {F32_TOLERANCE:.0e}; \
-             bf16 mean abs and KL at most those of transformers' own bfloat16"
+             bf16 mean abs and KL at most those of transformers' own bfloat16;\n\
+             and every other way gives the bits of the whole prompt: {}\n\
+             tiers verified: {}; not of this machine: {}",
+            ways.join(", "),
+            names(&tiers).join(", "),
+            if lacking.is_empty() { "none".to_owned() } else { names(&lacking).join(", ") },
         )?;
     }
     ensure!(failed.is_empty(), "verification failed: {}", failed.join(", "));
     Ok(())
 }
 
-/// Verifies a committed reference against its checkpoint.
+/// The tiers of this machine, weakest first.
+pub fn tiers() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+fn names(tiers: &[Isa]) -> Vec<String> {
+    tiers.iter().map(Isa::to_string).collect()
+}
+
+/// Verifies a committed reference against its checkpoint, in each of `tiers`.
 ///
 /// # Errors
 /// If the checkpoint or the reference can't be made, read or run. A difference is no error but a failing report.
-pub fn verify_case(case: &Case) -> Result<Report> {
+pub fn verify_case(case: &Case, tiers: &[Isa]) -> Result<Report> {
     let scratch = tempfile::tempdir()?;
     let files = ModelFiles::from_dir(case.checkpoint(scratch.path())?)?;
-    verify(case.name, &files, &Reference::read(&case.reference_path())?, true)
+    verify(case.name, &files, &Reference::read(&case.reference_path())?, true, tiers)
 }
 
 /// The committed reference that was made from exactly these weights.
@@ -116,53 +145,36 @@ fn committed_reference(files: &ModelFiles) -> Result<(&'static str, Reference)> 
     )
 }
 
-/// Verifies the model in `files` against `reference`.
+/// Verifies the model in `files` against `reference`, in each of `tiers`.
 ///
 /// Weights other than the reference's are a failure in themselves if `needs_same_checkpoint`; the logits are compared
 /// either way.
 ///
 /// # Errors
-/// If the model can't be loaded or run, or `reference` is not for a model of this shape.
+/// If the model can't be loaded or run, `reference` is not for a model of this shape, or the machine lacks a tier.
 pub fn verify(
     name: &str,
     files: &ModelFiles,
     reference: &Reference,
     needs_same_checkpoint: bool,
+    tiers: &[Isa],
 ) -> Result<Report> {
     let config = load_config(&files.config)?;
-    let Reference { input_ids, vocab_size, logits_f32, .. } = reference;
+    let Reference { input_ids, vocab_size, logits_f32, logits_bf16, .. } = reference;
     ensure!(
         config.vocab_size == *vocab_size,
         "{name} has logits for {vocab_size} tokens, the model for {}",
         config.vocab_size
     );
-    let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
-    let distance = |found: &[f32]| Distance::between(logits_f32, found, *vocab_size);
-    let theirs = distance(&reference.logits_bf16);
-
-    let mut rows = Vec::new();
-    let mut greedy = None;
-    for (dtype, label) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
-        let mut model =
-            Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, dtype, &Device::Cpu)?;
-        if dtype == DType::BF16 {
-            rows.push(Row { path: "transformers", dtype: label, distance: theirs, passed: None });
-        }
-        for mode in MODES {
-            let logits = mode
-                .logits(&mut model, input_ids)
-                .with_context(|| format!("{name}, {}", mode.name))?;
-            let ours = distance(&logits);
-            let passed = match dtype {
-                DType::F32 => ours.max_abs <= F32_TOLERANCE,
-                _ => ours.mean_abs <= theirs.mean_abs && ours.kl <= theirs.kl,
-            };
-            rows.push(Row { path: mode.name, dtype: label, distance: ours, passed: Some(passed) });
-        }
-        if let (DType::F32, Some((prompt, expected))) = (dtype, &reference.greedy) {
-            greedy = Some(compare_greedy(&mut model, prompt, expected)?);
-        }
-    }
+    let subject = Subject {
+        checkpoint: Arc::new(Checkpoint::open(&files.weights)?),
+        config,
+        reference,
+        transformers: Distance::between(logits_f32, logits_bf16, *vocab_size),
+    };
+    let verified = tiers.iter().map(|&isa| {
+        subject.verify_tier(isa).with_context(|| format!("cannot verify {name} with {isa}"))
+    });
     Ok(Report {
         name: name.to_owned(),
         made_by: reference.made_by(),
@@ -171,9 +183,86 @@ pub fn verify(
         logit_deviation: deviation(logits_f32),
         same_checkpoint: reference.checkpoint_sha256() == sha256(&files.weights)?,
         needs_same_checkpoint,
-        rows,
-        greedy,
+        transformers_bf16: subject.transformers,
+        why_bits_may_differ: subject.why_bits_may_differ(),
+        tiers: verified.collect::<Result<_>>()?,
     })
+}
+
+/// A checkpoint and what its logits should be.
+struct Subject<'a> {
+    config: Qwen3Config,
+    checkpoint: Arc<Checkpoint>,
+    reference: &'a Reference,
+    /// How far transformers' own bfloat16 is from its float32.
+    transformers: Distance,
+}
+
+impl Subject<'_> {
+    fn verify_tier(&self, isa: Isa) -> Result<Tier> {
+        let mut rows = Vec::new();
+        for dtype in [DType::F32, DType::BF16] {
+            rows.extend(self.verify_modes(isa, dtype)?);
+        }
+        let greedy = match &self.reference.greedy {
+            Some((prompt, expected)) => {
+                let mut model = self.model(isa, DType::F32, Pool::default_threads())?;
+                Some(compare_greedy(&mut model, prompt, expected)?)
+            }
+            None => None,
+        };
+        Ok(Tier { isa, rows, greedy })
+    }
+
+    /// A row for each of [`MODES`].
+    fn verify_modes(&self, isa: Isa, dtype: DType) -> Result<Vec<Row>> {
+        let Reference { input_ids, vocab_size, logits_f32, .. } = self.reference;
+        let promised = self.why_bits_may_differ().is_none();
+        let mut model = self.model(isa, dtype, Pool::default_threads())?;
+        let mut whole: Option<Vec<f32>> = None;
+        let mut rows = Vec::new();
+        for mode in MODES {
+            let logits = match mode.threads {
+                None => mode.logits(&mut model, input_ids),
+                Some(threads) => {
+                    mode.logits(&mut self.model(isa, dtype, threads.get())?, input_ids)
+                }
+            };
+            let logits = logits.with_context(|| mode.name)?;
+            let distance = Distance::between(logits_f32, &logits, *vocab_size);
+            let is_close = match dtype {
+                DType::F32 => distance.max_abs <= F32_TOLERANCE,
+                _ => {
+                    distance.mean_abs <= self.transformers.mean_abs
+                        && distance.kl <= self.transformers.kl
+                }
+            };
+            let other_bits = whole.as_ref().map(|whole| num_other_bits(whole, &logits));
+            rows.push(Row {
+                path: mode.name,
+                dtype: dtype.as_str(),
+                distance,
+                num_other_bits: other_bits,
+                passed: is_close && (!promised || other_bits.unwrap_or(0) == 0),
+            });
+            whole.get_or_insert(logits);
+        }
+        Ok(rows)
+    }
+
+    fn model(&self, isa: Isa, dtype: DType, threads: usize) -> Result<Qwen3ForCausalLM> {
+        let kernels = Kernels::for_isa(isa).context("this machine does not have it")?;
+        let cpu = Cpu::with_kernels(kernels, threads)?;
+        Ok(Qwen3ForCausalLM::from_checkpoint_on(&self.config, &self.checkpoint, dtype, cpu)?)
+    }
+
+    /// Why the ways of [`MODES`] may differ in bits; `None` if they must not.
+    fn why_bits_may_differ(&self) -> Option<String> {
+        let head_dim = self.config.head_dim;
+        (!head_dim.is_multiple_of(INVARIANT_HEAD_DIM)).then(|| {
+            format!("head_dim {head_dim} is no multiple of {INVARIANT_HEAD_DIM}, so candle attends")
+        })
+    }
 }
 
 /// Continues `prompt` with the likeliest token each time, until a token is not the `expected` one.

@@ -1,4 +1,4 @@
-//! The ways to feed a sequence through the model. Each must give the same logits.
+//! The ways to compute the logits of a sequence. Each must give the same ones.
 
 use std::num::NonZeroUsize;
 
@@ -6,30 +6,38 @@ use anyhow::Result;
 use candle_core::Tensor;
 use nv_qwen3::Qwen3ForCausalLM;
 
-/// One way to feed a sequence.
+/// One way to compute a sequence's logits.
 #[derive(Debug)]
 pub struct Mode {
     /// As the table calls it.
     pub name: &'static str,
+    /// Threads that compute; `None` for as many as the machine has cores.
+    pub threads: Option<NonZeroUsize>,
     /// Tokens per call; `None` for all at once.
     chunk: Option<NonZeroUsize>,
     /// The sequence's row in a batch of two; `None` if it runs alone.
     row: Option<usize>,
 }
 
-/// Every way that `verify` takes.
+/// Every way that `verify` takes. The bits of the first are the measure of all others.
 pub const MODES: &[Mode] = &[
-    Mode { name: "whole prompt", chunk: None, row: None },
-    Mode { name: "token by token", chunk: NonZeroUsize::new(1), row: None },
-    Mode { name: "chunks of 3", chunk: NonZeroUsize::new(3), row: None },
-    Mode { name: "chunks of 7", chunk: NonZeroUsize::new(7), row: None },
-    Mode { name: "first of a batch of 2", chunk: None, row: Some(0) },
-    Mode { name: "second of a batch of 2", chunk: None, row: Some(1) },
-    Mode { name: "second of 2, token by token", chunk: NonZeroUsize::new(1), row: Some(1) },
+    WHOLE,
+    Mode { name: "token by token", chunk: NonZeroUsize::new(1), ..WHOLE },
+    Mode { name: "chunks of 3", chunk: NonZeroUsize::new(3), ..WHOLE },
+    Mode { name: "chunks of 7", chunk: NonZeroUsize::new(7), ..WHOLE },
+    Mode { name: "first of a batch of 2", row: Some(0), ..WHOLE },
+    Mode { name: "second of a batch of 2", row: Some(1), ..WHOLE },
+    Mode { name: "second of 2 token by token", chunk: NonZeroUsize::new(1), row: Some(1), ..WHOLE },
+    Mode { name: "1 thread", threads: NonZeroUsize::new(1), ..WHOLE },
+    Mode { name: "2 threads", threads: NonZeroUsize::new(2), ..WHOLE },
+    Mode { name: "3 threads", threads: NonZeroUsize::new(3), ..WHOLE },
+    Mode { name: "8 threads", threads: NonZeroUsize::new(8), ..WHOLE },
 ];
 
+const WHOLE: Mode = Mode { name: "whole prompt", threads: None, chunk: None, row: None };
+
 impl Mode {
-    /// The logits that follow each of `ids`, `[num_tokens, vocab_size]`.
+    /// The logits that follow each of `ids`, `[num_tokens, vocab_size]`, from a model on [`Self::threads`].
     ///
     /// In a batch, the other row is the same ids backwards: a row that saw the other's keys would show it.
     ///
