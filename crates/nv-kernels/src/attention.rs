@@ -41,12 +41,18 @@ impl KvLayout {
     fn head_elements(&self) -> usize {
         self.block_size * self.head_dim
     }
+
+    /// Keys that lie side by side.
+    fn lanes(&self) -> usize {
+        if self.block_size.is_multiple_of(2 * HALF) { 2 * HALF } else { HALF }
+    }
 }
 
 /// The keys and values of one layer.
 ///
-/// Inside a block each head has its own region. Keys lie in groups of 8 tokens, element by element, the 8 tokens
-/// side by side, bfloat16 elements in pairs: `[8-token group][head_dim / 2][8][2]`. Values lie token by token,
+/// Inside a block each head has its own region. Keys lie in groups of 16 tokens (of 8, if the block size is no
+/// multiple of 16), element by element, the tokens of a group side by side, bfloat16 elements in pairs:
+/// `[group][head_dim / 2][16][2]`. Values lie token by token,
 /// bfloat16 tokens in pairs: `[block_size / 2][head_dim][2]`. In f32 the pairs fall away. A block that has never
 /// been written must be zero.
 #[derive(Debug)]
@@ -113,6 +119,21 @@ pub fn store_kv(
     }
 }
 
+/// A token's place in its block.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    index: usize,
+    /// Keys that lie side by side.
+    lanes: usize,
+}
+
+impl Slot {
+    /// Where the token's group of keys starts, of elements that pack so many numbers.
+    fn group(self, head_dim: usize, packed: usize) -> usize {
+        self.index / self.lanes * self.lanes * head_dim / packed
+    }
+}
+
 /// Calls `store(slot, k, v, keys, values)` for every token and head, heads in parallel.
 fn store_elements<E: Send, const PACKED: usize>(
     pool: &Pool,
@@ -121,7 +142,7 @@ fn store_elements<E: Send, const PACKED: usize>(
     values: &mut [E],
     sequences: &[Sequence<'_>],
     (k, v): (&[f32], &[f32]),
-    store: impl Fn(usize, &[f32], &[f32], &mut [E], &mut [E]) + Sync,
+    store: impl Fn(Slot, &[f32], &[f32], &mut [E], &mut [E]) + Sync,
 ) {
     let KvLayout { block_size, num_kv_heads, head_dim } = *layout;
     let num_blocks = keys.len() / (layout.block_elements() / PACKED);
@@ -142,7 +163,8 @@ fn store_elements<E: Send, const PACKED: usize>(
                 let block = sequence.block_table[position / block_size] as usize;
                 let at = ((sequence.first_token + i) * num_kv_heads + head) * head_dim;
                 let (k, v) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                store(position % block_size, k, v, keys.row(block), values.row(block));
+                let slot = Slot { index: position % block_size, lanes: layout.lanes() };
+                store(slot, k, v, keys.row(block), values.row(block));
             }
         }
     };
@@ -154,26 +176,26 @@ fn store_elements<E: Send, const PACKED: usize>(
 }
 
 /// Stores one token of one head at `slot`.
-fn store_singles(slot: usize, k: &[f32], v: &[f32], keys: &mut [f32], values: &mut [f32]) {
+fn store_singles(slot: Slot, k: &[f32], v: &[f32], keys: &mut [f32], values: &mut [f32]) {
     let head_dim = k.len();
-    let keys = &mut keys[slot / HALF * HALF * head_dim..];
-    for (lanes, &k) in keys.chunks_mut(HALF).zip(k) {
-        lanes[slot % HALF] = k;
+    let keys = &mut keys[slot.group(head_dim, 1)..];
+    for (lanes, &k) in keys.chunks_mut(slot.lanes).zip(k) {
+        lanes[slot.index % slot.lanes] = k;
     }
-    values[slot * head_dim..][..head_dim].copy_from_slice(v);
+    values[slot.index * head_dim..][..head_dim].copy_from_slice(v);
 }
 
 /// Stores one token of one head at `slot`.
-fn store_pairs(slot: usize, k: &[f32], v: &[f32], keys: &mut [u32], values: &mut [u32]) {
+fn store_pairs(slot: Slot, k: &[f32], v: &[f32], keys: &mut [u32], values: &mut [u32]) {
     let head_dim = k.len();
-    let keys = &mut keys[slot / HALF * HALF * head_dim / 2..];
-    for (lanes, k) in keys.chunks_mut(HALF).zip(k.chunks(2)) {
-        lanes[slot % HALF] = pair(k[0], k[1]);
+    let keys = &mut keys[slot.group(head_dim, 2)..];
+    for (lanes, k) in keys.chunks_mut(slot.lanes).zip(k.chunks(2)) {
+        lanes[slot.index % slot.lanes] = pair(k[0], k[1]);
     }
-    for (value, &v) in values[slot / 2 * head_dim..].iter_mut().zip(v) {
+    let is_first = slot.index.is_multiple_of(2);
+    for (value, &v) in values[slot.index / 2 * head_dim..].iter_mut().zip(v) {
         // The first of a pair clears its partner, so that what an earlier owner left cannot be a NaN there.
-        *value =
-            if slot.is_multiple_of(2) { pair(v, 0.0) } else { (*value & 0xffff) | pair(0.0, v) };
+        *value = if is_first { pair(v, 0.0) } else { (*value & 0xffff) | pair(0.0, v) };
     }
 }
 
@@ -391,18 +413,18 @@ fn attend<C: Cache>(
 
         scores.fill(0.0);
         for first in (tile..end).step_by(MAX_HALVES * HALF) {
-            // Groups past the end stand in for nothing: their scores are masked below.
-            let groups_of_keys: [&[C::Element]; MAX_HALVES] = std::array::from_fn(|half| {
+            // Halves past the end stand in for nothing: their scores are masked below.
+            let halves: [&[C::Element]; MAX_HALVES] = std::array::from_fn(|half| {
                 let key = first + half * HALF;
-                layout.key_group(cache, piece, if key < end { key } else { first })
+                layout.key_half(cache, piece, if key < end { key } else { first })
             });
             cache.outer(Outer {
                 a: &queries,
                 a_stride: q_row,
                 num_rows,
                 n: q_row,
-                b: &groups_of_keys,
-                b_stride: HALF,
+                b: &halves,
+                b_stride: layout.lanes(),
                 c: &mut scores[first - tile..],
                 c_stride: KEY_TILE,
             });
@@ -485,16 +507,18 @@ impl KvLayout {
         (block * self.block_elements() + piece.kv_head * self.head_elements()) / C::PACKED
     }
 
-    /// The keys of 8 tokens from `position`, a multiple of 8.
-    fn key_group<'c, C: Cache>(
+    /// The keys of 8 tokens from `position`, a multiple of 8: 8 lanes every [`Self::lanes`] elements.
+    fn key_half<'c, C: Cache>(
         &self,
         cache: &'c C,
         piece: &Piece<'_>,
         position: usize,
     ) -> &'c [C::Element] {
-        let elements = HALF * self.head_dim / C::PACKED;
-        let group = position % self.block_size / HALF;
-        &cache.keys()[self.region::<C>(piece, position) + group * elements..][..elements]
+        let index = position % self.block_size;
+        let group = Slot { index, lanes: self.lanes() }.group(self.head_dim, C::PACKED);
+        let start = self.region::<C>(piece, position) + group + index % self.lanes();
+        let len = self.lanes() * (self.head_dim / C::PACKED - 1) + HALF;
+        &cache.keys()[start..start + len]
     }
 
     /// The values of `position`'s block from that token on.

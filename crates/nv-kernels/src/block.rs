@@ -288,11 +288,15 @@ macro_rules! linear_block {
                 <$weight>::with_buffer(ROWS * shape.padded_k, |packed| {
                     for r in (0..whole_rows).step_by(ROWS) {
                         for i in 0..ROWS {
-                            let row = w.row(r + i);
-                            let mut steps = packed[i * STEP..].chunks_mut(ROWS * STEP);
-                            for (from, to) in row.chunks(STEP).zip(&mut steps) {
-                                to[..from.len()].copy_from_slice(from);
-                                to[from.len()..STEP].fill(<$weight>::default());
+                            let (steps, rest) = w.row(r + i).as_chunks::<STEP>();
+                            let (packed, _) = packed.as_chunks_mut::<STEP>();
+                            let mut places = packed[i..].iter_mut().step_by(ROWS);
+                            for (step, place) in steps.iter().zip(places.by_ref()) {
+                                *place = *step;
+                            }
+                            if let Some(place) = places.next() {
+                                place[..rest.len()].copy_from_slice(rest);
+                                place[rest.len()..].fill(<$weight>::default());
                             }
                         }
                         // The next rows, a part with each tile.

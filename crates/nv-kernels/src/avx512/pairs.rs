@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm256_loadu_si256, _mm512_castsi256_si512, _mm512_dpbf16_ps,
-    _mm512_inserti64x4, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+    _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
@@ -12,19 +12,30 @@ use crate::outer::{HALF, Outer};
 
 /// See [`crate::outer`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(crate) fn outer_pairs(mut outer: Outer<'_, u32, u32>) {
+pub(crate) fn outer_pairs(outer: Outer<'_, u32, u32>) {
     outer.check();
+    // Halves side by side are one vector in memory.
+    let whole = outer
+        .b
+        .chunks_exact(2)
+        .all(|halves| halves[0].as_ptr().wrapping_add(HALF) == halves[1].as_ptr());
+    if whole { by_rows::<true>(outer) } else { by_rows::<false>(outer) }
+}
+
+/// `WHOLE` says that every two halves are one vector in memory.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn by_rows<const WHOLE: bool>(mut outer: Outer<'_, u32, u32>) {
     let mut r = 0;
     while r < outer.num_rows {
         r += match (outer.num_rows - r, outer.b.len()) {
-            (1, 4) => some_rows::<1, 2>(&mut outer, r),
-            (2 | 3, 4) => some_rows::<2, 2>(&mut outer, r),
-            (4..8, 4) => some_rows::<4, 2>(&mut outer, r),
-            (_, 4) => some_rows::<8, 2>(&mut outer, r),
-            (1, _) => some_rows::<1, 1>(&mut outer, r),
-            (2 | 3, _) => some_rows::<2, 1>(&mut outer, r),
-            (4..8, _) => some_rows::<4, 1>(&mut outer, r),
-            (_, _) => some_rows::<8, 1>(&mut outer, r),
+            (1, 4) => some_rows::<WHOLE, 1, 2>(&mut outer, r),
+            (2 | 3, 4) => some_rows::<WHOLE, 2, 2>(&mut outer, r),
+            (4..8, 4) => some_rows::<WHOLE, 4, 2>(&mut outer, r),
+            (_, 4) => some_rows::<WHOLE, 8, 2>(&mut outer, r),
+            (1, _) => some_rows::<WHOLE, 1, 1>(&mut outer, r),
+            (2 | 3, _) => some_rows::<WHOLE, 2, 1>(&mut outer, r),
+            (4..8, _) => some_rows::<WHOLE, 4, 1>(&mut outer, r),
+            (_, _) => some_rows::<WHOLE, 8, 1>(&mut outer, r),
         };
     }
 }
@@ -32,7 +43,10 @@ pub(crate) fn outer_pairs(mut outer: Outer<'_, u32, u32>) {
 /// Rows `r..r + R` by `V` vectors of two halves. Returns `R`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-fn some_rows<const R: usize, const V: usize>(outer: &mut Outer<'_, u32, u32>, r: usize) -> usize {
+fn some_rows<const WHOLE: bool, const R: usize, const V: usize>(
+    outer: &mut Outer<'_, u32, u32>,
+    r: usize,
+) -> usize {
     assert!(r + R <= outer.num_rows && 2 * V <= outer.b.len());
     let a = outer.a[r * outer.a_stride..].as_ptr();
     let c = outer.c[r * outer.c_stride..].as_mut_ptr();
@@ -48,12 +62,17 @@ fn some_rows<const R: usize, const V: usize>(outer: &mut Outer<'_, u32, u32>, r:
         let mut b = [_mm512_setzero_si512(); V];
         for v in 0..V {
             let at = step * outer.b_stride;
+            let low = outer.b[2 * v].as_ptr().wrapping_add(at);
+            if WHOLE {
+                // SAFETY: each half has 8 lanes at each of `n` steps, says `check`, and they are side by side.
+                b[v] = unsafe { _mm512_loadu_si512(low.cast()) };
+                continue;
+            }
+            let high = outer.b[2 * v + 1].as_ptr().wrapping_add(at);
             // SAFETY: each half has 8 lanes at each of `n` steps, says `check`.
-            let low =
-                unsafe { _mm256_loadu_si256(outer.b[2 * v].as_ptr().wrapping_add(at).cast()) };
+            let low = unsafe { _mm256_loadu_si256(low.cast()) };
             // SAFETY: as above.
-            let high =
-                unsafe { _mm256_loadu_si256(outer.b[2 * v + 1].as_ptr().wrapping_add(at).cast()) };
+            let high = unsafe { _mm256_loadu_si256(high.cast()) };
             b[v] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
         }
         for i in 0..R {
