@@ -1,5 +1,7 @@
 //! What no crate can test alone: whole checkpoints, computed and compared.
 
+mod bad_input;
+mod copies;
 mod equalities;
 mod generation;
 mod references;

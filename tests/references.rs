@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nv_kernels::Isa;
-use nv_weights::{Checkpoint, ModelFiles};
+use nv_weights::ModelFiles;
 use serde_json::Value;
 use xtask::cases::{CASES, Case, references_dir};
 use xtask::reference::Reference;
 use xtask::verify::{MODES, Report, deviation, tiers, verify, verify_case};
+
+use crate::copies::{copy_model, demo_with, start_of};
 
 fn case(name: &str) -> &'static Case {
     CASES.iter().find(|case| case.name == name).unwrap()
@@ -90,17 +92,6 @@ fn the_demo_is_compared_at_length() {
     assert_eq!(reference.greedy.unwrap().1.len(), 128);
 }
 
-/// Copies the config and the weights of the model in `from` to `to`, which are then free to change.
-fn copy_model(from: &Path, to: &Path) -> ModelFiles {
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            fs::write(to.join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
-        }
-    }
-    ModelFiles::from_dir(to).unwrap()
-}
-
 /// The verdict on `files` by their logits alone.
 fn verify_logits(case: &Case, files: &ModelFiles) -> Report {
     let mut reference = reference(case);
@@ -110,19 +101,11 @@ fn verify_logits(case: &Case, files: &ModelFiles) -> Report {
 
 #[test]
 fn one_changed_weight_of_the_demo_is_found_by_its_logits() {
-    let dir = tempfile::tempdir().unwrap();
     let case = case("demo");
-    let files = copy_model(&case.checkpoint(dir.path()).unwrap(), dir.path());
-    let weight = {
-        let checkpoint = Checkpoint::open(&files.weights).unwrap();
-        checkpoint.tensor("model.layers.3.mlp.up_proj.weight").unwrap().bytes().to_vec()
-    };
-
-    let mut bytes = fs::read(&files.weights[0]).unwrap();
-    let start = bytes.windows(weight.len()).position(|window| window == weight).unwrap();
-    bytes[start + 1] ^= 0x80; // the sign of the first element
-    fs::write(&files.weights[0], bytes).unwrap();
-
+    let (_dir, files) = demo_with(|bytes| {
+        let start = start_of("model.layers.3.mlp.up_proj.weight", bytes);
+        bytes[start + 1] ^= 0x80; // the sign of the first element
+    });
     let report = verify_logits(case, &files);
     assert!(!report.same_checkpoint);
     let f32_rows = report.tiers[0].rows.iter().filter(|row| row.dtype == "f32");

@@ -1,5 +1,6 @@
 //! The `nv` binary, run as a user runs it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -16,7 +17,7 @@ fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // No test reaches a hub, or depends on the shell that it was started from.
-    command.env("HF_HUB_OFFLINE", "1").env_remove("RAYON_NUM_THREADS");
+    command.env("HF_HUB_OFFLINE", "1").env_remove("NV_ISA").env_remove("RAYON_NUM_THREADS");
     command
 }
 
@@ -194,10 +195,15 @@ fn bad_command_lines_are_usage_errors() {
 /// The error of a run that fails, the demo's introduction left out.
 #[track_caller]
 fn check_error(args: &[&str], expected: &str) {
-    let output = nv(args);
+    check_failure(&mut command(args), expected);
+}
+
+#[track_caller]
+fn check_failure(command: &mut Command, expected: &str) {
+    let output = command.output().unwrap();
     let stderr = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
-    assert!(stderr.ends_with(&format!("{expected}\n")), "{args:?}: {stderr}");
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
+    assert!(stderr.ends_with(&format!("{expected}\n")), "{command:?}: {stderr}");
     assert!(output.stdout.is_empty());
 }
 
@@ -241,6 +247,38 @@ fn errors_say_what_is_wrong_and_why() {
         &["generate", "--prompt-file", "no-such-file"],
         "error: cannot read the prompt from no-such-file\n  caused by: No such file or directory (os error 2)",
     );
+}
+
+#[test]
+fn a_tier_that_does_not_exist_is_an_error() {
+    let refused = |name: &OsStr, as_shown: &str| {
+        check_failure(
+            command(&["generate", PROMPT, "--model", str(&demo())]).env("NV_ISA", name),
+            &format!(
+                "error: NV_ISA: `{as_shown}` is not an instruction-set tier; use scalar, avx2, avx512 or avx512bf16"
+            ),
+        );
+    };
+    refused("sse9".as_ref(), "sse9");
+    #[cfg(unix)]
+    refused(std::os::unix::ffi::OsStrExt::from_bytes(b"avx\xff"), "avx\u{fffd}");
+}
+
+#[test]
+fn a_nan_in_the_weights_is_an_error() {
+    let dir = model_with(&[]);
+    let path = dir.path().join("model.safetensors");
+    let mut weights = fs::read(&path).unwrap();
+    // The file's last tensor is `model.norm.weight`.
+    let last = weights.len() - 2;
+    weights[last..].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    fs::write(&path, weights).unwrap();
+    for dtype in ["f32", "bf16"] {
+        check_error(
+            &["generate", PROMPT, "--model", str(dir.path()), "--dtype", dtype],
+            "error: the logit of token 0 is NaN: expected a finite number or -inf",
+        );
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
