@@ -122,6 +122,15 @@ pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mu
     &mut buffer[start..start + len]
 }
 
+/// Bytes of tokens that stay in the first-level cache beside the weights that pass by.
+pub(crate) const FIRST_LEVEL_BYTES: usize = 24 * 1024;
+
+/// Elements of K that a tile of `tokens` and the weight rows walk at once, so that both stay in the first-level cache.
+pub(crate) fn segment<W, X>(tokens: usize, step: usize) -> usize {
+    let bytes_a_step = step * (tokens * size_of::<X>() + ROWS * size_of::<W>());
+    (FIRST_LEVEL_BYTES / bytes_a_step).max(1) * step
+}
+
 /// Bytes that weights are asked for in advance when they are streamed: some pages, so that the wait at the start of a
 /// page is over when its weights are needed.
 const AHEAD_BYTES: usize = 8 * 1024;
@@ -136,14 +145,14 @@ pub(crate) const fn line<E>() -> usize {
     64 / size_of::<E>()
 }
 
-/// Defines `$name::<R, T>(w, tail, x, ahead)`: the accumulators of `R` rows by `T` tokens.
+/// Defines `$name::<R, T>(w, tail, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
 ///
 /// `w` and then `tail` are steps of `R` rows side by side, `x` steps of `T` tokens side by side. `$load_w` and
 /// `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched
 /// into the cache meanwhile, a line a step.
 macro_rules! tile {
     (
-        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, $zero:expr, step: $step:literal,
+        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, step: $step:literal,
         $load_w:ident, $load_x:ident, $mul_add:ident
     ) => {
         #[target_feature(enable = $features)]
@@ -153,8 +162,8 @@ macro_rules! tile {
             tail: &[$weight],
             x: &[$input],
             ahead: &[$weight],
+            mut acc: [[$acc; T]; R],
         ) -> [[$acc; T]; R] {
-            let mut acc = [[$zero; T]; R];
             let mut ahead = ahead.chunks($crate::block::line::<$weight>());
             let (x, x_tail) = x.split_at(w.len() / R * T);
             let parts = [(w, x), (tail, x_tail)];
@@ -188,36 +197,43 @@ macro_rules! tile {
 /// registers; up to `$few` tokens, weights are streamed one row at a time.
 macro_rules! linear_block {
     (
-        $name:ident, $features:literal, $weight:ty, $input:ty, $tile:ident, $reduce:ident, $zero:ident,
+        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $tile:ident, $reduce:ident, $zero:ident,
         step: $step:literal, tokens: $tokens:literal, few: $few:literal
     ) => {
         pub(crate) mod $name {
-            use super::{$reduce, $tile, $zero};
-            use crate::block::{Element, ROWS, Tokens, line, rows_ahead};
+            use super::{$acc, $reduce, $tile, $zero};
+            use crate::block::{
+                Element, FIRST_LEVEL_BYTES, ROWS, Tokens, TokensShape, line, rows_ahead, segment,
+            };
             use crate::panel::Panel;
 
             /// Elements of K a step.
             pub(crate) const STEP: usize = $step;
 
-            /// Tokens a tile, of so many.
-            pub(crate) fn tokens_a_tile(num_tokens: usize) -> usize {
-                let most = if num_tokens <= $few { 8 } else { $tokens };
-                num_tokens.div_ceil(num_tokens.div_ceil(most))
+            /// Tokens a tile, of so many with `k` elements each.
+            pub(crate) fn tokens_a_tile(num_tokens: usize, k: usize) -> usize {
+                let even = |most: usize| num_tokens.div_ceil(num_tokens.div_ceil(most));
+                let few = even(8);
+                if streams_rows(num_tokens, few, k) { few } else { even($tokens) }
+            }
+
+            /// Whether weights are streamed a row at a time: for a few tokens that fit the first-level cache.
+            fn streams_rows(num_tokens: usize, tile: usize, k: usize) -> bool {
+                num_tokens <= $few && tile * k * size_of::<$input>() <= FIRST_LEVEL_BYTES
             }
 
             type Inputs<'a> = Tokens<'a, $input>;
 
             /// `x @ wᵀ`: `out` is `[num_tokens, num_rows]`.
-            ///
-            /// `x` are the tokens of one part; `$few` is of their number.
             #[target_feature(enable = $features)]
             pub(crate) fn block(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
-                match x.shape().num_tokens {
-                    1 => vector(w, x, out),
-                    _ if x.shape().tile <= 8 && x.shape().num_tokens <= $few => {
-                        by_row(w, x, 0, out)
-                    }
-                    _ => by_four_rows(w, x, out),
+                let TokensShape { num_tokens, tile, .. } = *x.shape();
+                if num_tokens == 1 {
+                    vector(w, x, out);
+                } else if streams_rows(num_tokens, tile, w.k()) {
+                    by_row(w, x, 0, out);
+                } else {
+                    by_four_rows(w, x, out);
                 }
             }
 
@@ -241,7 +257,7 @@ macro_rules! linear_block {
                         let mut padded = [<$weight>::default(); STEP];
                         let (whole, has_tail) = split_tail(row, &mut padded);
                         let tail = if has_tail { &padded[..] } else { &[] };
-                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x, &[]);
+                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x, &[], [[$zero()]]);
                         four[i] = acc;
                     }
                     out[r..r + len].copy_from_slice(&$reduce(four)[..len]);
@@ -285,6 +301,9 @@ macro_rules! linear_block {
             fn by_four_rows(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
                 let shape = x.shape();
                 let whole_rows = w.num_rows() / ROWS * ROWS;
+                let segment = segment::<$weight, $input>(shape.tile, STEP);
+                // Each tile's accumulators between segments.
+                let mut sums = vec![[[$zero(); 6]; ROWS]; shape.num_tiles()];
                 <$weight>::with_buffer(ROWS * shape.padded_k, |packed| {
                     for r in (0..whole_rows).step_by(ROWS) {
                         for i in 0..ROWS {
@@ -299,24 +318,30 @@ macro_rules! linear_block {
                                 place[rest.len()..].fill(<$weight>::default());
                             }
                         }
-                        // The next rows, a part with each tile.
+                        // The next rows, a part with each tile of each segment.
                         let next = r + ROWS..(r + 2 * ROWS).min(w.num_rows());
-                        let mut ahead = w.rows(next).elements().chunks(
-                            (ROWS * w.k())
-                                .div_ceil(shape.num_tiles())
-                                .next_multiple_of(line::<$weight>()),
-                        );
-                        for tile in 0..shape.num_tiles() {
-                            let (tokens, x) = (shape.tokens(tile), x.tile(tile));
-                            let packed = (&*packed, ahead.next().unwrap_or_default());
-                            let out = &mut out[tokens.start * w.num_rows() + r..];
-                            match tokens.len() {
-                                1 => four_rows::<1>(packed, x, w.num_rows(), out),
-                                2 => four_rows::<2>(packed, x, w.num_rows(), out),
-                                3 => four_rows::<3>(packed, x, w.num_rows(), out),
-                                4 => four_rows::<4>(packed, x, w.num_rows(), out),
-                                5 => four_rows::<5>(packed, x, w.num_rows(), out),
-                                _ => four_rows::<6>(packed, x, w.num_rows(), out),
+                        let turns = shape.num_tiles() * shape.padded_k.div_ceil(segment);
+                        let part =
+                            (ROWS * w.k()).div_ceil(turns).next_multiple_of(line::<$weight>());
+                        let mut ahead = w.rows(next).elements().chunks(part);
+                        for first in (0..shape.padded_k).step_by(segment) {
+                            let end = shape.padded_k.min(first + segment);
+                            let ends = (first == 0, end == shape.padded_k);
+                            let packed = &packed[first * ROWS..end * ROWS];
+                            for (tile, sums) in sums.iter_mut().enumerate() {
+                                let (tokens, x) = (shape.tokens(tile), x.tile(tile));
+                                let x = &x[first * tokens.len()..end * tokens.len()];
+                                let w_ahead = (packed, ahead.next().unwrap_or_default());
+                                let out = &mut out[tokens.start * w.num_rows() + r..];
+                                let out = (out, w.num_rows());
+                                match tokens.len() {
+                                    1 => four_rows::<1>(w_ahead, x, sums, ends, out),
+                                    2 => four_rows::<2>(w_ahead, x, sums, ends, out),
+                                    3 => four_rows::<3>(w_ahead, x, sums, ends, out),
+                                    4 => four_rows::<4>(w_ahead, x, sums, ends, out),
+                                    5 => four_rows::<5>(w_ahead, x, sums, ends, out),
+                                    _ => four_rows::<6>(w_ahead, x, sums, ends, out),
+                                }
                             }
                         }
                     }
@@ -333,7 +358,7 @@ macro_rules! linear_block {
                 stride: usize,
                 out: &mut [f32],
             ) {
-                let [acc] = $tile::<1, T>(w, tail, x, ahead);
+                let [acc] = $tile::<1, T>(w, tail, x, ahead, [[$zero(); T]]);
                 for (i, four) in acc.chunks(4).enumerate() {
                     let mut padded = [$zero(); 4];
                     padded[..four.len()].copy_from_slice(four);
@@ -343,19 +368,33 @@ macro_rules! linear_block {
                 }
             }
 
-            /// Four rows by `T` tokens; tokens are `stride` apart in `out`.
+            /// Four rows by `T` tokens along a segment of K, whose sums are kept, or reduced at the end. Tokens are
+            /// `stride` apart in `out`.
             #[target_feature(enable = $features)]
             #[inline]
             fn four_rows<const T: usize>(
                 (w, ahead): (&[$weight], &[$weight]),
                 x: &[$input],
-                stride: usize,
-                out: &mut [f32],
+                sums: &mut [[$acc; 6]; ROWS],
+                (is_first, is_last): (bool, bool),
+                (out, stride): (&mut [f32], usize),
             ) {
-                let acc = $tile::<ROWS, T>(w, &[], x, ahead);
-                for i in 0..T {
-                    let sums = $reduce([acc[0][i], acc[1][i], acc[2][i], acc[3][i]]);
-                    out[i * stride..][..ROWS].copy_from_slice(&sums);
+                let mut acc = [[$zero(); T]; ROWS];
+                if !is_first {
+                    for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                        acc.copy_from_slice(&sums[..T]);
+                    }
+                }
+                let acc = $tile::<ROWS, T>(w, &[], x, ahead, acc);
+                if is_last {
+                    for i in 0..T {
+                        let sums = $reduce([acc[0][i], acc[1][i], acc[2][i], acc[3][i]]);
+                        out[i * stride..][..ROWS].copy_from_slice(&sums);
+                    }
+                } else {
+                    for (acc, sums) in acc.iter().zip(sums) {
+                        sums[..T].copy_from_slice(acc);
+                    }
                 }
             }
         }

@@ -24,8 +24,8 @@ use crate::{avx2, avx512};
 pub(crate) struct LinearKernel<W, X> {
     /// Elements of K a step.
     pub(crate) step: usize,
-    /// Tokens a tile, of so many.
-    pub(crate) tokens_a_tile: fn(usize) -> usize,
+    /// Tokens a tile, of so many with so many elements each.
+    pub(crate) tokens_a_tile: fn(usize, usize) -> usize,
     /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and some tokens.
     pub(crate) block: unsafe fn(Panel<'_, W>, Tokens<'_, X>, &mut [f32]),
 }

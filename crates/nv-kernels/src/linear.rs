@@ -234,14 +234,14 @@ impl Scratch {
         let elementwise = kernels.elementwise;
         match (precision, &kernels.linear_bf16) {
             (Precision::Bf16, Some(kernel)) => {
-                let tile = (kernel.tokens_a_tile)(num_tokens);
+                let tile = (kernel.tokens_a_tile)(num_tokens, k);
                 let shape = TokensShape::new(num_tokens, tile, kernel.step, k);
                 Input::Bf16(arrange(pool, x, k, &mut self.bf16, shape, elementwise.arrange_bf16))
             }
             (precision, _) => {
                 // Both f32 kernels of a tier want their inputs alike.
                 let kernel = &kernels.linear_bf16_f32;
-                let tile = (kernel.tokens_a_tile)(num_tokens);
+                let tile = (kernel.tokens_a_tile)(num_tokens, k);
                 let shape = TokensShape::new(num_tokens, tile, kernel.step, k);
                 let arranged = match precision {
                     Precision::Bf16 => elementwise.arrange_rounded,

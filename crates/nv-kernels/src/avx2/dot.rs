@@ -62,20 +62,20 @@ fn prefetch<E>(elements: &[E]) {
 }
 
 tile!(
-    tile_bf16_f32, "avx2,fma", bf16, f32, __m256, _mm256_setzero_ps(), step: 8,
+    tile_bf16_f32, "avx2,fma", bf16, f32, __m256, step: 8,
     load_widened, load_f32, mul_add
 );
 tile!(
-    tile_f32, "avx2,fma", f32, f32, __m256, _mm256_setzero_ps(), step: 8,
+    tile_f32, "avx2,fma", f32, f32, __m256, step: 8,
     load_f32, load_f32, mul_add
 );
 
 linear_block!(
-    linear_bf16_f32, "avx2,fma", half::bf16, f32, tile_bf16_f32, reduce, _mm256_setzero_ps,
+    linear_bf16_f32, "avx2,fma", half::bf16, f32, __m256, tile_bf16_f32, reduce, _mm256_setzero_ps,
     step: 8, tokens: 3, few: 4
 );
 linear_block!(
-    linear_f32, "avx2,fma", f32, f32, tile_f32, reduce, _mm256_setzero_ps,
+    linear_f32, "avx2,fma", f32, f32, __m256, tile_f32, reduce, _mm256_setzero_ps,
     step: 8, tokens: 3, few: 4
 );
 

@@ -79,28 +79,28 @@ fn prefetch<E>(elements: &[E]) {
 }
 
 tile!(
-    tile_bf16, "avx512f,avx512bw,avx512bf16", bf16, bf16, __m512, _mm512_setzero_ps(), step: 32,
+    tile_bf16, "avx512f,avx512bw,avx512bf16", bf16, bf16, __m512, step: 32,
     load_pairs, load_pairs, dot_pairs
 );
 tile!(
-    tile_bf16_f32, "avx512f", bf16, f32, __m512, _mm512_setzero_ps(), step: 16,
+    tile_bf16_f32, "avx512f", bf16, f32, __m512, step: 16,
     load_widened, load_f32, mul_add
 );
 tile!(
-    tile_f32, "avx512f", f32, f32, __m512, _mm512_setzero_ps(), step: 16,
+    tile_f32, "avx512f", f32, f32, __m512, step: 16,
     load_f32, load_f32, mul_add
 );
 
 linear_block!(
-    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, tile_bf16, reduce, _mm512_setzero_ps,
+    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, tile_bf16, reduce, _mm512_setzero_ps,
     step: 32, tokens: 6, few: 16
 );
 linear_block!(
-    linear_bf16_f32, "avx512f", half::bf16, f32, tile_bf16_f32, reduce, _mm512_setzero_ps,
+    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, tile_bf16_f32, reduce, _mm512_setzero_ps,
     step: 16, tokens: 6, few: 8
 );
 linear_block!(
-    linear_f32, "avx512f", f32, f32, tile_f32, reduce, _mm512_setzero_ps,
+    linear_f32, "avx512f", f32, f32, __m512, tile_f32, reduce, _mm512_setzero_ps,
     step: 16, tokens: 6, few: 8
 );
 

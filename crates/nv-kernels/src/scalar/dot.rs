@@ -12,7 +12,7 @@ pub(crate) mod linear_bf16_f32 {
 
     pub(crate) const STEP: usize = 1;
 
-    pub(crate) fn tokens_a_tile(_num_tokens: usize) -> usize {
+    pub(crate) fn tokens_a_tile(_num_tokens: usize, _k: usize) -> usize {
         1
     }
 
@@ -28,7 +28,7 @@ pub(crate) mod linear_f32 {
 
     pub(crate) const STEP: usize = 1;
 
-    pub(crate) fn tokens_a_tile(_num_tokens: usize) -> usize {
+    pub(crate) fn tokens_a_tile(_num_tokens: usize, _k: usize) -> usize {
         1
     }
 
