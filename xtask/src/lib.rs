@@ -2,6 +2,7 @@
 //!
 //! Not part of the engine: nothing in `crates` depends on it.
 
+pub mod asan;
 pub mod cases;
 pub mod ci;
 pub mod fetch;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{ci, fetch, reference, synth, tidy, verify};
+use xtask::{asan, ci, fetch, reference, synth, tidy, verify};
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "The project's tasks")]
@@ -16,6 +16,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Run the kernels' tests under the address sanitizer; needs a nightly toolchain
+    Asan,
     /// Run everything that a change must pass
     Ci,
     /// Download a model and print where its files are
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task, out: &mut dyn Write) -> Result<()> {
     match task {
+        Task::Asan => asan::run(out),
         Task::Ci => ci::run(out),
         Task::Fetch(args) => fetch::run(&args, out),
         Task::Reference(args) => reference::run(args, out),
