@@ -1,8 +1,10 @@
-//! What a user waits for: starting up, reading the prompt, each token. Groups are named `what/how`.
+//! What a user waits for: starting up, reading the prompt, each token. Groups are named `what/how`; those of the
+//! kernels, which that comes down to, `kernel/shape/tier`.
 //!
 //! Inputs are the demo checkpoint and seeded data; each benchmark checks its result before it times it.
 
 mod checkpoint;
+mod kernels;
 mod model;
 mod sampler;
 mod text;
@@ -16,5 +18,12 @@ fn demo(file: &str) -> PathBuf {
     xtask::root().join("assets/demo").join(file)
 }
 
-criterion_group!(benches, checkpoint::benches, model::benches, sampler::benches, text::benches);
+criterion_group!(
+    benches,
+    checkpoint::benches,
+    kernels::benches,
+    model::benches,
+    sampler::benches,
+    text::benches
+);
 criterion_main!(benches);

@@ -1,0 +1,168 @@
+//! Linear layers in bfloat16: from one token, which memory limits, to 512, which arithmetic does.
+
+use candle_core::{DType, Device, Tensor};
+use criterion::{Criterion, Throughput};
+use half::bf16;
+use nv_kernels::{Kernels, Linear, Matrix, Pool, Precision, Scratch};
+
+use super::{
+    Case, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, group,
+    values,
+};
+
+const NUM_TOKENS: &[usize] = &[1, 4, 16, 128, 512];
+/// Fewer tokens than this are done before memory has delivered the weights.
+const MAX_MEMORY_BOUND: usize = 8;
+
+const QUERY_SIZE: usize = NUM_HEADS * HEAD_DIM;
+const KV_SIZE: usize = NUM_KV_HEADS * HEAD_DIM;
+
+pub(super) fn benches(criterion: &mut Criterion) {
+    let weights = Weights::new();
+    for (name, in_features, out_features, num_tokens) in [
+        ("qkv_proj", HIDDEN_SIZE, &[QUERY_SIZE, KV_SIZE, KV_SIZE][..], NUM_TOKENS),
+        ("o_proj", QUERY_SIZE, &[HIDDEN_SIZE], NUM_TOKENS),
+        ("down_proj", INTERMEDIATE_SIZE, &[HIDDEN_SIZE], NUM_TOKENS),
+        ("lm_head", HIDDEN_SIZE, &[VOCAB_SIZE], &[1]),
+    ] {
+        let region = Region { weights: &weights, in_features, out_features };
+        region.bench_linear(criterion, name, num_tokens);
+    }
+    let gate_and_up = [INTERMEDIATE_SIZE, INTERMEDIATE_SIZE];
+    let region = Region { weights: &weights, in_features: HIDDEN_SIZE, out_features: &gate_and_up };
+    region.bench_swiglu(criterion);
+}
+
+/// More weights than any cache holds: the embedding matrix, or the matrices of many layers.
+struct Weights(Vec<bf16>);
+
+impl Weights {
+    fn new() -> Self {
+        let scale = 1.0 / (HIDDEN_SIZE as f32).sqrt();
+        let period: Vec<bf16> =
+            values(1_000_003, 1).into_iter().map(|w| bf16::from_f32(w * scale)).collect();
+        let mut weights = Vec::with_capacity(VOCAB_SIZE * HIDDEN_SIZE);
+        while weights.len() < weights.capacity() {
+            let missing = weights.capacity() - weights.len();
+            weights.extend_from_slice(&period[..missing.min(period.len())]);
+        }
+        Self(weights)
+    }
+}
+
+/// Weights that share their input.
+struct Region<'a> {
+    weights: &'a Weights,
+    in_features: usize,
+    out_features: &'a [usize],
+}
+
+impl<'a> Region<'a> {
+    fn num_elements(&self) -> usize {
+        self.out_features.iter().sum::<usize>() * self.in_features
+    }
+
+    fn num_layers(&self) -> usize {
+        self.weights.0.len() / self.num_elements()
+    }
+
+    /// The elements of each of a layer's weights; there is always another layer.
+    fn layer(&self, layer: usize) -> impl Iterator<Item = &'a [bf16]> {
+        let mut end = layer % self.num_layers() * self.num_elements();
+        let Self { weights, in_features, out_features } = *self;
+        out_features.iter().map(move |size| {
+            let start = end;
+            end += size * in_features;
+            &weights.0[start..end]
+        })
+    }
+
+    fn throughput(&self, num_tokens: usize) -> Throughput {
+        if num_tokens <= MAX_MEMORY_BOUND {
+            Throughput::Bytes((self.num_elements() * size_of::<bf16>()) as u64)
+        } else {
+            Throughput::Elements((2 * num_tokens * self.num_elements()) as u64)
+        }
+    }
+
+    fn candle_layers(&self) -> Vec<Vec<Tensor>> {
+        let tensor = |weight: &[bf16]| {
+            let shape = (weight.len() / self.in_features, self.in_features);
+            Tensor::from_slice(weight, shape, &Device::Cpu).unwrap()
+        };
+        (0..self.num_layers()).map(|layer| self.layer(layer).map(tensor).collect()).collect()
+    }
+
+    /// Inputs of some tokens, for kernels and for candle.
+    fn input(&self, num_tokens: usize) -> (Vec<f32>, Tensor) {
+        let x = values(num_tokens * self.in_features, 2);
+        let tensor = Tensor::from_slice(&x, (num_tokens, self.in_features), &Device::Cpu).unwrap();
+        (x, tensor.to_dtype(DType::BF16).unwrap())
+    }
+
+    fn bench_linear(&self, criterion: &mut Criterion, name: &str, num_tokens: &[usize]) {
+        let pool = Pool::new(Pool::default_threads()).unwrap();
+        let mut scratch = Scratch::default();
+        let layers = self.candle_layers();
+        let mut group = group(criterion, name);
+        for &num_tokens in num_tokens {
+            let (x, x_tensor) = self.input(num_tokens);
+            Case {
+                shape: format!("{num_tokens} tokens"),
+                throughput: self.throughput(num_tokens),
+                num_tokens,
+                row_sizes: self.out_features,
+                tolerance: 1e-5,
+                run: &mut |kernels: &Kernels, layer, tokens, mut rest| {
+                    let mut outputs: Vec<Linear<'_>> = self
+                        .layer(layer)
+                        .zip(self.out_features)
+                        .map(|(weight, size)| {
+                            let out = rest.split_off_mut(..tokens.len() * size).unwrap();
+                            Linear { weight: Matrix::bf16(weight, self.in_features), out }
+                        })
+                        .collect();
+                    let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
+                    kernels.linear(&pool, x, Precision::Bf16, &mut scratch, &mut outputs);
+                },
+                candle: &|layer| {
+                    let weights = &layers[layer % layers.len()];
+                    weights.iter().map(|weight| x_tensor.matmul(&weight.t()?)).collect()
+                },
+            }
+            .bench(&mut group);
+        }
+        group.finish();
+    }
+
+    fn bench_swiglu(&self, criterion: &mut Criterion) {
+        let pool = Pool::new(Pool::default_threads()).unwrap();
+        let mut scratch = Scratch::default();
+        let layers = self.candle_layers();
+        let mut group = group(criterion, "gate_up_swiglu");
+        for &num_tokens in NUM_TOKENS {
+            let (x, x_tensor) = self.input(num_tokens);
+            Case {
+                shape: format!("{num_tokens} tokens"),
+                throughput: self.throughput(num_tokens),
+                num_tokens,
+                row_sizes: &[INTERMEDIATE_SIZE],
+                tolerance: 1e-5,
+                run: &mut |kernels: &Kernels, layer, tokens, out| {
+                    let mut weights =
+                        self.layer(layer).map(|weight| Matrix::bf16(weight, self.in_features));
+                    let gate_and_up = (weights.next().unwrap(), weights.next().unwrap());
+                    let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
+                    kernels.swiglu(&pool, x, Precision::Bf16, &mut scratch, gate_and_up, out);
+                },
+                candle: &|layer| {
+                    let weights = &layers[layer % layers.len()];
+                    let gate = x_tensor.matmul(&weights[0].t()?)?.silu()?;
+                    Ok(vec![(gate * x_tensor.matmul(&weights[1].t()?)?)?])
+                },
+            }
+            .bench(&mut group);
+        }
+        group.finish();
+    }
+}

@@ -1,0 +1,137 @@
+//! The CPU kernels on the shapes of Qwen3-0.6B in every tier of the machine, and candle's ops: `kernel/shape/tier`.
+//!
+//! Each result is compared with the scalar tier's before it is timed. What a decode step streams from memory, weights
+//! and cached keys, is another layer's each time, so that it isn't found in a cache.
+
+mod attention;
+mod linear;
+mod rows;
+
+use std::hint::black_box;
+use std::ops::Range;
+use std::time::Duration;
+
+use candle_core::{DType, Tensor};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
+use nv_kernels::{Isa, Kernels};
+
+const HIDDEN_SIZE: usize = 1024;
+const INTERMEDIATE_SIZE: usize = 3072;
+const NUM_HEADS: usize = 16;
+const NUM_KV_HEADS: usize = 8;
+const HEAD_DIM: usize = 128;
+const VOCAB_SIZE: usize = 151_936;
+
+/// The scalar tier is timed, and computes more than one token, up to here: it is slow.
+const MAX_SCALAR_TOKENS: usize = 16;
+
+/// How far candle may be off, which rounds its results to bfloat16, relative to the largest value.
+const CANDLE_TOLERANCE: f32 = 0.02;
+
+pub(crate) fn benches(criterion: &mut Criterion) {
+    linear::benches(criterion);
+    rows::benches(criterion);
+    attention::benches(criterion);
+}
+
+/// `(kernels, layer, tokens, out)`
+type Run<'a> = dyn FnMut(&Kernels, usize, Range<usize>, &mut [f32]) + 'a;
+
+/// One kernel on one shape. Its result is a matrix `[num_tokens, size]` for each of `row_sizes`, back to back.
+struct Case<'a> {
+    shape: String,
+    throughput: Throughput,
+    num_tokens: usize,
+    row_sizes: &'a [usize],
+    /// How far a tier may be from the scalar one, relative to the largest value.
+    tolerance: f32,
+    /// Computes some of the tokens in some layer.
+    run: &'a mut Run<'a>,
+    /// The same matrices for all tokens by candle.
+    candle: &'a dyn Fn(usize) -> candle_core::Result<Vec<Tensor>>,
+}
+
+impl Case<'_> {
+    fn bench(self, group: &mut BenchmarkGroup<'_, WallTime>) {
+        let Self { shape, throughput, num_tokens, row_sizes, tolerance, run, candle } = self;
+        group.throughput(throughput);
+        let scalar = Kernels::for_isa(Isa::Scalar).expect("every machine has the scalar tier");
+        let row_len: usize = row_sizes.iter().sum();
+        // A token's result is the same alone.
+        let mut want = vec![f32::NAN; row_len];
+        run(scalar, 0, num_tokens - 1..num_tokens, &mut want);
+
+        let mut out = vec![f32::NAN; num_tokens * row_len];
+        for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
+            if kernels.isa() == Isa::Scalar && num_tokens > MAX_SCALAR_TOKENS {
+                continue;
+            }
+            let name = format!("{shape}/{}", kernels.isa());
+            out.fill(f32::NAN);
+            run(kernels, 0, 0..num_tokens, &mut out);
+            assert_close(&last_rows(&out, num_tokens, row_sizes), &want, tolerance, &name);
+            let mut layer = 0;
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    run(kernels, layer, 0..num_tokens, black_box(&mut out));
+                    layer += 1;
+                });
+            });
+        }
+
+        let name = format!("{shape}/candle");
+        let theirs: Vec<f32> = candle(0).unwrap().iter().flat_map(flat).collect();
+        assert_close(&last_rows(&theirs, num_tokens, row_sizes), &want, CANDLE_TOLERANCE, &name);
+        let mut layer = 0;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                layer += 1;
+                candle(layer).unwrap()
+            });
+        });
+    }
+}
+
+fn group<'a>(criterion: &'a mut Criterion, kernel: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(kernel);
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(500));
+    group
+}
+
+/// The last row of each matrix `[num_tokens, size]` of `matrices`.
+fn last_rows(matrices: &[f32], num_tokens: usize, row_sizes: &[usize]) -> Vec<f32> {
+    assert_eq!(matrices.len(), num_tokens * row_sizes.iter().sum::<usize>());
+    let mut end = 0;
+    let rows = row_sizes.iter().flat_map(|size| {
+        end += num_tokens * size;
+        &matrices[end - size..end]
+    });
+    rows.copied().collect()
+}
+
+fn assert_close(got: &[f32], want: &[f32], tolerance: f32, name: &str) {
+    let largest = want.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    assert!(largest > 0.0 && got.len() == want.len());
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let is_close = (got - want).abs() <= tolerance * largest;
+        assert!(is_close, "{name}: element {i} is {got}, of the scalar tier {want}");
+    }
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Reproducible values in ±1.
+fn values(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
