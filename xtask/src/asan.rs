@@ -17,7 +17,9 @@ use crate::root;
 pub fn run(out: &mut dyn Write) -> Result<()> {
     ensure!(OS == "linux", "AddressSanitizer is set up for Linux only, and this is {OS}");
     // Its own words for a missing toolchain say less.
-    let compiler = nightly(&["rustc", "--version"]).output().context("cannot run rustup")?;
+    let compiler = nightly(&["rustc", "--version"])
+        .output()
+        .context("cannot run rustup, which finds nightly")?;
     ensure!(
         compiler.status.success(),
         "AddressSanitizer needs a nightly compiler: rustup toolchain install nightly"
