@@ -165,6 +165,11 @@ impl CheckpointFile {
         self.bytes.len()
     }
 
+    /// The whole file, header included.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The notes that the file's writer left in its header.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata

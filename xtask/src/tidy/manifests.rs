@@ -11,12 +11,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nv-kernels", &[]),
     ("nv-text", &[]),
     ("nv-qwen3", &["nv-config", "nv-weights", "nv-kernels"]),
+    ("nv-synth", &["nv-config", "nv-qwen3"]),
     ("nv-engine", &["nv-qwen3"]),
     (
         "nano-vllm-rs",
-        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine"],
+        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-synth", "nv-engine"],
     ),
-    ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3"]),
+    ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3", "nv-synth"]),
     (
         "nv-tests",
         &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum, value_parser};
 use nano_vllm_rs::engine::SamplingParams;
+use nv_synth::PublishedSize;
 
 /// Qwen3 on the command line.
 #[derive(Debug, Parser)]
@@ -18,6 +19,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Generate(GenerateArgs),
     Inspect(InspectArgs),
+    Bench(BenchArgs),
 }
 
 /// Answer a prompt, or continue it if the model has no chat template.
@@ -96,6 +98,64 @@ pub(crate) struct InspectArgs {
     pub(crate) all: bool,
 }
 
+/// Measure a model on the CPU, and the machine's own limits beside it.
+///
+/// Every row gives its time, the time that the machine's limits would allow, and how close the two are. Limits are measured again
+/// around each repetition, so that a machine that gets slower or faster meanwhile doesn't distort the ratio. Results go to stdout,
+/// progress to stderr.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// Folder or Hugging Face id of the model.
+    #[arg(long, value_name = "ID|DIR", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(required_unless_present = "synth", conflicts_with = "synth")]
+    pub(crate) model: Option<String>,
+
+    /// Branch, tag or commit of a model of the hub [default: main].
+    #[arg(long, value_name = "REVISION", conflicts_with = "synth")]
+    pub(crate) revision: Option<String>,
+
+    /// Measure a model of this size with random weights, which are written to a temporary folder.
+    #[arg(long, value_name = "SIZE", value_parser = published_size())]
+    pub(crate) synth: Option<PublishedSize>,
+
+    /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
+    #[arg(long)]
+    pub(crate) dtype: Option<DtypeArg>,
+
+    /// CPU threads [default: one a physical core].
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Measure only these.
+    #[arg(long, value_name = "SECTION", value_delimiter = ',')]
+    pub(crate) only: Vec<Section>,
+
+    /// Leave out the rows that take longest, and repeat the others less.
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Print JSON, with the same numbers in seconds and bytes.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A part of what `nv bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Section {
+    /// Opening the checkpoint and building the model.
+    Load,
+    /// Private memory at its peak.
+    Memory,
+    /// From starting the process to the first token.
+    Start,
+    /// Prompts.
+    Prefill,
+    /// One sequence, token by token.
+    Decode,
+    /// Sequences that decode together.
+    Batch,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum DtypeArg {
     F32,
@@ -115,6 +175,11 @@ fn temperature(text: &str) -> anyhow::Result<f64> {
 
 fn top_p(text: &str) -> anyhow::Result<f64> {
     Ok(SamplingParams::default().with_top_p(text.parse()?)?.top_p())
+}
+
+fn published_size() -> impl TypedValueParser<Value = PublishedSize> {
+    PossibleValuesParser::new(PublishedSize::ALL.map(PublishedSize::name))
+        .try_map(|name| name.parse::<PublishedSize>())
 }
 
 fn max_tokens(text: &str) -> anyhow::Result<usize> {

@@ -28,6 +28,21 @@ pub(crate) fn bytes(num_bytes: u64) -> String {
     format!("{size:.1} {}", UNITS[unit])
 }
 
+/// A time in the unit that leaves one to three digits before the point, to three or four digits.
+pub(crate) fn seconds(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        s if s >= 0.9995 => (s, "s"),
+        s if s >= 0.9995e-3 => (s * 1e3, "ms"),
+        s => (s * 1e6, "µs"),
+    };
+    let decimals = match value {
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
 /// `1 token`, `2,000 tokens`.
 pub(crate) fn plural(number: usize, one: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
@@ -56,6 +71,18 @@ mod tests {
         check(1024 * 1024 - 1, "1.0 MiB");
         check(1_192_099_840, "1.1 GiB");
         check(u64::MAX, "16384.0 PiB");
+    }
+
+    #[test]
+    fn times_have_the_fitting_unit_and_digits() {
+        let check = |time, expected| assert_eq!(seconds(time), expected);
+        check(35.24, "35.2 s");
+        check(1.0, "1.00 s");
+        check(0.9996, "1.00 s");
+        check(0.033_14, "33.1 ms");
+        check(0.123_4, "123 ms");
+        check(0.000_999_9, "1.00 ms");
+        check(0.000_04, "40.0 µs");
     }
 
     #[test]

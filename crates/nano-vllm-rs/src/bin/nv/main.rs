@@ -3,6 +3,7 @@
 //! Results go to stdout, talk to stderr. Knows nothing of how text and tokens are computed.
 
 mod args;
+mod bench;
 mod format;
 mod generate;
 mod inspect;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -1,4 +1,4 @@
-//! A model by its name or folder, opened as far as both commands need it.
+//! A model by its name or folder, opened as far as every command needs it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -56,6 +56,15 @@ impl Model {
         Ok(ChatTemplate::load(files.tokenizer_config.as_deref(), files.chat_template.as_deref())?)
     }
 
+    /// What to compute in if the user says `dtype`.
+    pub(crate) fn dtype(&self, dtype: Option<DtypeArg>) -> DType {
+        match (dtype, self.config.dtype) {
+            (Some(DtypeArg::Bf16), _) | (None, Some(Dtype::BFloat16)) => DType::BF16,
+            // float32 holds whatever else a checkpoint is stored in.
+            (Some(DtypeArg::F32) | None, _) => DType::F32,
+        }
+    }
+
     /// Builds the model on `device`; on the CPU with `threads`, or one for each physical core.
     pub(crate) fn load(
         &self,
@@ -63,11 +72,7 @@ impl Model {
         device: DeviceArg,
         threads: Option<u16>,
     ) -> Result<Qwen3ForCausalLM> {
-        let dtype = match (dtype, self.config.dtype) {
-            (Some(DtypeArg::Bf16), _) | (None, Some(Dtype::BFloat16)) => DType::BF16,
-            // float32 holds whatever else a checkpoint is stored in.
-            (Some(DtypeArg::F32) | None, _) => DType::F32,
-        };
+        let dtype = self.dtype(dtype);
         let device = open_device(device)?;
         let (config, checkpoint) = (&self.config, &self.checkpoint);
         Ok(match threads {

@@ -1,0 +1,326 @@
+//! The measurements, on one model.
+
+use std::env;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nano_vllm_rs::engine::{Generator, SamplingParams, TokenId};
+use nano_vllm_rs::kernels::{Pool, Precision};
+use nano_vllm_rs::model::{Cpu, DType, Device, Qwen3ForCausalLM, Tensor};
+use nano_vllm_rs::text::Tokenizer;
+use nano_vllm_rs::weights::{Checkpoint, Dtype};
+
+use super::Interrupted;
+use super::floor::Costs;
+use super::limits::Machine;
+use super::memory::peak_private;
+use super::report::{Memory, Report, Row, Skipped};
+use super::timing::{Budget, Timing};
+use super::workload::{BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
+use crate::args::{BenchArgs, Section};
+use crate::format::{bytes, grouped, seconds};
+use crate::model::Model;
+use crate::say;
+
+/// The prompt during which memory is watched, in tokens, unless the model takes only shorter ones.
+const MEMORY_PROMPT: usize = 2048;
+/// The prompt of a cold start, in tokens: no fewer.
+const START_PROMPT: usize = 16;
+/// Prompt tokens that a quick run computes for a row, at most.
+const QUICK_PROMPT: usize = 2048;
+
+/// Measures what `args` ask for on `model`, which its `name` finds again.
+pub(super) fn measure(
+    args: &BenchArgs,
+    name: &str,
+    model: &Model,
+    interrupted: &AtomicBool,
+) -> Result<Report> {
+    let dtype = model.dtype(args.dtype);
+    let (precision, dtype_name) =
+        if dtype == DType::BF16 { (Precision::Bf16, "bf16") } else { (Precision::F32, "f32") };
+    let cpu = Cpu::new(args.threads.map_or_else(Pool::default_threads, usize::from))?;
+    let qwen3 = build(model, &model.checkpoint, dtype, &cpu)?;
+    let costs = costs(model, dtype)?;
+    let machine = Machine::new(cpu, precision, Arc::clone(&model.checkpoint));
+
+    let report = Report {
+        model: args.synth.map_or_else(|| name.to_owned(), |size| format!("random {size}")),
+        num_parameters: model.config.num_parameters(),
+        weight_bytes: costs.weight_bytes(),
+        dtype: dtype_name,
+        cpu_name: Machine::cpu_name(),
+        isa: machine.cpu.kernels().isa(),
+        threads: machine.cpu.pool().threads(),
+        precision,
+        peaks: machine.peaks(),
+        memory: None,
+        rows: Vec::new(),
+        skipped: Vec::new(),
+    };
+    let budget = if args.quick { Budget::QUICK } else { Budget::FULL };
+    let mut bench =
+        Bench { args, name, model, dtype, qwen3, machine, costs, budget, interrupted, report };
+    // Memory comes first, while nothing has been freed that an allocator might keep.
+    bench.memory()?;
+    bench.load()?;
+    bench.start()?;
+    for workload in Workload::ALL {
+        bench.workload(workload)?;
+    }
+    Ok(bench.report)
+}
+
+/// One model under measurement, and what is known of it so far.
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    name: &'a str,
+    model: &'a Model,
+    dtype: DType,
+    qwen3: Qwen3ForCausalLM,
+    machine: Machine,
+    costs: Costs,
+    budget: Budget,
+    interrupted: &'a AtomicBool,
+    report: Report,
+}
+
+impl Bench<'_> {
+    fn is_wanted(&self, section: Section) -> bool {
+        self.args.only.is_empty() || self.args.only.contains(&section)
+    }
+
+    fn push(&mut self, row: Row) {
+        say(format_args!("{}: {}", row.full_name(), seconds(row.timing.seconds)));
+        self.report.rows.push(row);
+    }
+
+    fn skip(&mut self, section: Section, name: String, why: String) {
+        self.report.skipped.push(Skipped { section, name, why });
+    }
+
+    /// Private memory at its peak, while a prompt is computed.
+    fn memory(&mut self) -> Result<()> {
+        if !self.is_wanted(Section::Memory) {
+            return Ok(());
+        }
+        let num_tokens = MEMORY_PROMPT.min(self.model.config.max_position_embeddings - 1);
+        let (token, peak) =
+            peak_private(|| next(&mut generator(&mut self.qwen3, num_tokens, self.interrupted)?));
+        token?;
+        match peak {
+            None => {
+                let why = "this system does not tell private memory from shared".to_owned();
+                self.skip(Section::Memory, "peak".to_owned(), why);
+            }
+            Some(peak_bytes) => {
+                say(format_args!("memory: {}", bytes(peak_bytes)));
+                let kv_cache_bytes = self.costs.kv_bytes(num_tokens);
+                self.report.memory = Some(Memory { num_tokens, peak_bytes, kv_cache_bytes });
+            }
+        }
+        Ok(())
+    }
+
+    /// From weight files to a model.
+    fn load(&mut self) -> Result<()> {
+        if !self.is_wanted(Section::Load) {
+            return Ok(());
+        }
+        let files = self.model.checkpoint.files();
+        let paths: Vec<_> = files.iter().map(|file| file.path().to_owned()).collect();
+        let timing = self.budget.repeat(&self.machine, || {
+            check(self.interrupted)?;
+            let start = Instant::now();
+            let checkpoint = Arc::new(Checkpoint::open(&paths)?);
+            let qwen3 = build(self.model, &checkpoint, self.dtype, &self.machine.cpu)?;
+            let time = start.elapsed();
+            drop(qwen3);
+            Ok(time)
+        })?;
+        self.push(Row::new(Section::Load, "open and build".to_owned(), timing));
+        Ok(())
+    }
+
+    /// From starting a process to its first output.
+    fn start(&mut self) -> Result<()> {
+        if !self.is_wanted(Section::Start) {
+            return Ok(());
+        }
+        let tokenizer = match self.model.tokenizer() {
+            Ok(tokenizer) => tokenizer,
+            Err(error) => {
+                self.skip(Section::Start, "first token".to_owned(), error.to_string());
+                return Ok(());
+            }
+        };
+        let (prompt, num_tokens) = prompt(&tokenizer)?;
+        let timing = self.budget.repeat(&self.machine, || {
+            check(self.interrupted)?;
+            self.time_start(&prompt)
+        })?;
+        let name = format!("first token after {num_tokens}");
+        self.push(Row::new(Section::Start, name, timing));
+        Ok(())
+    }
+
+    /// Until `nv generate` in a process of its own has printed something.
+    fn time_start(&self, prompt: &str) -> Result<Duration> {
+        let mut command = Command::new(env::current_exe().context("cannot find nv itself")?);
+        command.args(["generate", "--raw", "--max-tokens", "1", "--temperature", "0"]);
+        command.args(["--model", self.name]);
+        if let Some(revision) = &self.args.revision {
+            command.args(["--revision", revision]);
+        }
+        command.args(["--dtype", self.report.dtype]);
+        command.args(["--threads", &self.report.threads.to_string()]);
+        command.args(["--", prompt]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+
+        let start = Instant::now();
+        let mut child = command.spawn().context("cannot start nv itself")?;
+        let mut stdout = child.stdout.take().context("a child without stdout")?;
+        let printed = stdout.read_exact(&mut [0]);
+        let time = start.elapsed();
+        // Closing it early would take the rest of the output from the child.
+        stdout.read_to_end(&mut Vec::new())?;
+        let output = child.wait_with_output()?;
+        check(self.interrupted)?;
+        if printed.is_err() || !output.status.success() {
+            bail!("nv generate failed: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        Ok(time)
+    }
+
+    fn workload(&mut self, workload: Workload) -> Result<()> {
+        if !self.is_wanted(workload.section()) {
+            return Ok(());
+        }
+        let max_position_embeddings = self.model.config.max_position_embeddings;
+        let why_not = if workload.max_len() > max_position_embeddings {
+            format!("the model has {} positions", grouped(max_position_embeddings as u64))
+        } else if self.args.quick && workload.num_prompt_tokens() > QUICK_PROMPT {
+            format!("more than {} prompt tokens, and --quick", grouped(QUICK_PROMPT as u64))
+        } else {
+            let timing = match workload {
+                Workload::Prefill { num_tokens } => self.prefill(num_tokens)?,
+                Workload::Decode { context } => self.decode(context)?,
+                Workload::Batch { num_sequences } => self.batch(num_sequences)?,
+            };
+            let (num_tokens, work) = (workload.num_tokens(), workload.work(&self.costs));
+            let row = Row::new(workload.section(), workload.name(), timing);
+            self.push(row.with_work(num_tokens, work));
+            return Ok(());
+        };
+        self.skip(workload.section(), workload.name(), why_not);
+        Ok(())
+    }
+
+    fn prefill(&mut self, num_tokens: usize) -> Result<Timing> {
+        self.budget.repeat(&self.machine, || {
+            let mut generator = generator(&mut self.qwen3, num_tokens, self.interrupted)?;
+            let start = Instant::now();
+            next(&mut generator)?;
+            Ok(start.elapsed())
+        })
+    }
+
+    fn decode(&mut self, context: usize) -> Result<Timing> {
+        let mut generator = generator(&mut self.qwen3, context, self.interrupted)?;
+        // The prompt, and a step that may have to make room.
+        for _ in 0..2 {
+            next(&mut generator)?;
+        }
+        self.budget.repeat(&self.machine, || {
+            let start = Instant::now();
+            for _ in 0..DECODE_STEPS {
+                next(&mut generator)?;
+            }
+            Ok(start.elapsed() / DECODE_STEPS)
+        })
+    }
+
+    fn batch(&mut self, num_sequences: usize) -> Result<Timing> {
+        let vocab_size = self.model.config.vocab_size;
+        let mut position = 0;
+        let mut step = |seq_len| -> Result<()> {
+            check(self.interrupted)?;
+            let token_ids = token_ids(num_sequences * seq_len, vocab_size);
+            let input_ids = Tensor::from_vec(token_ids, (num_sequences, seq_len), &Device::Cpu)?;
+            self.qwen3.forward(&input_ids, position)?;
+            position += seq_len;
+            Ok(())
+        };
+        // The prompts, and a step that may have to make room.
+        step(BATCH_CONTEXT)?;
+        step(1)?;
+        self.budget.repeat(&self.machine, || {
+            let start = Instant::now();
+            for _ in 0..BATCH_STEPS {
+                step(1)?;
+            }
+            Ok(start.elapsed() / BATCH_STEPS)
+        })
+    }
+}
+
+fn build(
+    model: &Model,
+    checkpoint: &Arc<Checkpoint>,
+    dtype: DType,
+    cpu: &Cpu,
+) -> Result<Qwen3ForCausalLM> {
+    let cpu = cpu.clone();
+    Ok(Qwen3ForCausalLM::from_checkpoint_on(&model.config, checkpoint, dtype, cpu)?)
+}
+
+/// What steps cost `model` in `dtype`. Matrices that a checkpoint stores in bfloat16 are read as such in either.
+fn costs(model: &Model, dtype: DType) -> Result<Costs> {
+    let bytes_an_element = if dtype == DType::BF16 { 2 } else { 4 };
+    let embedding = model.checkpoint.tensor("model.embed_tokens.weight")?;
+    let bytes_a_weight = if embedding.dtype() == Dtype::BF16 { 2 } else { bytes_an_element };
+    Ok(Costs::new(&model.config, bytes_a_weight, bytes_an_element))
+}
+
+/// A greedy continuation, without an end, of a prompt of `num_tokens`.
+fn generator<'a>(
+    qwen3: &'a mut Qwen3ForCausalLM,
+    num_tokens: usize,
+    interrupted: &'a AtomicBool,
+) -> Result<Generator<'a>> {
+    let prompt = token_ids(num_tokens, qwen3.config().vocab_size);
+    let params = SamplingParams::default().with_temperature(0.0)?;
+    Ok(Generator::new(qwen3, prompt, params)?.with_cancel_flag(interrupted))
+}
+
+fn next(generator: &mut Generator<'_>) -> Result<TokenId> {
+    // There is room for every token, and none that ends the text.
+    Ok(generator.next().ok_or(Interrupted)??)
+}
+
+/// Ids from all over the vocabulary.
+fn token_ids(len: usize, vocab_size: usize) -> Vec<TokenId> {
+    // Vocabularies have fewer than 2^32 entries: ids are u32.
+    #[expect(clippy::cast_possible_truncation, reason = "less than vocab_size")]
+    (0..len).map(|i| (i.wrapping_mul(7919) % vocab_size) as TokenId).collect()
+}
+
+/// A text of `START_PROMPT` tokens, or the fewest more, and how many it has.
+fn prompt(tokenizer: &Tokenizer) -> Result<(String, usize)> {
+    let mut text = "In".to_owned();
+    loop {
+        let num_tokens = tokenizer.encode(&text, true)?.len();
+        if num_tokens >= START_PROMPT {
+            return Ok((text, num_tokens));
+        }
+        text += " the";
+    }
+}
+
+fn check(interrupted: &AtomicBool) -> Result<()> {
+    if interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+}

@@ -1,0 +1,76 @@
+//! `nv bench`: a model's speed on the CPU beside what the machine could do at best.
+//!
+//! `workload` lists what is run, `floor` says what a step of it costs at least, `limits` what the machine gives, `timing` how
+//! both are measured together; `measure` runs the model, `report` prints.
+
+mod floor;
+mod limits;
+mod measure;
+mod memory;
+mod report;
+mod timing;
+mod workload;
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use nv_synth::{PublishedSize, Recipe};
+use tempfile::TempDir;
+
+use crate::args::BenchArgs;
+use crate::model::Model;
+use crate::{interrupt, say};
+
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    // Lives until the end, and takes the random checkpoint with it.
+    let synthetic = args.synth.map(write_synthetic).transpose()?;
+    let name = match &synthetic {
+        Some(dir) => dir.path().join(CHECKPOINT).display().to_string(),
+        None => args.model.clone().context("a model or a size to measure")?,
+    };
+    let model = Model::open(&name, args.revision.as_deref())?;
+    let report = match measure::measure(args, &name, &model, interrupt::flag()?) {
+        Err(error) if error.is::<Interrupted>() => {
+            return Ok(ExitCode::from(interrupt::EXIT_CODE));
+        }
+        report => report?,
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", report.to_json())?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The folder of a random checkpoint in its temporary one.
+const CHECKPOINT: &str = "checkpoint";
+
+fn write_synthetic(size: PublishedSize) -> Result<TempDir> {
+    say(format_args!("writing a {size} with random weights"));
+    let dir = tempfile::Builder::new().prefix("nv-bench-").tempdir()?;
+    let config = dir.path().join("config.json");
+    fs::write(&config, size.config_json())
+        .with_context(|| format!("cannot write {}", config.display()))?;
+    let recipe = Recipe { config, seed: 0, max_shard_bytes: usize::MAX };
+    recipe.write(&dir.path().join(CHECKPOINT))?;
+    Ok(dir)
+}
+
+/// The user has pressed Ctrl-C.
+#[derive(Debug)]
+struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl Error for Interrupted {}

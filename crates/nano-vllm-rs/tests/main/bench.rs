@@ -1,0 +1,150 @@
+//! `nv bench`, on the demo checkpoint.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::demo;
+
+/// A quick run, with more options.
+fn bench(options: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
+    command.args(["bench", "--quick", "--threads", "2"]).args(options);
+    command.env("HF_HUB_OFFLINE", "1").output().unwrap()
+}
+
+fn stdout(options: &[&str]) -> String {
+    let output = bench(options);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{options:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn assert_positive(value: &Value, fields: &[&str]) {
+    for field in fields {
+        let number = value[field].as_f64();
+        assert!(number.is_some_and(|x| x.is_finite() && x > 0.0), "{field} of {value:#}");
+    }
+}
+
+/// Section and name of each of `rows`.
+fn names(rows: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let rows = rows.as_array().unwrap().iter();
+    rows.map(|row| format!("{}, {}", text(&row["section"]), text(&row["name"]))).collect()
+}
+
+#[test]
+fn json_has_every_row_with_its_limits() {
+    let report = stdout(&["--model", demo().to_str().unwrap(), "--json"]);
+    // Nothing but one JSON value.
+    let report: Value = serde_json::from_str(&report).unwrap();
+
+    assert_positive(&report["model"], &["parameters", "bytes_per_step"]);
+    assert_eq!(report["model"]["dtype"], "bf16");
+    assert_eq!(report["machine"]["threads"], 2);
+    for peak in report["machine"]["product_peaks"].as_array().unwrap() {
+        assert_positive(peak, &["operations_per_second"]);
+    }
+    assert_eq!(
+        names(&report["rows"]),
+        [
+            "load, open and build",
+            "start, first token after 16",
+            "prefill, 128 tokens",
+            "prefill, 512 tokens",
+            "decode, context 128",
+            "batch, 1 sequence",
+            "batch, 4 sequences",
+            "batch, 8 sequences",
+            "batch, 16 sequences",
+        ]
+    );
+    for row in report["rows"].as_array().unwrap() {
+        assert_positive(row, &["seconds", "repetitions", "read_bandwidth", "product_peak"]);
+        let has_floor = !["load", "start"].contains(&row["section"].as_str().unwrap());
+        if has_floor {
+            assert_positive(row, &["tokens", "tokens_per_second", "floor_seconds", "ratio"]);
+            assert!(["bandwidth", "arithmetic"].contains(&row["limit"].as_str().unwrap()));
+        } else {
+            assert_eq!(row["ratio"], Value::Null);
+        }
+    }
+    let positions = "the model has 1,024 positions";
+    for skipped in report["skipped"].as_array().unwrap() {
+        let too_long = !skipped["section"].as_str().unwrap().contains("batch");
+        let why = if too_long { positions } else { "more than 2,048 prompt tokens, and --quick" };
+        assert_eq!(skipped["why"], why, "{skipped}");
+    }
+    assert_eq!(
+        names(&report["skipped"]),
+        [
+            "prefill, 2,048 tokens",
+            "prefill, 4,096 tokens",
+            "prefill, 8,192 tokens",
+            "decode, context 4,096",
+            "decode, context 16,384",
+            "batch, 32 sequences",
+            "batch, 64 sequences",
+        ]
+    );
+    if cfg!(target_os = "linux") {
+        assert_positive(&report["memory"], &["peak_private_bytes", "kv_cache_bytes"]);
+        assert_eq!(report["memory"]["prompt_tokens"], 1023);
+    }
+}
+
+#[test]
+fn the_table_has_what_was_asked_for_and_nothing_else() {
+    let model = demo();
+    let options = ["--model", model.to_str().unwrap(), "--only", "load,decode", "--dtype", "f32"];
+    let table = stdout(&options);
+    let titles: Vec<&str> =
+        table.lines().filter(|line| !line.is_empty() && !line.starts_with(' ')).collect();
+    assert_eq!(titles, ["model", "machine", "limits of the machine", "measured", "not measured"]);
+
+    let (_, measured) = table.split_once("\nmeasured\n").unwrap();
+    let (measured, skipped) = measured.split_once("\n\n").unwrap();
+    let rows: Vec<Vec<&str>> =
+        measured.lines().map(|line| line.split_whitespace().collect()).collect();
+    let [head, load, decode] = rows.as_slice() else { panic!("{table}") };
+    assert_eq!(head, &["time", "tok/s", "ratio", "floor", "limit", "GB/s", "GFLOP/s"]);
+    assert_eq!(load[..4], ["load", "open", "and", "build"]);
+    // No floor: time and its unit, and the two limits.
+    assert_eq!(load.len(), 8);
+    assert_eq!(decode[..3], ["decode", "context", "128"]);
+    assert_eq!(decode.len(), 3 + 2 + 2 + 2 + 1 + 2);
+    assert!(decode[5].parse::<f64>().is_ok_and(|speed| speed > 0.0), "{decode:?}");
+    assert_eq!(skipped.lines().count(), 3);
+}
+
+#[test]
+fn a_model_without_a_tokenizer_has_no_cold_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(demo().join(file), dir.path().join(file)).unwrap();
+    }
+    let report = stdout(&["--model", dir.path().to_str().unwrap(), "--only", "start", "--json"]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["rows"], Value::Array(Vec::new()));
+    assert_eq!(names(&report["skipped"]), ["start, first token"]);
+    assert_eq!(report["skipped"][0]["why"], "the model has no tokenizer.json, and text needs one");
+}
+
+#[test]
+fn bad_command_lines_are_usage_errors() {
+    let check = |options: &[&str], expected: &str| {
+        let output = bench(options);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {stderr}");
+        assert!(stderr.contains(expected), "{options:?}: {stderr}");
+        assert!(output.stdout.is_empty());
+    };
+    check(&[], "--model <ID|DIR>");
+    check(&["--model", "x", "--synth", "qwen3-0.6b"], "cannot be used with");
+    check(&["--synth", "qwen3-7b"], "[possible values: qwen3-0.6b, qwen3-1.7b,");
+    check(&["--synth", "qwen3-0.6b", "--revision", "main"], "cannot be used with");
+    check(&["--model", "x", "--only", "speed"], "[possible values: load, memory, start,");
+}
