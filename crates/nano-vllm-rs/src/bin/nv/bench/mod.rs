@@ -26,6 +26,7 @@ use crate::model::Model;
 use crate::{interrupt, say};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let interrupted = interrupt::flag()?;
     // Lives until the end, and takes the random checkpoint with it.
     let synthetic = args.synth.map(write_synthetic).transpose()?;
     let name = match &synthetic {
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         None => args.model.clone().context("a model or a size to measure")?,
     };
     let model = Model::open(&name, args.revision.as_deref())?;
-    let report = match measure::measure(args, &name, &model, interrupt::flag()?) {
+    let report = match measure::measure(args, &name, &model, interrupted) {
         Err(error) if error.is::<Interrupted>() => {
             return Ok(ExitCode::from(interrupt::EXIT_CODE));
         }
