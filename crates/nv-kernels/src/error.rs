@@ -1,5 +1,7 @@
 //! What can go wrong before a kernel runs. Inside, shapes are the caller's contract and are asserted.
 
+use std::io;
+
 use crate::isa::Isa;
 
 /// A result of this crate.
@@ -24,6 +26,16 @@ pub enum Error {
         isa: Isa,
         /// The strongest tier there is.
         best: Isa,
+    },
+    /// The system refused a thread.
+    #[error("threads: the system starts {started} of {asked_for} ({kind}); ask for fewer")]
+    Spawn {
+        /// How many there were by then, the caller's included.
+        started: usize,
+        /// How many were asked for.
+        asked_for: usize,
+        /// What the system says.
+        kind: io::ErrorKind,
     },
     /// A number of threads that makes no sense.
     #[error("threads: expected 1 to {max}, found {found}")]

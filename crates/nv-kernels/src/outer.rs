@@ -43,22 +43,44 @@ impl<A, B> Outer<'_, A, B> {
 
 /// The loop of every tier without bfloat16 products: `multiply_add(a, b, c)` gives a lane's next sum.
 #[inline(always)]
-fn run<A: Copy, B: Copy>(outer: Outer<'_, A, B>, multiply_add: impl Fn(A, B, f32) -> f32) {
+fn run<A: Copy, B: Copy>(mut outer: Outer<'_, A, B>, multiply_add: impl Fn(A, B, f32) -> f32) {
     outer.check();
     for half in 0..outer.b.len() {
-        for r in 0..outer.num_rows {
-            let a = &outer.a[r * outer.a_stride..][..outer.n];
-            let c = &mut outer.c[r * outer.c_stride + half * HALF..][..HALF];
-            let mut lanes = [0.0f32; HALF];
-            lanes.copy_from_slice(c);
-            for (&a, b) in a.iter().zip(outer.b[half].chunks(outer.b_stride)) {
-                for (lane, &b) in lanes.iter_mut().zip(&b[..HALF]) {
-                    *lane = multiply_add(a, b, *lane);
-                }
-            }
-            c.copy_from_slice(&lanes);
+        let mut r = 0;
+        while r < outer.num_rows {
+            r += match outer.num_rows - r {
+                1..4 => some_rows::<A, B, 1>(&mut outer, half, r, &multiply_add),
+                _ => some_rows::<A, B, 4>(&mut outer, half, r, &multiply_add),
+            };
         }
     }
+}
+
+/// Rows `r..r + R` by one half, which is read once for all of them. Returns `R`.
+#[inline(always)]
+fn some_rows<A: Copy, B: Copy, const R: usize>(
+    outer: &mut Outer<'_, A, B>,
+    half: usize,
+    r: usize,
+    multiply_add: &impl Fn(A, B, f32) -> f32,
+) -> usize {
+    let c_at = |row: usize| (r + row) * outer.c_stride + half * HALF;
+    let mut lanes = [[0.0f32; HALF]; R];
+    for (row, lanes) in lanes.iter_mut().enumerate() {
+        lanes.copy_from_slice(&outer.c[c_at(row)..][..HALF]);
+    }
+    let a: [&[A]; R] = std::array::from_fn(|row| &outer.a[(r + row) * outer.a_stride..][..outer.n]);
+    for (step, b) in outer.b[half].chunks(outer.b_stride).take(outer.n).enumerate() {
+        for (a, lanes) in a.iter().zip(&mut lanes) {
+            for (lane, &b) in lanes.iter_mut().zip(&b[..HALF]) {
+                *lane = multiply_add(a[step], b, *lane);
+            }
+        }
+    }
+    for (row, lanes) in lanes.iter().enumerate() {
+        outer.c[c_at(row)..][..HALF].copy_from_slice(lanes);
+    }
+    R
 }
 
 /// `c + a · b`, rounded twice.

@@ -74,7 +74,7 @@ impl Pool {
     /// A pool of `threads` threads, the caller's among them.
     ///
     /// # Errors
-    /// [`Error::Threads`] for none or more than [`MAX_THREADS`].
+    /// [`Error::Threads`] for none or more than [`MAX_THREADS`]; [`Error::Spawn`] if the system refuses one.
     pub fn new(threads: usize) -> Result<Self> {
         if threads == 0 || threads > MAX_THREADS {
             return Err(Error::Threads { found: threads, max: MAX_THREADS });
@@ -89,13 +89,19 @@ impl Pool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let workers = (1..threads)
-            .map(|_| {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.serve())
-            })
-            .collect();
-        Ok(Self { shared, workers, turn: Mutex::new(()) })
+        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        for started in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker =
+                thread::Builder::new().name("nv-worker".to_owned()).spawn(move || shared.serve());
+            // On an error the pool is dropped, and with it the workers that did start.
+            pool.workers.push(worker.map_err(|error| Error::Spawn {
+                started,
+                asked_for: threads,
+                kind: error.kind(),
+            })?);
+        }
+        Ok(pool)
     }
 
     /// A thread for each physical core that the process may use.
