@@ -257,7 +257,9 @@ macro_rules! linear_block {
                         let mut padded = [<$weight>::default(); STEP];
                         let (whole, has_tail) = split_tail(row, &mut padded);
                         let tail = if has_tail { &padded[..] } else { &[] };
-                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x, &[], [[$zero()]]);
+                        let ahead = (r + i + rows_ahead::<$weight>(w.k())).min(num_rows - 1);
+                        let [[acc]] =
+                            $tile::<1, 1>(&row[..whole], tail, x, w.row(ahead), [[$zero()]]);
                         four[i] = acc;
                     }
                     out[r..r + len].copy_from_slice(&$reduce(four)[..len]);
