@@ -204,13 +204,7 @@ fn pair(first: f32, second: f32) -> u32 {
     u32::from(bf16::from_f32(first).to_bits()) | u32::from(bf16::from_f32(second).to_bits()) << 16
 }
 
-/// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included.
-///
-/// Shapes: `q` and `out` `[num_tokens, num_heads, head_dim]`. Dtypes: f32; with a bfloat16 cache `q` and the softmax
-/// weights are rounded to bfloat16 before they are multiplied. Scores are scaled by `1 / sqrt(head_dim)`.
-///
-/// # Panics
-/// If a shape, a block id or the layout does not fit.
+/// See [`Kernels::attention`].
 pub(crate) fn run(
     kernels: &Kernels,
     pool: &Pool,

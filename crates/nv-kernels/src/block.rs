@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use half::bf16;
 
+use crate::panel::Panel;
+
 /// Weight rows of a tile that fills the registers.
 pub(crate) const ROWS: usize = 4;
 
@@ -135,9 +137,10 @@ pub(crate) fn segment<W, X>(tokens: usize, step: usize) -> usize {
 /// page is over when its weights are needed.
 const AHEAD_BYTES: usize = 8 * 1024;
 
-/// How many rows of `k` elements in advance to ask for.
-pub(crate) fn rows_ahead<E>(k: usize) -> usize {
-    (AHEAD_BYTES / (k * size_of::<E>())).max(1)
+/// The row to ask for while row `r` is multiplied.
+pub(crate) fn row_ahead<E: Copy>(w: Panel<'_, E>, r: usize) -> &[E] {
+    let rows = (AHEAD_BYTES / (w.k() * size_of::<E>())).max(1);
+    w.row((r + rows).min(w.num_rows() - 1))
 }
 
 /// Elements of a cache line.
@@ -203,7 +206,7 @@ macro_rules! linear_block {
         pub(crate) mod $name {
             use super::{$acc, $reduce, $tile, $zero};
             use crate::block::{
-                Element, FIRST_LEVEL_BYTES, ROWS, Tokens, TokensShape, line, rows_ahead, segment,
+                Element, FIRST_LEVEL_BYTES, ROWS, Tokens, TokensShape, line, row_ahead, segment,
             };
             use crate::panel::Panel;
 
@@ -257,9 +260,8 @@ macro_rules! linear_block {
                         let mut padded = [<$weight>::default(); STEP];
                         let (whole, has_tail) = split_tail(row, &mut padded);
                         let tail = if has_tail { &padded[..] } else { &[] };
-                        let ahead = (r + i + rows_ahead::<$weight>(w.k())).min(num_rows - 1);
-                        let [[acc]] =
-                            $tile::<1, 1>(&row[..whole], tail, x, w.row(ahead), [[$zero()]]);
+                        let ahead = row_ahead(w, r + i);
+                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x, ahead, [[$zero()]]);
                         four[i] = acc;
                     }
                     out[r..r + len].copy_from_slice(&$reduce(four)[..len]);
@@ -275,10 +277,7 @@ macro_rules! linear_block {
                     let mut padded = [<$weight>::default(); STEP];
                     let (whole, has_tail) = split_tail(row, &mut padded);
                     let tail = if has_tail { &padded[..] } else { &[] };
-                    let mut ahead: &[$weight] = &[];
-                    if r + rows_ahead::<$weight>(w.k()) < num_rows {
-                        ahead = w.row(r + rows_ahead::<$weight>(w.k()));
-                    }
+                    let mut ahead = row_ahead(w, r);
                     for tile in 0..x.shape().num_tiles() {
                         let (tokens, x) = (x.shape().tokens(tile), x.tile(tile));
                         let out = &mut out[tokens.start * num_rows + r..];
