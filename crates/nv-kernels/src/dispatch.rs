@@ -6,14 +6,14 @@ use std::sync::OnceLock;
 use half::bf16;
 
 use crate::attention::{KvLayout, KvMut, Sequence};
-use crate::block::Tokens;
+use crate::block::{Tokens, Weights};
 use crate::elementwise::{self, Elementwise};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::limits::Products;
 use crate::linear::{Linear, Precision, Scratch};
 use crate::outer::{self, Outer};
-use crate::panel::{Matrix, Panel};
+use crate::panel::Matrix;
 use crate::pool::Pool;
 use crate::rows::{self, NormAndRotate};
 use crate::scalar;
@@ -26,8 +26,10 @@ pub(crate) struct LinearKernel<W, X> {
     pub(crate) step: usize,
     /// Tokens a tile, of so many with so many elements each.
     pub(crate) tokens_a_tile: fn(usize, usize) -> usize,
+    /// Weight rows that are multiplied together.
+    pub(crate) rows: usize,
     /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and some tokens.
-    pub(crate) block: unsafe fn(Panel<'_, W>, Tokens<'_, X>, &mut [f32]),
+    pub(crate) block: unsafe fn(Weights<'_, W, X>, Tokens<'_, X>, &mut [f32]),
 }
 
 /// The [`LinearKernel`] that a module defines.
@@ -35,6 +37,7 @@ macro_rules! linear_kernel {
     ($($module:tt)*) => {
         LinearKernel {
             step: $($module)*::STEP,
+            rows: $($module)*::ROWS,
             tokens_a_tile: $($module)*::tokens_a_tile,
             block: $($module)*::block,
         }
