@@ -217,8 +217,27 @@ impl Kernels {
         rows::embed(pool, table, ids, out);
     }
 
+    /// Puts the keys and values of a batch's new tokens into their blocks.
+    ///
+    /// Shapes: `k` and `v` `[num_tokens, num_kv_heads, head_dim]`, packed as `sequences` say. Dtypes: f32, rounded to
+    /// the cache's.
+    ///
+    /// # Panics
+    /// If a shape, a block id or the layout does not fit.
+    pub fn store_kv(
+        &self,
+        pool: &Pool,
+        layout: &KvLayout,
+        kv: &mut KvMut<'_>,
+        sequences: &[Sequence<'_>],
+        k: &[f32],
+        v: &[f32],
+    ) {
+        crate::attention::store(self, pool, layout, kv, sequences, k, v);
+    }
+
     /// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included, which
-    /// [`store_kv`](crate::store_kv) must have stored.
+    /// [`Self::store_kv`] must have stored.
     ///
     /// Shapes: `q` and `out` `[num_tokens, num_heads, head_dim]`. Dtypes: f32; with a bfloat16 cache `q` and the
     /// softmax weights are rounded to bfloat16 before they are multiplied. Scores are scaled by

@@ -1,7 +1,8 @@
 //! The worker pool: parallel regions that start in about a microsecond and share a machine politely.
 //!
-//! A region is a number of pieces; whoever is free takes the next one, so that a delayed thread delays nobody
-//! else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
+//! A region is a number of pieces. Each thread takes a run of neighbours, one by one, because what lies side by side
+//! streams best from memory; whoever is done takes from the end of another's run, so that a delayed thread delays
+//! nobody else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
 //! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not.
 //! Which thread computes a piece never changes what is computed.
 
@@ -9,8 +10,9 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::hint;
 use std::num::NonZero;
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
@@ -42,8 +44,8 @@ struct Shared {
     /// The region's work. Written by the caller while the gate is closed and nobody is inside; read by workers
     /// inside.
     work: UnsafeCell<Work>,
-    /// The next piece that nobody has taken.
-    next: AtomicUsize,
+    /// The pieces of each thread that nobody has taken, the caller's first.
+    runs: Vec<Run>,
     panicked: AtomicBool,
     stop: AtomicBool,
     /// Workers that sleep or are about to.
@@ -57,7 +59,34 @@ struct Shared {
 struct Work {
     closure: *const (),
     call: fn(*const (), usize),
-    pieces: usize,
+}
+
+/// Pieces `first..end`, the first in the lower half, on a cache line of their own.
+#[repr(align(128))]
+#[derive(Default)]
+struct Run(AtomicU64);
+
+impl Run {
+    fn set(&self, pieces: Range<usize>) {
+        let [first, end] = [pieces.start, pieces.end]
+            .map(|piece| u32::try_from(piece).expect("a region has fewer than 2³² pieces"));
+        self.0.store(u64::from(end) << 32 | u64::from(first), SeqCst);
+    }
+
+    /// Takes a piece: its own thread the first, others the last.
+    fn take(&self, is_own: bool) -> Option<usize> {
+        #[expect(clippy::cast_possible_truncation, reason = "each is one half")]
+        let split = |run: u64| (run as u32, (run >> 32) as u32);
+        let (first, end) = self
+            .0
+            .fetch_update(SeqCst, SeqCst, |run| {
+                let (first, end) = split(run);
+                (first < end).then(|| if is_own { run + 1 } else { run - (1 << 32) })
+            })
+            .map(split)
+            .ok()?;
+        Some(if is_own { first } else { end - 1 } as usize)
+    }
 }
 
 // SAFETY: `work` is the only field that is not `Sync`. `Pool::run` writes it while `gate` is closed and empty, and
@@ -81,8 +110,8 @@ impl Pool {
         }
         let shared = Arc::new(Shared {
             gate: AtomicUsize::new(0),
-            work: UnsafeCell::new(Work { closure: std::ptr::null(), call: |_, _| (), pieces: 0 }),
-            next: AtomicUsize::new(0),
+            work: UnsafeCell::new(Work { closure: std::ptr::null(), call: |_, _| () }),
+            runs: (0..threads).map(|_| Run::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -92,8 +121,9 @@ impl Pool {
         let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
         for started in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker =
-                thread::Builder::new().name("nv-worker".to_owned()).spawn(move || shared.serve());
+            let worker = thread::Builder::new()
+                .name("nv-worker".to_owned())
+                .spawn(move || shared.serve(started));
             // On an error the pool is dropped, and with it the workers that did start.
             pool.workers.push(worker.map_err(|error| Error::Spawn {
                 started,
@@ -140,21 +170,23 @@ impl Pool {
                 let work = unsafe { &*closure.cast::<F>() };
                 work(piece);
             },
-            pieces,
         };
         // SAFETY: this thread holds `turn`, the gate is closed and nobody is inside: no one else reads or writes.
         #[expect(unsafe_code, reason = "the slot is this thread's while the gate is shut")]
         unsafe {
             *shared.work.get() = lent;
         }
-        shared.next.store(0, SeqCst);
+        let threads = self.threads();
+        for (thread, run) in shared.runs.iter().enumerate() {
+            run.set(pieces * thread / threads..pieces * (thread + 1) / threads);
+        }
         shared.gate.store(OPEN, SeqCst);
         if shared.sleepers.load(SeqCst) > 0 {
             let _sleep = shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             shared.wake.notify_all();
         }
 
-        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(lent)));
+        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(0, lent)));
         shared.close();
         if let Err(payload) = own {
             panic::resume_unwind(payload);
@@ -164,8 +196,8 @@ impl Pool {
 }
 
 impl Shared {
-    /// A worker's life.
-    fn serve(&self) {
+    /// The life of the worker that is number `thread`.
+    fn serve(&self, thread: usize) {
         while !self.stop.load(SeqCst) {
             if !self.join() {
                 self.wait();
@@ -174,7 +206,7 @@ impl Shared {
             // SAFETY: this worker is inside an open region, so the caller does not write `work`.
             #[expect(unsafe_code, reason = "the slot is read-only inside a region")]
             let work = unsafe { *self.work.get() };
-            if panic::catch_unwind(AssertUnwindSafe(|| self.take_pieces(work))).is_err() {
+            if panic::catch_unwind(AssertUnwindSafe(|| self.take_pieces(thread, work))).is_err() {
                 self.panicked.store(true, SeqCst);
             }
             // Nothing is left to take: shut the gate, so that nobody joins in vain, and leave.
@@ -190,14 +222,13 @@ impl Shared {
             .is_ok()
     }
 
-    /// Takes pieces until none is left.
-    fn take_pieces(&self, work: Work) {
-        loop {
-            let piece = self.next.fetch_add(1, SeqCst);
-            if piece >= work.pieces {
-                break;
+    /// Takes pieces until none is left: first those of `thread`, which takes them.
+    fn take_pieces(&self, thread: usize, work: Work) {
+        let (before, from_own) = self.runs.split_at(thread);
+        for (i, run) in from_own.iter().chain(before).enumerate() {
+            while let Some(piece) = run.take(i == 0) {
+                (work.call)(work.closure, piece);
             }
-            (work.call)(work.closure, piece);
         }
     }
 

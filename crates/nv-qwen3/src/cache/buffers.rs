@@ -1,7 +1,7 @@
 //! One layer's keys and values on the CPU, in the kernels' own layout: a sequence is one block.
 
 use candle_core::{DType, Device, Tensor};
-use nv_kernels::{KvLayout, KvMut, Sequence, store_kv};
+use nv_kernels::{KvLayout, KvMut, Sequence};
 
 use super::Step;
 use crate::error::Result;
@@ -67,7 +67,7 @@ impl Buffers {
         let (num_tokens, num_heads, head_dim) = q.dims3()?;
         let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
         let cpu = &self.cpu;
-        store_kv(cpu.pool(), &self.layout, &mut kv, &sequences, k.as_slice()?, v.as_slice()?);
+        cpu.kernels().store_kv(cpu.pool(), &self.layout, &mut kv, &sequences, k.as_slice()?, v.as_slice()?);
         let mut attended = vec![0.0; num_tokens * num_heads * head_dim];
         cpu.kernels().attention(
             cpu.pool(),
