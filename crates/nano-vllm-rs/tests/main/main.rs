@@ -1,6 +1,7 @@
 //! The `nv` binary and the engine behind it, on the demo checkpoint.
 
 mod bench;
+mod copies;
 mod generator;
 mod nv;
 

@@ -13,10 +13,10 @@ use nano_vllm_rs::config::GenerationConfig;
 use nano_vllm_rs::engine::{FinishReason, Generator, SamplingParams, TokenId};
 use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
 
-use crate::args::GenerateArgs;
+use crate::args::{DeviceArg, GenerateArgs};
 use crate::format::plural;
 use crate::model::Model;
-use crate::{interrupt, say};
+use crate::{copies, interrupt, say};
 
 /// The checkpoint that runs unless another is asked for.
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
@@ -28,7 +28,7 @@ const LARGER: &str =
 /// What `--max-tokens` is if neither the user nor the model says.
 const DEFAULT_MAX_TOKENS: usize = 256;
 
-pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let prompt = prompt(args)?;
     let model = open(args)?;
     let tokenizer = model.tokenizer()?;
@@ -37,6 +37,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let params = sampling_params(args, &model.generation_config()?)?;
 
     let mut qwen3 = model.load(args.dtype, args.device, args.threads)?;
+    if verbose {
+        say(copied(&model, args));
+    }
     let generator = Generator::new(&mut qwen3, prompt, params)?;
     let mut generator = generator.with_cancel_flag(interrupt::flag()?);
     let times = stream(&mut generator, &tokenizer)?;
@@ -45,6 +48,17 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         Some(FinishReason::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Which weights the model is computed from copies of.
+fn copied(model: &Model, args: &GenerateArgs) -> String {
+    match args.device {
+        DeviceArg::Cpu => {
+            let dtype = model.dtype(args.dtype);
+            copies::table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
+        }
+        DeviceArg::Cuda | DeviceArg::Metal => "weights copied to the device: all".to_owned(),
+    }
 }
 
 /// The user's words.

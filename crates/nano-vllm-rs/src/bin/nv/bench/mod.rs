@@ -23,9 +23,9 @@ use tempfile::TempDir;
 
 use crate::args::BenchArgs;
 use crate::model::Model;
-use crate::{interrupt, say};
+use crate::{copies, interrupt, say};
 
-pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &BenchArgs, verbose: bool) -> Result<ExitCode> {
     let interrupted = interrupt::flag()?;
     // Lives until the end, and takes the random checkpoint with it.
     let synthetic = args.synth.map(write_synthetic).transpose()?;
@@ -34,6 +34,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         None => args.model.clone().context("a model or a size to measure")?,
     };
     let model = Model::open(&name, args.revision.as_deref())?;
+    if verbose {
+        let copied = copies::table(&model.config, &model.checkpoint, model.dtype(args.dtype));
+        say(copied.to_string().trim_end());
+    }
     let report = match measure::measure(args, &name, &model, interrupted) {
         Err(error) if error.is::<Interrupted>() => {
             return Ok(ExitCode::from(interrupt::EXIT_CODE));
