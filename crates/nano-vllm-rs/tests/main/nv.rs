@@ -85,8 +85,12 @@ fn talk_goes_to_stderr() {
         "This is the demo checkpoint, a very small model. A larger one: \
          cargo run --release -- generate --model Qwen/Qwen3-0.6B \"In the beginning\""
     );
-    let words =
-        ["prompt: 4 tokens, ", " tok/s; generated: 5 tokens, ", "cut at --max-tokens; --seed "];
+    let words = [
+        "prompt: 4 tokens, ",
+        " tok/s; first token after ",
+        "s; generated: 5 tokens, ",
+        " tok/s; cut at --max-tokens; --seed ",
+    ];
     assert!(words.iter().all(|words| rest.contains(words)), "{rest}");
 
     let output = nv(&["generate", PROMPT, "--max-tokens", "5", "--model", str(&demo())]);
