@@ -3,6 +3,7 @@
 mod bench;
 mod copies;
 mod generator;
+mod memory;
 mod nv;
 
 use std::path::{Path, PathBuf};
