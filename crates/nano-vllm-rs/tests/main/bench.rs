@@ -7,15 +7,17 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::process::{Command, Output};
 
+use nano_vllm_rs::kernels::Isa;
 use serde_json::Value;
 
 use crate::demo;
+use crate::nv::{nv, stderr};
 
 /// A quick run, with more options.
 fn command(options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
     command.args(["bench", "--quick", "--threads", "2"]).args(options);
-    command.env("HF_HUB_OFFLINE", "1");
+    command.env("HF_HUB_OFFLINE", "1").env_remove("NV_ISA");
     command
 }
 
@@ -143,6 +145,29 @@ fn a_model_without_a_tokenizer_has_no_cold_start() {
     assert_eq!(report["skipped"][0]["why"], "the model has no tokenizer.json, and text needs one");
 }
 
+#[test]
+fn the_variable_chooses_a_tier_that_the_machine_has() {
+    let model = demo();
+    let options = ["--model", model.to_str().unwrap(), "--only", "load", "--json"];
+    for isa in Isa::ALL {
+        let output = command(&options).env("NV_ISA", isa.to_string()).output().unwrap();
+        if isa.is_available() {
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["machine"]["isa"], isa.to_string());
+        } else {
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            let best = Isa::detect();
+            assert_eq!(output.status.code(), Some(1));
+            assert_eq!(
+                stderr,
+                format!(
+                    "error: NV_ISA: this machine does not have {isa}; its best tier is {best}\n"
+                )
+            );
+        }
+    }
+}
+
 /// Presses Ctrl-C when a run has measured its first row; returns what it has on stdout by then.
 #[cfg(unix)]
 fn interrupted(options: &[&str]) -> String {
@@ -174,6 +199,15 @@ fn ctrl_c_ends_it_with_the_rows_so_far() {
         serde_json::from_str(&interrupted(&[&options[..], &["--json"]].concat())).unwrap();
     assert_eq!(report["interrupted"], true);
     assert_eq!(names(&report["rows"])[0], "prefill, 128 tokens");
+}
+
+#[test]
+fn senseless_numbers_of_threads_are_usage_errors() {
+    for threads in ["0", "10000"] {
+        let output = nv(&["bench", "--model", "x", "--threads", threads]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(&format!("{threads} is not in 1..=1024")));
+    }
 }
 
 #[test]
