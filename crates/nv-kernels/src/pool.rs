@@ -3,7 +3,9 @@
 //! A region is a number of pieces. Each thread takes a run of neighbours, one by one, because what lies side by side
 //! streams best from memory; whoever is done takes from the end of another's run, so that a delayed thread delays
 //! nobody else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
-//! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not.
+//! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not. So that the
+//! system rarely puts one aside in the middle of a piece, which the others would wait for, every thread offers its core
+//! to other processes now and then, between regions.
 //! Which thread computes a piece never changes what is computed.
 
 use std::cell::UnsafeCell;
@@ -15,6 +17,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -24,8 +27,15 @@ pub const MAX_THREADS: usize = 1024;
 /// Looks for the next region before a worker sleeps: some tens of microseconds.
 const SPINS_BEFORE_SLEEP: u32 = 4_000;
 
-/// Looks for the last worker's end before the caller lets others have its core.
+/// Looks for what a thread waits for before it lets others have its core between looks.
 const SPINS_BEFORE_YIELD: u32 = 1_000;
+
+/// Looks of a worker from one time that it lets others have its core to the next.
+const SPINS_A_YIELD: u32 = 100;
+
+/// How long a thread computes before it offers its core to others: less than the time slices of schedulers, much more
+/// than what the offer costs if nobody takes it.
+const OFFER_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The bit of [`Shared::gate`] that says that a region is open to join; the bits below count who is inside.
 const OPEN: usize = 1 << 32;
@@ -35,8 +45,11 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held while a region runs.
-    turn: Mutex<()>,
+    turn: Mutex<Offer>,
 }
+
+/// When a thread last offered its core to others.
+struct Offer(Instant);
 
 struct Shared {
     /// [`OPEN`] and the number of workers inside the region.
@@ -118,7 +131,7 @@ impl Pool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(Offer::now()) };
         for started in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
@@ -153,7 +166,7 @@ impl Pool {
     /// # Panics
     /// If `work` does, after every thread has left it.
     pub fn run<F: Fn(usize) + Sync>(&self, pieces: usize, work: F) {
-        let _turn = match self.turn.try_lock() {
+        let mut turn = match self.turn.try_lock() {
             Ok(turn) if pieces > 1 && !self.workers.is_empty() => turn,
             // A piece of an earlier region panicked; nothing is left half-done by that.
             Err(TryLockError::Poisoned(turn)) if pieces > 1 && !self.workers.is_empty() => {
@@ -188,6 +201,7 @@ impl Pool {
 
         let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(0, lent)));
         shared.close();
+        turn.renew();
         if let Err(payload) = own {
             panic::resume_unwind(payload);
         }
@@ -195,9 +209,24 @@ impl Pool {
     }
 }
 
+impl Offer {
+    fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Offers the core again if that is due. For a thread that nobody waits for.
+    fn renew(&mut self) {
+        if self.0.elapsed() >= OFFER_INTERVAL {
+            thread::yield_now();
+            *self = Self::now();
+        }
+    }
+}
+
 impl Shared {
     /// The life of the worker that is number `thread`.
     fn serve(&self, thread: usize) {
+        let mut offer = Offer::now();
         while !self.stop.load(SeqCst) {
             if !self.join() {
                 self.wait();
@@ -212,6 +241,7 @@ impl Shared {
             // Nothing is left to take: shut the gate, so that nobody joins in vain, and leave.
             self.gate.fetch_and(!OPEN, SeqCst);
             self.gate.fetch_sub(1, SeqCst);
+            offer.renew();
         }
     }
 
@@ -249,11 +279,15 @@ impl Shared {
     /// Returns when there may be a region to join: soon by looking, later by sleeping.
     fn wait(&self) {
         let idle = || self.gate.load(SeqCst) & OPEN == 0 && !self.stop.load(SeqCst);
-        for _ in 0..SPINS_BEFORE_SLEEP {
+        for spins in 0..SPINS_BEFORE_SLEEP {
             if !idle() {
                 return;
             }
-            hint::spin_loop();
+            if spins >= SPINS_BEFORE_YIELD && spins.is_multiple_of(SPINS_A_YIELD) {
+                thread::yield_now();
+            } else {
+                hint::spin_loop();
+            }
         }
         let mut sleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, SeqCst);
