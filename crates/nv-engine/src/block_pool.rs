@@ -5,6 +5,7 @@
 //! holds no tensor.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::TokenId;
@@ -170,36 +171,33 @@ impl BlockPool {
         token_ids: &[TokenId],
     ) -> Option<BlockId> {
         let id = *self.cached.get(&hash)?;
-        self.holds(id, parent, token_ids).then_some(id)
+        let start = id as usize * self.block_size;
+        let is_child = |content: &Content| content.parent == *parent;
+        let is_same = self.blocks[id as usize].content.as_ref().is_some_and(is_child)
+            && self.token_ids[start..start + self.block_size] == *token_ids;
+        is_same.then_some(id)
     }
 
-    /// Makes the held block `id`, full of the keys and values of `token_ids` behind `parent`, findable by `hash`.
+    /// Makes the held block `id`, full of the keys and values of `token_ids` behind `parent`, findable by `hash`;
+    /// returns false, and does nothing, if the hash belongs to another block.
     ///
-    /// Returns the block that is found from now on: `id`, or another one that had the same content before. `None`
-    /// if the hash belongs to other content; `id` isn't cached then.
+    /// # Panics
+    /// If `id` is cached already.
     pub fn cache(
         &mut self,
         id: BlockId,
         hash: BlockHash,
         parent: BlockParent,
         token_ids: &[TokenId],
-    ) -> Option<BlockId> {
-        if let Some(&found) = self.cached.get(&hash) {
-            return self.holds(found, &parent, token_ids).then_some(found);
-        }
-        self.cached.insert(hash, id);
-        self.blocks[id as usize].content = Some(Content { hash, parent });
+    ) -> bool {
+        let Entry::Vacant(entry) = self.cached.entry(hash) else { return false };
+        let block = &mut self.blocks[id as usize];
+        assert!(block.content.is_none(), "block {id} was written while its content could be found");
+        entry.insert(id);
+        block.content = Some(Content { hash, parent });
         let start = id as usize * self.block_size;
         self.token_ids[start..start + self.block_size].copy_from_slice(token_ids);
-        Some(id)
-    }
-
-    /// Whether the block is cached with this content.
-    fn holds(&self, id: BlockId, parent: &BlockParent, token_ids: &[TokenId]) -> bool {
-        let start = id as usize * self.block_size;
-        let is_child = |content: &Content| content.parent == *parent;
-        self.blocks[id as usize].content.as_ref().is_some_and(is_child)
-            && self.token_ids[start..start + self.block_size] == *token_ids
+        true
     }
 
     fn unlink(&mut self, id: BlockId) {
@@ -268,7 +266,7 @@ mod tests {
     const ROOT: BlockParent = BlockParent::Root(None);
 
     fn cache(pool: &mut BlockPool, id: BlockId, parent: BlockParent, token: TokenId) {
-        assert_eq!(pool.cache(id, BlockHash::of(token.into()), parent, &[token; 4]), Some(id));
+        assert!(pool.cache(id, BlockHash::of(token.into()), parent, &[token; 4]));
     }
 
     fn find(pool: &BlockPool, parent: &BlockParent, token: TokenId) -> Option<BlockId> {
@@ -339,7 +337,7 @@ mod tests {
         let hash = BlockHash::of(1);
         let salted = BlockParent::Root(Some("tenant".into()));
         let id = pool.allocate().unwrap();
-        assert_eq!(pool.cache(id, hash, salted.clone(), &[1, 2, 3, 4]), Some(id));
+        assert!(pool.cache(id, hash, salted.clone(), &[1, 2, 3, 4]));
         for (parent, token_ids) in [
             (ROOT, [1, 2, 3, 4]),
             (BlockParent::Root(Some("".into())), [1, 2, 3, 4]),
@@ -348,7 +346,7 @@ mod tests {
         ] {
             assert_eq!(pool.cached_block(hash, &parent, &token_ids), None);
             let other = pool.allocate().unwrap();
-            assert_eq!(pool.cache(other, hash, parent, &token_ids), None);
+            assert!(!pool.cache(other, hash, parent, &token_ids));
             pool.free(other);
         }
         assert_eq!(pool.cached_block(hash, &salted, &[1, 2, 3, 4]), Some(id));
@@ -356,11 +354,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_block_of_a_content_stays_the_one_that_is_found() {
-        let mut pool = BlockPool::new(2, 4);
-        let (first, second) = (pool.allocate().unwrap(), pool.allocate().unwrap());
-        cache(&mut pool, first, ROOT, 5);
-        assert_eq!(pool.cache(second, BlockHash::of(5), ROOT, &[5; 4]), Some(first));
-        pool.check_invariants(&[1, 1]);
+    #[should_panic(expected = "block 0 was written while its content could be found")]
+    fn a_block_cached_twice_is_noticed() {
+        let mut pool = BlockPool::new(1, 4);
+        let id = pool.allocate().unwrap();
+        cache(&mut pool, id, ROOT, 1);
+        cache(&mut pool, id, ROOT, 2);
     }
 }

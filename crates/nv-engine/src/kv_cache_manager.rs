@@ -33,6 +33,11 @@ impl SequenceBlocks {
         &self.block_ids
     }
 
+    /// Whose blocks can be shared.
+    pub fn cache_salt(&self) -> Option<&Arc<str>> {
+        self.cache_salt.as_ref()
+    }
+
     fn parent_of(&self, index: usize) -> BlockParent {
         match index.checked_sub(1) {
             Some(before) => BlockParent::Block(self.block_ids[before]),
@@ -160,14 +165,19 @@ impl KvCacheManager {
             let tokens = &token_ids[index * block_size..][..block_size];
             let own = blocks.block_ids[index];
             let parent = blocks.parent_of(index);
-            // Blocks behind one whose hash belongs to other content have no cached parent: they stay unknown too.
-            let Some(found) = self.pool.cache(own, blocks.hashes[index], parent, tokens) else {
-                return;
-            };
-            if found != own {
+            let hash = blocks.hashes[index];
+            if let Some(found) = self.pool.cached_block(hash, &parent, tokens) {
                 self.pool.touch(found);
                 self.pool.free(own);
                 blocks.block_ids[index] = found;
+            } else {
+                // If the hash belongs to other content, blocks behind this one would have no cached parent: they stay
+                // unknown too. Forks share such blocks, and the parent that one of them has isn't the others'.
+                let is_cached =
+                    self.pool.ref_count(own) == 1 && self.pool.cache(own, hash, parent, tokens);
+                if !is_cached {
+                    return;
+                }
             }
             blocks.num_cached_blocks = index + 1;
         }
@@ -185,7 +195,7 @@ impl KvCacheManager {
         SequenceBlocks {
             num_cached_blocks: blocks.num_cached_blocks.min(num_full_blocks),
             hashes: blocks.hashes[..num_hashes].to_vec(),
-            cache_salt: blocks.cache_salt.clone(),
+            cache_salt: blocks.cache_salt().cloned(),
             block_ids,
         }
     }
@@ -222,6 +232,11 @@ impl KvCacheManager {
 
 #[cfg(test)]
 impl KvCacheManager {
+    /// Gives different contents equal names all the time.
+    pub(crate) fn weaken_hashes(&mut self) {
+        self.hasher = BlockHasher::weak();
+    }
+
     /// Asserts what must hold between any two calls, if `sequences` are all that hold blocks.
     pub(crate) fn check_invariants<'a>(&self, sequences: impl Iterator<Item = &'a SequenceBlocks>) {
         let mut held = vec![0; self.pool.num_blocks()];

@@ -9,6 +9,8 @@ mod sequence;
 mod trace;
 
 #[cfg(test)]
+mod random_schedules;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -151,7 +153,7 @@ impl Scheduler {
 
     /// Proposes the tokens that follow a sequence's last one, to be verified in the next step that it decodes in;
     /// replaces what was proposed before. As many are scheduled as budget, blocks and the sequence's length leave room
-    /// for.
+    /// for; none before the prompt is computed.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`] if it has ended or was never added.
@@ -250,19 +252,23 @@ impl Scheduler {
     /// [`Error::UnknownSequence`] if the scheduled sequence was aborted; [`Error::DuplicateSequence`].
     ///
     /// # Panics
-    /// If the scheduled sequence samples no token.
+    /// If the scheduled sequence samples no token, or has proposed ones (as never in the step that ends its prompt).
     pub fn fork(
         &mut self,
         scheduled: &ScheduledSequence,
         id: SequenceId,
         token_id: TokenId,
     ) -> Result<()> {
-        assert!(scheduled.samples, "sequence {} has nothing to fork yet", scheduled.id);
+        let can_fork = scheduled.samples && scheduled.num_draft_tokens == 0;
+        assert!(can_fork, "sequence {} has no single end to fork at", scheduled.id);
         self.check_new(id)?;
         let parent = self.sequences.get_mut(scheduled.slot, scheduled.id);
         let Some(parent) = parent.filter(|parent| parent.num_scheduled_tokens > 0) else {
             return Err(Error::UnknownSequence { id: scheduled.id });
         };
+        let num_computed_tokens = parent.num_tokens();
+        let (blocks, token_ids) = parent.blocks_and_token_ids();
+        self.kv_cache.cache_blocks(blocks, token_ids, num_computed_tokens);
         let mut child = parent.sibling(id, token_id);
         if child.is_full() {
             self.finished.push(id);
@@ -270,10 +276,9 @@ impl Scheduler {
         }
         let key = child.key;
         if self.running.len() < self.config.max_num_seqs {
-            child.num_computed_tokens = parent.num_tokens();
-            child.blocks = self.kv_cache.fork(&parent.blocks, child.num_computed_tokens);
+            child.num_computed_tokens = num_computed_tokens;
+            child.blocks = self.kv_cache.fork(&parent.blocks, num_computed_tokens);
             let slot = self.sequences.insert(child);
-            self.cache_computed_blocks(slot);
             self.run(key, slot);
         } else {
             let slot = self.sequences.insert(child);
@@ -352,8 +357,8 @@ impl Scheduler {
             if sequence.decodes() {
                 // A token of the budget is kept for each of the others.
                 let num_others = self.running.len() - step.output.scheduled.len() - 1;
-                let num_draft_tokens =
-                    sequence.draft().len().min(step.budget.saturating_sub(1 + num_others));
+                let max_draft_tokens = step.budget.saturating_sub(1 + num_others);
+                let num_draft_tokens = sequence.draft().len().min(max_draft_tokens);
                 self.schedule_running(slot, 1, num_draft_tokens, step);
             }
         }

@@ -66,6 +66,7 @@ pub(super) struct Sequence {
     /// The sequence's tokens, then proposed ones.
     token_ids: Vec<TokenId>,
     num_tokens: usize,
+    num_prompt_tokens: usize,
     /// Where the sequence ends at the latest.
     pub(super) max_num_tokens: usize,
     /// Tokens whose keys and values are in `blocks`; fewer than `num_tokens`.
@@ -84,6 +85,7 @@ impl Sequence {
             key,
             blocks: SequenceBlocks::new(new.cache_salt),
             num_tokens: new.prompt_token_ids.len(),
+            num_prompt_tokens: new.prompt_token_ids.len(),
             token_ids: new.prompt_token_ids,
             max_num_tokens,
             num_computed_tokens: 0,
@@ -101,8 +103,9 @@ impl Sequence {
         Self {
             id,
             key: self.key.sibling(id),
-            blocks: SequenceBlocks::default(),
+            blocks: SequenceBlocks::new(self.blocks.cache_salt().cloned()),
             num_tokens: token_ids.len(),
+            num_prompt_tokens: self.num_prompt_tokens,
             token_ids,
             max_num_tokens: self.max_num_tokens,
             num_computed_tokens: 0,
@@ -143,9 +146,14 @@ impl Sequence {
         &self.token_ids[self.num_tokens..]
     }
 
-    /// Replaces the proposed tokens; keeps those that leave room for one more behind them.
+    /// Replaces the proposed tokens; keeps those that leave room for one more behind them. A prompt that nothing was
+    /// sampled for ends in a single place, where others may [`sibling`](Self::sibling) off: nothing is kept behind it.
     pub(super) fn set_draft(&mut self, token_ids: &[TokenId]) {
-        let max = (self.max_num_tokens - self.num_tokens).saturating_sub(1);
+        let max = if self.num_tokens == self.num_prompt_tokens {
+            0
+        } else {
+            (self.max_num_tokens - self.num_tokens).saturating_sub(1)
+        };
         self.token_ids.truncate(self.num_tokens);
         self.token_ids.extend_from_slice(&token_ids[..token_ids.len().min(max)]);
     }
