@@ -402,4 +402,42 @@ mod tests {
         assert!(manager.allocate_slots(&mut child, 5, 6, 0, &mut copies));
         assert_eq!(copies, []);
     }
+    #[test]
+    fn a_block_is_only_known_to_those_who_hold_its_parent() {
+        let mut manager = manager(8);
+        let token_ids = [1, 2, 3, 4, 5, 6, 7, 8];
+        let named = |hashes: &[u64]| SequenceBlocks {
+            hashes: hashes.iter().copied().map(BlockHash::of).collect(),
+            ..SequenceBlocks::default()
+        };
+        let compute =
+            |manager: &mut KvCacheManager, blocks: &mut SequenceBlocks, token_ids: &[TokenId]| {
+                assert!(manager.allocate_slots(blocks, 0, token_ids.len(), 0, &mut Vec::new()));
+                manager.cache_blocks(blocks, token_ids, token_ids.len());
+            };
+        // The first block's name belongs to other content, so that neither block becomes known.
+        let (mut other, mut parent) = (named(&[1]), named(&[1, 2]));
+        compute(&mut manager, &mut other, &[9; 4]);
+        compute(&mut manager, &mut parent, &token_ids);
+        let mut child = manager.fork(&parent, 8);
+        assert_eq!(manager.pool().num_cached_blocks(), 1);
+        // That content goes, and the name is given to equal content of another sequence, which the child goes over to.
+        manager.free(&mut other);
+        let mut filler = SequenceBlocks::default();
+        assert!(manager.allocate_slots(&mut filler, 0, 24, 0, &mut Vec::new()));
+        manager.free(&mut filler);
+        let mut same = named(&[1]);
+        compute(&mut manager, &mut same, &token_ids[..4]);
+        manager.cache_blocks(&mut child, &token_ids, 8);
+        assert_eq!(child.block_ids()[0], same.block_ids()[0]);
+        assert_ne!(child.block_ids()[0], parent.block_ids()[0]);
+        // The second block, which both forks hold, stays unknown: only the child holds its parent.
+        manager.free(&mut child);
+        manager.free(&mut same);
+        manager.check_invariants(std::iter::once(&parent));
+        // Left alone, the parent can make it known.
+        manager.cache_blocks(&mut parent, &token_ids, 8);
+        assert_eq!(manager.pool().num_cached_blocks(), 2);
+        manager.check_invariants(std::iter::once(&parent));
+    }
 }
