@@ -13,13 +13,13 @@ use super::*;
 use crate::kv_cache_manager::BlockCopy;
 
 /// Few, so that texts and proposals meet by chance.
-const VOCAB_SIZE: u64 = 3;
+const VOCAB_SIZE: TokenId = 3;
 
 #[derive(Debug, Clone)]
 enum Op {
     Add {
         new: NewSequence,
-        num_forks: u64,
+        num_forks: usize,
     },
     /// Aborts one of the sequences, between steps or, if any, in the middle of the next one.
     Abort {
@@ -33,12 +33,11 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     // Prompts are beginnings of a few texts.
-    let new = (0..2_u32, 1..24_usize, prop::option::weighted(0.9, 1..12_usize), -1..=1);
-    let kind = (prop::option::weighted(0.3, Just("salt".into())), any::<bool>(), 0..3_u64);
+    let new = (0..2_u32, 1..24_u32, prop::option::weighted(0.9, 1..12_usize), -1..=1);
+    let kind = (prop::option::weighted(0.3, Just("salt".into())), any::<bool>(), 0..3_usize);
     let add =
         (new, kind).prop_map(|((text, len, max_tokens, priority), (salt, skip, num_forks))| {
-            let prompt_token_ids =
-                (0..len).map(|at| at as TokenId * 5 / 3 * (text + 1) % 3).collect();
+            let prompt_token_ids = (0..len).map(|at| at * 5 / 3 * (text + 1) % 3).collect();
             let new = NewSequence {
                 id: SequenceId(0),
                 prompt_token_ids,
@@ -46,7 +45,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
                 priority,
                 arrival: 0,
                 cache_salt: salt,
-                skip_prefix_cache: skip && len % 4 == 0,
+                skip_prefix_cache: skip && len.is_multiple_of(4),
             };
             Op::Add { new, num_forks }
         });
@@ -85,8 +84,9 @@ fn root(cache_salt: Option<&str>) -> u64 {
 }
 
 /// What follows a token with these keys; a request's other sequences choose otherwise at their first token.
-fn sample(keys: u64, choice: u64) -> TokenId {
-    ((keys + choice) % VOCAB_SIZE) as TokenId
+fn sample(keys: u64, choice: usize) -> TokenId {
+    let token_id = (keys + choice as u64) % u64::from(VOCAB_SIZE);
+    TokenId::try_from(token_id).unwrap()
 }
 
 /// What a sequence must come to, alone.
@@ -95,12 +95,12 @@ struct Expected {
     cache_salt: Option<Arc<str>>,
     num_prompt_tokens: usize,
     token_ids: Vec<TokenId>,
-    num_forks: u64,
+    num_forks: usize,
 }
 
 impl Expected {
     /// Everything up to `max_num_tokens` that follows the prompt, with the first choice made otherwise by `choice`.
-    fn new(new: &NewSequence, max_num_tokens: usize, choice: u64, num_forks: u64) -> Self {
+    fn new(new: &NewSequence, max_num_tokens: usize, choice: usize, num_forks: usize) -> Self {
         let mut token_ids = new.prompt_token_ids.clone();
         let root = root(new.cache_salt.as_deref());
         let mut keys = token_ids.iter().fold(root, |keys, &token_id| keys_of(keys, token_id));
@@ -162,7 +162,7 @@ impl Engine {
         self.scheduler.check_invariants();
     }
 
-    fn add(&mut self, new: NewSequence, num_forks: u64) {
+    fn add(&mut self, new: NewSequence, num_forks: usize) {
         self.num_added += 1;
         let new = NewSequence { id: SequenceId(self.num_added), arrival: self.num_added, ..new };
         let max_model_len = self.scheduler.config().max_model_len;
@@ -281,7 +281,7 @@ impl Engine {
         }
         // Some requests end by a stop token.
         let num_tokens = self.scheduler.token_ids(scheduled.id).unwrap().len() + sampled.len();
-        let stops = salt && num_tokens % 7 == 0;
+        let stops = salt && num_tokens.is_multiple_of(7);
         let is_full = num_tokens == self.expected[&scheduled.id].token_ids.len();
         self.scheduler.update(scheduled, &sampled, stops);
         if stops || is_full {
@@ -289,7 +289,7 @@ impl Engine {
         }
     }
 
-    fn fork(&mut self, scheduled: &ScheduledSequence, keys: u64, num_forks: u64) {
+    fn fork(&mut self, scheduled: &ScheduledSequence, keys: u64, num_forks: usize) {
         self.expected.get_mut(&scheduled.id).unwrap().num_forks = 0;
         for choice in 1..=num_forks {
             self.num_added += 1;
@@ -311,12 +311,12 @@ impl Engine {
     fn propose(&mut self) {
         for (&id, expected) in &self.expected {
             let num_tokens = self.scheduler.token_ids(id).unwrap().len();
-            let salt = id.0 + num_tokens as u64;
-            if salt % 3 == 0 {
+            let variety = usize::try_from(id.0).unwrap() + num_tokens;
+            if variety.is_multiple_of(3) {
                 let mut draft = expected.token_ids[num_tokens..].to_vec();
-                draft.truncate(salt as usize % 5);
-                if let Some(last) = draft.last_mut().filter(|_| salt % 2 == 0) {
-                    *last = (*last + 1) % VOCAB_SIZE as TokenId;
+                draft.truncate(variety % 5);
+                if let Some(last) = draft.last_mut().filter(|_| variety.is_multiple_of(2)) {
+                    *last = (*last + 1) % VOCAB_SIZE;
                 }
                 self.scheduler.propose(id, &draft).unwrap();
             }
@@ -327,8 +327,7 @@ impl Engine {
     fn drain(&mut self) {
         self.abort_in_step = None;
         // The first in the order computes a token in every step, and forks double what there is at most twice.
-        let num_tokens =
-            |expected: &Expected| expected.token_ids.len() * (1 + expected.num_forks as usize);
+        let num_tokens = |expected: &Expected| expected.token_ids.len() * (1 + expected.num_forks);
         let max_steps: usize = self.expected.values().map(num_tokens).sum();
         for _ in 0..max_steps {
             self.step(false);
