@@ -7,6 +7,7 @@ mod checkpoint;
 mod kernels;
 mod model;
 mod sampler;
+mod scheduler;
 mod text;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ criterion_group!(
     kernels::benches,
     model::benches,
     sampler::benches,
+    scheduler::benches,
     text::benches
 );
 criterion_main!(benches);

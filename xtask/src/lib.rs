@@ -7,6 +7,7 @@ pub mod cases;
 pub mod ci;
 pub mod fetch;
 pub mod reference;
+pub mod simulate;
 pub mod synth;
 pub mod tidy;
 pub mod verify;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{asan, ci, fetch, reference, synth, tidy, verify};
+use xtask::{asan, ci, fetch, reference, simulate, synth, tidy, verify};
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "The project's tasks")]
@@ -24,6 +24,8 @@ enum Task {
     Fetch(fetch::Args),
     /// Have transformers write reference logits; without arguments, all committed ones
     Reference(reference::Args),
+    /// Serve imagined requests with real schedulers and report throughput, memory and waits
+    Simulate(simulate::Args),
     /// Write a random checkpoint of a config
     Synth(synth::Args),
     /// Check the habits that no compiler checks
@@ -50,6 +52,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Ci => ci::run(out),
         Task::Fetch(args) => fetch::run(&args, out),
         Task::Reference(args) => reference::run(args, out),
+        Task::Simulate(args) => simulate::run(&args, out),
         Task::Synth(args) => synth::run(&args, out),
         Task::Tidy => tidy::run(out),
         Task::Verify(args) => verify::run(&args, out),

@@ -1,6 +1,6 @@
 //! What can go wrong between a prompt and its continuation.
 
-use crate::TokenId;
+use crate::{SequenceId, TokenId};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -31,6 +31,43 @@ pub enum Error {
         num_tokens: usize,
         /// The longest sequence of the model, prompt and continuation together.
         max_position_embeddings: usize,
+    },
+    /// A request asks for more tokens than can be served, however empty the KV cache.
+    #[error(
+        "the request has {num_prompt_tokens} prompt tokens and wants {max_tokens} more: expected at most \
+         {max_model_len} together (the KV cache holds {num_cache_tokens})"
+    )]
+    RequestTooLong {
+        /// Tokens in the prompt.
+        num_prompt_tokens: usize,
+        /// Tokens to add to it; 1 if the request says no number.
+        max_tokens: usize,
+        /// The longest sequence that is served.
+        max_model_len: usize,
+        /// Tokens that the KV cache holds.
+        num_cache_tokens: usize,
+    },
+    /// A sequence is added under the id of one that hasn't ended.
+    #[error("sequence {id} hasn't ended yet: expected an id of its own for each sequence")]
+    DuplicateSequence {
+        /// The id of both.
+        id: SequenceId,
+    },
+    /// A sequence is named that there is not.
+    #[error("there is no sequence {id}: it has ended or was never added")]
+    UnknownSequence {
+        /// The id that nothing has.
+        id: SequenceId,
+    },
+    /// A setting leaves nothing that could run.
+    #[error("{setting}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting, as [`SchedulerConfig`](crate::SchedulerConfig) names it.
+        setting: &'static str,
+        /// What would have been right, and why.
+        expected: String,
+        /// What was given.
+        found: usize,
     },
     /// The model put out something that is no logit.
     #[error("the logit of token {token_id} is {found}: expected a finite number or -inf")]

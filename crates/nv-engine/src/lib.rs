@@ -3,6 +3,7 @@
 //! - [`SamplingParams`] says how tokens are chosen and when a text ends.
 //! - [`Sampler`] chooses one token from logits.
 //! - [`Generator`] continues a prompt: an iterator over tokens.
+//! - [`Scheduler`] says which tokens of which sequences a step computes, and which blocks of the KV cache they go to.
 //!
 //! Knows nothing of text, files or terminals.
 //!
@@ -22,15 +23,26 @@
 //! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod block_hash;
+mod block_pool;
 mod error;
 mod generator;
+mod kv_cache_manager;
 mod sampler;
 mod sampling_params;
+mod scheduler;
 
+pub use block_hash::{BlockHash, BlockHasher};
+pub use block_pool::{BlockId, BlockParent, BlockPool};
 pub use error::{Error, Result};
 pub use generator::{FinishReason, Generator};
+pub use kv_cache_manager::{BlockCopy, KvCacheManager, SequenceBlocks};
 pub use sampler::Sampler;
 pub use sampling_params::SamplingParams;
+pub use scheduler::{
+    Event, NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput,
+    SchedulerStats, SequenceId,
+};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "nano-vllm-rs",
         &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-synth", "nv-engine"],
     ),
-    ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3", "nv-synth"]),
+    ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3", "nv-synth", "nv-engine"]),
     (
         "nv-tests",
         &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
