@@ -1,7 +1,9 @@
 //! Token ids in, token ids out: sampling and generation over the Qwen3 graph.
 //!
 //! - [`SamplingParams`] says how tokens are chosen and when a text ends.
-//! - [`Sampler`] chooses one token from logits.
+//! - [`Sampler`] chooses one token from logits, knowing a sequence's past by its [`SamplingState`].
+//! - [`TokenLogprobs`] says how likely the model found a token.
+//! - [`PromptLookup`] guesses what comes next from what came before.
 //! - [`Generator`] continues a prompt: an iterator over tokens.
 //!
 //! Knows nothing of text, files or terminals.
@@ -24,13 +26,20 @@
 
 mod error;
 mod generator;
+mod logits_processors;
+mod logprobs;
+mod prompt_lookup;
 mod sampler;
 mod sampling_params;
+mod sampling_state;
 
 pub use error::{Error, Result};
 pub use generator::{FinishReason, Generator};
+pub use logprobs::{Logprob, TokenLogprobs};
+pub use prompt_lookup::PromptLookup;
 pub use sampler::Sampler;
 pub use sampling_params::SamplingParams;
+pub use sampling_state::SamplingState;
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
