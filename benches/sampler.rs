@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use nv_engine::{Sampler, SamplingParams, SamplingState};
+use nv_engine::{Sampler, SamplingParams, SamplingState, TokenLogprobs};
 
 /// Logits of every published Qwen3 size.
 const VOCAB_SIZE: usize = 151_936;
@@ -52,6 +52,11 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             });
         });
     }
+    let row = TokenLogprobs::new(&logits, 7, 20).unwrap();
+    assert_eq!((row.token.token_id, row.top[0].token_id as usize, row.top.len()), (7, best, 20));
+    group.bench_function("logprobs, top 20", |b| {
+        b.iter(|| TokenLogprobs::new(black_box(&logits), 7, 20).unwrap());
+    });
     group.finish();
 }
 

@@ -39,7 +39,7 @@ use crate::sampling_params::refuse;
 /// Of the sequences of `min_ngram_size` to `max_ngram_size` tokens that end the text, the longest that came before
 /// counts, and of its places the earliest, as in vLLM's `NgramProposer`: the earliest has the most behind it.
 /// Places are remembered as the text grows: a guess costs a look-up for each size and token that is new, however long
-/// the text is.
+/// the text is, and each of them some 20 bytes for good.
 ///
 /// ```
 /// use nv_engine::PromptLookup;
@@ -105,7 +105,7 @@ impl PromptLookup {
 
         for ngram in self.ngrams(token_ids) {
             if let Some(&end) = self.first_ends.get(&hash(ngram))
-                && token_ids[..end].ends_with(ngram)
+                && token_ids.get(..end).is_some_and(|text| text.ends_with(ngram))
             {
                 return &token_ids[end..token_ids.len().min(end + self.num_speculative_tokens)];
             }
@@ -135,6 +135,60 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{Sampler, SamplingParams, SamplingState};
+
+    /// Logits over 6 tokens that follow from the last two: a text that often repeats itself.
+    fn model(token_ids: &[TokenId]) -> Vec<f32> {
+        let last = hash(&token_ids[token_ids.len().saturating_sub(2)..]);
+        (0..6).map(|i| (last.rotate_left(9 * i) % 64) as f32 / 16.0).collect()
+    }
+
+    /// The continuation of `prompt` by at least `num_tokens` tokens, and the steps that it took.
+    fn generate(
+        prompt: &[TokenId],
+        num_tokens: usize,
+        params: &SamplingParams,
+        mut lookup: Option<PromptLookup>,
+    ) -> (Vec<TokenId>, usize) {
+        let mut sampler = Sampler::new();
+        let mut state = SamplingState::new(params, 0, prompt);
+        let mut text = prompt.to_vec();
+        let mut num_steps = 0;
+        while state.num_output_tokens() < num_tokens {
+            num_steps += 1;
+            let draft = lookup.as_mut().map_or(Vec::new(), |lookup| lookup.propose(&text).to_vec());
+            for i in 0..=draft.len() {
+                // As a model sees it: behind the draft, not behind what was sampled.
+                let context = [&text[..text.len() - i], &draft[..i]].concat();
+                let token_id = sampler.sample(&model(&context), params, &state).unwrap();
+                state.push(token_id);
+                text.push(token_id);
+                if draft.get(i) != Some(&token_id) {
+                    break;
+                }
+            }
+        }
+        (text[prompt.len()..][..num_tokens].to_vec(), num_steps)
+    }
+
+    #[test]
+    fn a_draft_saves_steps_and_never_changes_a_text() {
+        let warm = |params: SamplingParams| params.with_temperature(0.3).unwrap().with_seed(5);
+        let penalised = SamplingParams::default()
+            .with_frequency_penalty(0.01)
+            .and_then(|params| params.with_repetition_penalty(1.01))
+            .unwrap();
+        for params in [SamplingParams::default(), warm(SamplingParams::default()), warm(penalised)]
+        {
+            let prompt = [0, 1, 2, 3, 0, 1, 2];
+            let (expected, num_steps) = generate(&prompt, 200, &params, None);
+            assert_eq!(num_steps, 200);
+            let lookup = PromptLookup::new(1, 3, 4).unwrap();
+            let (found, num_steps) = generate(&prompt, 200, &params, Some(lookup));
+            assert_eq!(found, expected);
+            assert!(num_steps < 150, "{num_steps}");
+        }
+    }
 
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {

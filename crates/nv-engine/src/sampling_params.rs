@@ -197,7 +197,9 @@ impl SamplingParams {
 
     /// Never samples any of these tokens; by default any may come.
     #[must_use]
-    pub fn with_banned_token_ids(mut self, banned_token_ids: Vec<TokenId>) -> Self {
+    pub fn with_banned_token_ids(mut self, mut banned_token_ids: Vec<TokenId>) -> Self {
+        banned_token_ids.sort_unstable();
+        banned_token_ids.dedup();
         self.banned_token_ids = banned_token_ids;
         self
     }
@@ -279,6 +281,8 @@ impl SamplingParams {
 
     /// Checks what no parameter can tell alone: that they fit each other, and a model of `vocab_size` tokens.
     ///
+    /// `eos_token_ids` are the model's own and may lie outside its vocabulary: then they never come.
+    ///
     /// ```
     /// use nv_engine::SamplingParams;
     ///
@@ -292,7 +296,7 @@ impl SamplingParams {
     ///
     /// # Errors
     /// [`Error::SamplingParameter`] if a token id is not in the vocabulary, more logprobs are asked for than it has
-    /// tokens, every allowed token is banned, or `min_tokens` exceeds `max_tokens`.
+    /// tokens, no allowed token can come first, or `min_tokens` exceeds `max_tokens`.
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         let biased: Vec<TokenId> = self.logit_bias.keys().copied().collect();
         for (parameter, token_ids) in [
@@ -300,7 +304,6 @@ impl SamplingParams {
             ("allowed_token_ids", self.allowed_token_ids.as_deref().unwrap_or_default()),
             ("banned_token_ids", &self.banned_token_ids),
             ("stop_token_ids", &self.stop_token_ids),
-            ("eos_token_ids", &self.eos_token_ids),
         ] {
             if let Some(token_id) = token_ids.iter().find(|id| **id as usize >= vocab_size) {
                 let expected = format!("token ids below the vocabulary's {vocab_size}");
@@ -314,10 +317,15 @@ impl SamplingParams {
                 return refuse(parameter, format!("at most the vocabulary's {vocab_size}"), found);
             }
         }
+        let may_come = |token_id| {
+            let ends = [&self.stop_token_ids, &self.eos_token_ids];
+            self.banned_token_ids.binary_search(token_id).is_err()
+                && (self.min_tokens == 0 || !ends.iter().any(|ids| ids.contains(token_id)))
+        };
         if let Some(allowed) = &self.allowed_token_ids
-            && allowed.iter().all(|token_id| self.banned_token_ids.contains(token_id))
+            && !allowed.iter().any(may_come)
         {
-            let expected = "a token id that is not in banned_token_ids";
+            let expected = "a token id that is not banned nor, with min_tokens, ends the text";
             return refuse("allowed_token_ids", expected, format!("{allowed:?}"));
         }
         if let Some(max_tokens) = self.max_tokens.filter(|&max_tokens| self.min_tokens > max_tokens)
@@ -383,7 +391,7 @@ impl SamplingParams {
         self.allowed_token_ids.as_deref()
     }
 
-    /// The tokens that are never sampled.
+    /// The tokens that are never sampled, in ascending order.
     pub fn banned_token_ids(&self) -> &[TokenId] {
         &self.banned_token_ids
     }
@@ -527,13 +535,22 @@ mod tests {
             &format!("banned_token_ids: {expected}"),
         );
         check(Ok(params().with_stop_token_ids(vec![100])), &format!("stop_token_ids: {expected}"));
-        check(Ok(params().with_eos_token_ids(vec![100])), &format!("eos_token_ids: {expected}"));
         let expected = "expected at most the vocabulary's 100, found 101";
         check(Ok(params().with_logprobs(101)), &format!("logprobs: {expected}"));
         check(Ok(params().with_prompt_logprobs(101)), &format!("prompt_logprobs: {expected}"));
+        let expected = "allowed_token_ids: expected a token id that is not banned nor, \
+                        with min_tokens, ends the text, found";
         check(
             params().with_banned_token_ids(vec![1, 2, 3]).with_allowed_token_ids(vec![2, 1, 2]),
-            "allowed_token_ids: expected a token id that is not in banned_token_ids, found [1, 2]",
+            &format!("{expected} [1, 2]"),
+        );
+        check(
+            params()
+                .with_banned_token_ids(vec![2])
+                .with_eos_token_ids(vec![1])
+                .with_min_tokens(1)
+                .with_allowed_token_ids(vec![1, 2]),
+            &format!("{expected} [1, 2]"),
         );
         check(
             params().with_min_tokens(9).with_max_tokens(8),
@@ -556,7 +573,7 @@ mod tests {
             .unwrap()
             .with_banned_token_ids(vec![99])
             .with_stop_token_ids(vec![99])
-            .with_eos_token_ids(vec![99])
+            .with_eos_token_ids(vec![99, 100])
             .with_min_tokens(1)
             .with_logprobs(100)
             .with_prompt_logprobs(0);

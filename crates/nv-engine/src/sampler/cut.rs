@@ -8,12 +8,12 @@ use std::cmp::Ordering;
 use super::softmax::Softmax;
 
 /// Logits that are looked at together, so that those of no interest cost next to nothing.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 
 /// How finely [`Cutter::prefix`] tells logits apart before it compares them.
 const NUM_BUCKETS: usize = 512;
 
-/// Sums per bucket, of every so manieth token: one sum alone would be waited for when many neighbours share a bucket.
+/// Sums of a bucket, to which tokens are added in turn: one sum alone is waited for when neighbours share a bucket.
 const LANES: usize = 4;
 
 /// The last token that may be chosen.
@@ -46,8 +46,7 @@ impl Cut {
     /// Whether a token may be chosen.
     #[inline]
     pub(crate) fn keeps(self, logit: f32, index: u32) -> bool {
-        // Without a branch, so that many tokens are looked at in one go.
-        (logit > self.logit) | ((logit == self.logit) & (index <= self.index))
+        logit > self.logit || (logit >= self.logit && index <= self.index)
     }
 
     /// How many tokens may be chosen.
@@ -78,7 +77,8 @@ fn chunks_with(
     (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)).filter(move |(_, chunk)| has_any(chunk, &wanted))
 }
 
-fn has_any(chunk: &[f32], wanted: impl Fn(f32) -> bool) -> bool {
+/// Whether any of the logits is wanted.
+pub(crate) fn has_any(chunk: &[f32], wanted: impl Fn(f32) -> bool) -> bool {
     // Without an early exit, so that many are looked at in one go.
     chunk.iter().fold(false, |any, &logit| any | wanted(logit))
 }
@@ -183,8 +183,15 @@ impl Cutter {
         let buckets = Buckets::new(logits, max_logit, reach);
         self.buckets.clear();
         self.buckets.resize(NUM_BUCKETS, [0; LANES]);
-        for (index, &logit) in logits.iter().enumerate() {
-            self.buckets[buckets.bucket(logit) as usize][index % LANES] += weight(index);
+        for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+            // First all buckets in one go, then the sums one by one.
+            let mut of_chunk = [0; CHUNK];
+            for (bucket, &logit) in of_chunk.iter_mut().zip(chunk) {
+                *bucket = buckets.bucket(logit);
+            }
+            for (index, &bucket) in (first..).zip(&of_chunk[..chunk.len()]) {
+                self.buckets[bucket as usize][index % LANES] += weight(index);
+            }
         }
         let (mut before, mut crossing) = (0, 0);
         for (bucket, sums) in (0..).zip(&self.buckets) {
@@ -307,7 +314,8 @@ mod tests {
             .map(|(index, _)| index)
             .collect();
         assert_eq!(indices, by_index);
-        assert!(indices.iter().zip(kept).all(|(&index, logit)| logits[index as usize] == logit));
+        let by_index: Vec<f32> = indices.iter().map(|&index| logits[index as usize]).collect();
+        assert_eq!(kept, by_index);
         indices
     }
 
