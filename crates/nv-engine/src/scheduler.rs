@@ -9,8 +9,6 @@ mod sequence;
 mod trace;
 
 #[cfg(test)]
-mod random_schedules;
-#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -20,6 +18,7 @@ use crate::TokenId;
 use crate::block_pool::BlockId;
 use crate::error::{Error, Result};
 use crate::kv_cache_manager::KvCacheManager;
+use crate::sampling_params::refuse;
 use sequence::{Key, Sequence, Sequences, Slot};
 
 pub use config::SchedulerConfig;
@@ -131,8 +130,7 @@ impl Scheduler {
             return Err(Error::EmptyPrompt);
         }
         if new.max_tokens == Some(0) {
-            let (parameter, found) = ("max_tokens", "0".to_owned());
-            return Err(Error::SamplingParameter { parameter, expected: "at least 1", found });
+            return refuse("max_tokens", "at least 1", 0);
         }
         let max_tokens = new.max_tokens.unwrap_or(1);
         if num_prompt_tokens.saturating_add(max_tokens) > max_model_len {
@@ -571,32 +569,5 @@ impl Scheduler {
             let event = event(self);
             self.trace.get_or_insert_default().push(event);
         }
-    }
-}
-
-#[cfg(test)]
-impl Scheduler {
-    /// Asserts what must hold between any two calls.
-    pub(crate) fn check_invariants(&self) {
-        let num_sequences = self.sequences.iter().count();
-        assert_eq!(num_sequences, self.running.len() + self.waiting.len());
-        assert!(
-            self.running.is_sorted_by_key(|&(key, _)| key)
-                && self.running.len() <= self.config.max_num_seqs
-        );
-        for (&key, &slot) in &self.waiting {
-            let sequence = &self.sequences[slot];
-            assert_eq!((sequence.key, sequence.num_computed_tokens), (key, 0));
-            assert!(sequence.blocks.block_ids().is_empty());
-        }
-        for &(key, slot) in &self.running {
-            let sequence = &self.sequences[slot];
-            assert_eq!(sequence.key, key);
-            assert!(sequence.num_computed_tokens < sequence.num_tokens());
-            assert!(sequence.num_tokens() < sequence.max_num_tokens);
-            let num_tokens = sequence.num_computed_tokens + sequence.num_scheduled_tokens;
-            assert!(sequence.blocks.block_ids().len() >= self.kv_cache.num_blocks_for(num_tokens));
-        }
-        self.kv_cache.check_invariants(self.sequences.iter().map(|sequence| &sequence.blocks));
     }
 }

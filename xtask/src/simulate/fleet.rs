@@ -99,8 +99,10 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
+    /// Idle engines.
+    ///
     /// # Errors
-    /// None, as long as the limits are right.
+    /// If a scheduler refuses the limits.
     pub(super) fn new(num_engines: usize) -> Result<Self> {
         let engine = || {
             Ok(Engine {
@@ -215,7 +217,7 @@ impl Fleet {
 
         let clock = Instant::now();
         for sequence in &engine.output.scheduled {
-            let request = &mut self.requests[sequence.id.0 as usize];
+            let request = &mut self.requests[index(sequence)];
             request.num_sampled_tokens += usize::from(sequence.samples);
             let ends = request.num_sampled_tokens == request.num_output_tokens;
             if ends && request.kind == Kind::Chat {
@@ -229,7 +231,7 @@ impl Fleet {
         self.scheduling += clock.elapsed();
 
         for sequence in &engine.output.scheduled {
-            let request = &mut self.requests[sequence.id.0 as usize];
+            let request = &mut self.requests[index(sequence)];
             if !std::mem::replace(&mut request.has_started, true) {
                 let wait = start - request.arrival;
                 outcome.waits[request.kind as usize].1.add(wait);
@@ -261,4 +263,9 @@ impl Fleet {
         }
         (self.outcome, self.scheduling)
     }
+}
+
+/// The request that a sequence is; ids count them.
+fn index(sequence: &ScheduledSequence) -> usize {
+    usize::try_from(sequence.id.0).expect("requests fit into memory")
 }

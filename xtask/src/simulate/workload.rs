@@ -61,7 +61,7 @@ impl Kind {
     fn medians(self) -> (f64, f64) {
         match self {
             Self::Completion => (1_500.0, 25.0),
-            Self::Chat => (250.0, 180.0),
+            Self::Chat => (250.0, 500.0),
             Self::Batch => (4_000.0, 250.0),
         }
     }

@@ -1,7 +1,35 @@
 //! Scheduling, decision by decision.
 
+mod random_schedules;
+
 use super::*;
 use crate::kv_cache_manager::BlockCopy;
+
+impl Scheduler {
+    /// Asserts what must hold between any two calls.
+    pub(crate) fn check_invariants(&self) {
+        let num_sequences = self.sequences.iter().count();
+        assert_eq!(num_sequences, self.running.len() + self.waiting.len());
+        assert!(
+            self.running.is_sorted_by_key(|&(key, _)| key)
+                && self.running.len() <= self.config.max_num_seqs
+        );
+        for (&key, &slot) in &self.waiting {
+            let sequence = &self.sequences[slot];
+            assert_eq!((sequence.key, sequence.num_computed_tokens), (key, 0));
+            assert!(sequence.blocks.block_ids().is_empty());
+        }
+        for &(key, slot) in &self.running {
+            let sequence = &self.sequences[slot];
+            assert_eq!(sequence.key, key);
+            assert!(sequence.num_computed_tokens < sequence.num_tokens());
+            assert!(sequence.num_tokens() < sequence.max_num_tokens);
+            let num_tokens = sequence.num_computed_tokens + sequence.num_scheduled_tokens;
+            assert!(sequence.blocks.block_ids().len() >= self.kv_cache.num_blocks_for(num_tokens));
+        }
+        self.kv_cache.check_invariants(self.sequences.iter().map(|sequence| &sequence.blocks));
+    }
+}
 
 /// Small limits without a watermark: 16 tokens and 4 sequences a step, blocks of 4 tokens.
 fn config(num_blocks: u32) -> SchedulerConfig {

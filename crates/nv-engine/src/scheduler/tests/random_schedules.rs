@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::kv_cache_manager::BlockCopy;
 
 /// Few, so that texts and proposals meet by chance.
