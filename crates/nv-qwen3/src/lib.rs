@@ -13,6 +13,7 @@
 
 mod attention;
 mod cache;
+mod copies;
 mod decoder;
 mod error;
 mod linear;
@@ -25,6 +26,7 @@ mod rotary;
 mod weight;
 
 pub use cache::AttentionCache;
+pub use copies::{CopiedWeight, CopyReason, copied_weights};
 pub use error::{Error, Misshapen, Result, TensorReport};
 pub use load::{check_tensors, tensor_shapes};
 pub use model::{Qwen3ForCausalLM, Qwen3Model};

@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use nv_kernels::Matrix;
-use nv_weights::{Dtype, SharedTensor};
+use nv_weights::SharedTensor;
 
+use crate::copies::CopyReason;
 use crate::error::Result;
 use crate::ops::Elements;
 
@@ -25,8 +26,7 @@ pub(crate) enum WeightRef<'a> {
 impl Weight {
     /// The matrix in `tensor`, if the kernels can read it where it is: bfloat16 at an even address.
     pub(crate) fn mapped(tensor: SharedTensor) -> Option<Self> {
-        let in_place = tensor.view().dtype() == Dtype::BF16 && tensor.view().as_bf16().is_ok();
-        in_place.then_some(Self::Mapped(tensor))
+        CopyReason::of(&tensor.view()).is_none().then_some(Self::Mapped(tensor))
     }
 
     /// Borrows a weight that is on the CPU.

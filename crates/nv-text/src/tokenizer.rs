@@ -9,12 +9,15 @@ use std::panic;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::DecoderWrapper;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 use crate::error::{Error, Result};
 use crate::stream::TokenStream;
 
-/// A byte-level tokenizer, as all Qwen models have. Clones share one vocabulary.
+/// A byte-level BPE tokenizer, as all Qwen models have. Clones share one vocabulary.
 ///
 /// Byte-level means that a token stands for a sequence of bytes, whatever comes before and after it: the text of a
 /// sequence of tokens is the UTF-8 of their bytes in a row. A token may be a part of a character.
@@ -23,8 +26,18 @@ pub struct Tokenizer {
     inner: Arc<Inner>,
 }
 
+/// The crate's `Tokenizer` is one of any model, and goes twice through trees of JSON to find out of which one; this is
+/// parsed as it is read, in half the time.
+type BytePairTokenizer = TokenizerImpl<
+    BPE,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
 struct Inner {
-    tokenizer: tokenizers::Tokenizer,
+    tokenizer: BytePairTokenizer,
     special_ids: HashSet<u32>,
 }
 
@@ -45,10 +58,11 @@ impl Tokenizer {
     /// a text and no others.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if `bytes` are something else; [`Error::Decoder`] if the tokenizer isn't byte-level.
+    /// [`Error::Tokenizer`] if `bytes` are something else, a tokenizer of another kind than BPE included;
+    /// [`Error::Decoder`] if the tokenizer isn't byte-level.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         // Its parser panics on some malformed files, such as those with a `continuing_subword_prefix`.
-        let mut tokenizer = panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+        let mut tokenizer = panic::catch_unwind(|| BytePairTokenizer::from_bytes(bytes))
             .unwrap_or_else(|_| Err("its parser panicked".into()))
             .map_err(|source| Error::Tokenizer { source })?;
         if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
@@ -155,7 +169,7 @@ fn byte_of(char: char) -> Option<u8> {
 }
 
 /// The type of a tokenizer's decoder, as the file calls it.
-fn decoder_name(tokenizer: &tokenizers::Tokenizer) -> String {
+fn decoder_name(tokenizer: &BytePairTokenizer) -> String {
     let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
     decoder.get("type").and_then(|name| name.as_str()).unwrap_or("none").to_owned()
 }
@@ -302,6 +316,9 @@ pub(crate) mod tests {
         let mut with_prefix = file();
         with_prefix["model"]["continuing_subword_prefix"] = "é".into();
         check(&with_prefix.to_string(), "not a tokenizer; download it again if it came from a hub");
+        let mut of_words = file();
+        of_words["model"] = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"});
+        check(&of_words.to_string(), "not a tokenizer; download it again if it came from a hub");
         let with_decoder = |decoder: Value| {
             let mut file = file();
             file["decoder"] = decoder;

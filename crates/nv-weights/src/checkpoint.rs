@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::AnyBitPattern;
 use candle_core::{DType, Device};
@@ -17,6 +19,9 @@ use crate::error::{Error, Result};
 use crate::header::{Header, TensorInfo};
 use crate::mapping::Mapping;
 use crate::var_builder;
+
+/// How many bytes a mapped byte that is touched brings along on Linux (`fault_around_bytes`), if they are in memory.
+const FAULT_AROUND_BYTES: usize = 64 << 10;
 
 /// The tensors of one or more safetensors files, checked in full and not yet read.
 ///
@@ -129,6 +134,22 @@ impl Checkpoint {
     /// The size of all tensors together, in bytes.
     pub fn num_bytes(&self) -> usize {
         self.tensors().map(|tensor| tensor.bytes().len()).sum()
+    }
+
+    /// Touches the files' pages from first to last until `stop` is raised, so that they are in memory and in the
+    /// process's page table when tensors are used.
+    ///
+    /// For a thread with nothing better to do: a mapped page that nobody has touched costs its first reader a page
+    /// fault, or a read from disk. Pages stay shared with other processes.
+    pub fn prefetch(&self, stop: &AtomicBool) {
+        for file in &self.files {
+            for bytes in file.bytes().chunks(FAULT_AROUND_BYTES) {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                black_box(bytes[0]);
+            }
+        }
     }
 
     /// A candle `VarBuilder` over these tensors, which it keeps open.
@@ -286,6 +307,8 @@ impl fmt::Debug for SharedTensor {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::fs;
+    #[cfg(target_os = "linux")]
+    use std::slice;
 
     use proptest::prelude::*;
 
@@ -494,5 +517,29 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    /// Bytes of the mapped file at `path` that are in this process's page table.
+    #[cfg(target_os = "linux")]
+    fn resident_bytes(path: &Path) -> usize {
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_file = smaps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+        let kib = of_file.skip(1).find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        kib.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn prefetching_brings_every_page_until_it_is_told_to_stop() {
+        const LEN: usize = 32 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = safetensors(&[("x", "U8", &[LEN], &vec![1; LEN])], 0);
+        let path = write(&dir, "model.safetensors", &bytes);
+        let checkpoint = Checkpoint::open(slice::from_ref(&path)).unwrap();
+
+        checkpoint.prefetch(&AtomicBool::new(true));
+        assert!(resident_bytes(&path) < LEN / 2);
+        checkpoint.prefetch(&AtomicBool::new(false));
+        assert!(resident_bytes(&path) >= LEN, "{}", resident_bytes(&path));
     }
 }

@@ -45,17 +45,25 @@ pub struct Args {
     /// Reference of that model; without it, the committed reference of the same weights
     #[arg(long, value_name = "FILE", requires = "model")]
     reference: Option<PathBuf>,
+    /// Tiers of kernels to verify, separated by commas [default: every one that the machine has]
+    #[arg(long, value_name = "TIER", value_delimiter = ',', value_parser = isa)]
+    isa: Vec<Isa>,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
 }
 
+fn isa(name: &str) -> Result<Isa> {
+    let isa = Isa::ALL.into_iter().find(|isa| isa.to_string() == name);
+    isa.with_context(|| format!("use {}", list(&Isa::ALL)))
+}
+
 /// Verifies what `args` name and prints what was found.
 ///
 /// # Errors
-/// If something can't be computed, or anything failed.
+/// If something can't be computed, anything failed, or the machine lacks a tier that was asked for.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let tiers = tiers();
+    let tiers = chosen(&args.isa)?;
     let mut reports = Vec::new();
     let mut keep = |report: Report| -> Result<()> {
         if !args.json {
@@ -83,12 +91,14 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     }
     let failed: Vec<&str> =
         reports.iter().filter(|report| !report.passed()).map(|report| &*report.name).collect();
-    let lacking: Vec<Isa> = Isa::ALL.into_iter().filter(|isa| !tiers.contains(isa)).collect();
+    let (not_asked_for, lacking): (Vec<Isa>, Vec<Isa>) =
+        Isa::ALL.into_iter().filter(|isa| !tiers.contains(isa)).partition(|isa| isa.is_available());
     if args.json {
         let json = json!({
             "passed": failed.is_empty(),
             "f32_tolerance": F32_TOLERANCE,
             "tiers": names(&tiers),
+            "tiers_not_asked_for": names(&not_asked_for),
             "tiers_not_of_this_machine": names(&lacking),
             "references": reports,
         });
@@ -100,10 +110,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             "pass is, against the reference logits of float32: f32 max abs at most {F32_TOLERANCE:.0e}; \
              bf16 mean abs and KL at most those of transformers' own bfloat16;\n\
              and every other way gives the bits of the whole prompt: {}\n\
-             tiers verified: {}; not of this machine: {}",
+             tiers verified: {}; not asked for: {}; not of this machine: {}",
             ways.join(", "),
-            names(&tiers).join(", "),
-            if lacking.is_empty() { "none".to_owned() } else { names(&lacking).join(", ") },
+            list(&tiers),
+            list(&not_asked_for),
+            list(&lacking),
         )?;
     }
     ensure!(failed.is_empty(), "verification failed: {}", failed.join(", "));
@@ -115,8 +126,22 @@ pub fn tiers() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
 
+/// The tiers that were `asked_for`, or all of this machine if none was; weakest first.
+fn chosen(asked_for: &[Isa]) -> Result<Vec<Isa>> {
+    let tiers = tiers();
+    if let Some(isa) = asked_for.iter().find(|isa| !tiers.contains(isa)) {
+        bail!("--isa: this machine does not have {isa}; it has {}", list(&tiers));
+    }
+    Ok(tiers.into_iter().filter(|isa| asked_for.is_empty() || asked_for.contains(isa)).collect())
+}
+
 fn names(tiers: &[Isa]) -> Vec<String> {
     tiers.iter().map(Isa::to_string).collect()
+}
+
+/// `avx2, avx512`, or `none`.
+fn list(tiers: &[Isa]) -> String {
+    if tiers.is_empty() { "none".to_owned() } else { names(tiers).join(", ") }
 }
 
 /// Verifies a committed reference against its checkpoint, in each of `tiers`.
@@ -284,4 +309,43 @@ fn compare_greedy(
         next = vec![token];
     }
     Ok(Greedy { num_tokens: expected.len(), num_equal })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        let command = Args::augment_args(Command::new("verify").no_binary_name(true));
+        Args::from_arg_matches(&command.try_get_matches_from(args)?)
+    }
+
+    #[test]
+    fn the_tiers_of_a_run_are_those_asked_for_or_all() {
+        let check = |args: &[&str], expected: &[Isa]| {
+            assert_eq!(chosen(&parse(args).unwrap().isa).unwrap(), expected, "{args:?}");
+        };
+        let (all, best) = (tiers(), Isa::detect().to_string());
+        check(&[], &all);
+        check(&["--isa", "scalar"], &[Isa::Scalar]);
+        let mut both = vec![Isa::Scalar, Isa::detect()];
+        both.dedup();
+        check(&["--isa", &format!("{best},scalar,{best}")], &both);
+        check(&["--isa", &best, "--isa", "scalar"], &both);
+    }
+
+    #[test]
+    fn a_tier_that_does_not_exist_or_that_the_machine_lacks_is_refused() {
+        for name in ["sse9", "AVX2", "scalar,sse9", ""] {
+            let error = parse(&["--isa", name]).unwrap_err().to_string();
+            assert!(error.contains("use scalar, avx2, avx512, avx512bf16"), "{error}");
+        }
+        for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+            let error = chosen(&[Isa::Scalar, isa]).unwrap_err().to_string();
+            let has = list(&tiers());
+            assert_eq!(error, format!("--isa: this machine does not have {isa}; it has {has}"));
+        }
+    }
 }

@@ -1,17 +1,28 @@
 //! `nv bench`, on the demo checkpoint.
 
 use std::fs;
+#[cfg(unix)]
+use std::io::{BufRead, BufReader};
+#[cfg(unix)]
+use std::process::Stdio;
 use std::process::{Command, Output};
 
+use nano_vllm_rs::kernels::Isa;
 use serde_json::Value;
 
 use crate::demo;
+use crate::nv::{nv, stderr};
 
 /// A quick run, with more options.
-fn bench(options: &[&str]) -> Output {
+fn command(options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
     command.args(["bench", "--quick", "--threads", "2"]).args(options);
-    command.env("HF_HUB_OFFLINE", "1").output().unwrap()
+    command.env("HF_HUB_OFFLINE", "1").env_remove("NV_ISA");
+    command
+}
+
+fn bench(options: &[&str]) -> Output {
+    command(options).output().unwrap()
 }
 
 fn stdout(options: &[&str]) -> String {
@@ -45,6 +56,7 @@ fn json_has_every_row_with_its_limits() {
     assert_positive(&report["model"], &["parameters", "bytes_per_step"]);
     assert_eq!(report["model"]["dtype"], "bf16");
     assert_eq!(report["machine"]["threads"], 2);
+    assert_eq!(report["interrupted"], false);
     for peak in report["machine"]["product_peaks"].as_array().unwrap() {
         assert_positive(peak, &["operations_per_second"]);
     }
@@ -131,6 +143,71 @@ fn a_model_without_a_tokenizer_has_no_cold_start() {
     assert_eq!(report["rows"], Value::Array(Vec::new()));
     assert_eq!(names(&report["skipped"]), ["start, first token"]);
     assert_eq!(report["skipped"][0]["why"], "the model has no tokenizer.json, and text needs one");
+}
+
+#[test]
+fn the_variable_chooses_a_tier_that_the_machine_has() {
+    let model = demo();
+    let options = ["--model", model.to_str().unwrap(), "--only", "load", "--json"];
+    for isa in Isa::ALL {
+        let output = command(&options).env("NV_ISA", isa.to_string()).output().unwrap();
+        if isa.is_available() {
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["machine"]["isa"], isa.to_string());
+        } else {
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            let best = Isa::detect();
+            assert_eq!(output.status.code(), Some(1));
+            assert_eq!(
+                stderr,
+                format!(
+                    "error: NV_ISA: this machine does not have {isa}; its best tier is {best}\n"
+                )
+            );
+        }
+    }
+}
+
+/// Presses Ctrl-C when a run has measured its first row; returns what it has on stdout by then.
+#[cfg(unix)]
+fn interrupted(options: &[&str]) -> String {
+    let model = demo();
+    let args = [&["--model", model.to_str().unwrap()], options].concat();
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut progress = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = |line: &String| line.starts_with("prefill, 128 tokens:");
+    assert!(progress.by_ref().map(Result::unwrap).any(|line| first(&line)));
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    // Until its end: a closed pipe would end it otherwise.
+    progress.for_each(drop);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_it_with_the_rows_so_far() {
+    let options = ["--only", "prefill,decode,batch"];
+    let table = interrupted(&options);
+    assert!(table.contains("\n  prefill  128 tokens  "), "{table}");
+    assert!(!table.contains("  batch  16 sequences"), "{table}");
+    assert!(table.ends_with("\n\ninterrupted: this is a part, what was measured until then\n"));
+
+    let report: Value =
+        serde_json::from_str(&interrupted(&[&options[..], &["--json"]].concat())).unwrap();
+    assert_eq!(report["interrupted"], true);
+    assert_eq!(names(&report["rows"])[0], "prefill, 128 tokens");
+}
+
+#[test]
+fn senseless_numbers_of_threads_are_usage_errors() {
+    for threads in ["0", "10000"] {
+        let output = nv(&["bench", "--model", "x", "--threads", threads]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(&format!("{threads} is not in 1..=1024")));
+    }
 }
 
 #[test]

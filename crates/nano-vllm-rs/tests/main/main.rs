@@ -1,7 +1,9 @@
 //! The `nv` binary and the engine behind it, on the demo checkpoint.
 
 mod bench;
+mod copies;
 mod generator;
+mod memory;
 mod nv;
 
 use std::path::{Path, PathBuf};

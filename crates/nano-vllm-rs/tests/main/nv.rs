@@ -13,7 +13,7 @@ use crate::{demo, greedy_reference};
 
 const PROMPT: &str = "In the beginning";
 
-fn command(args: &[&str]) -> Command {
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // No test reaches a hub, or depends on the shell that it was started from.
@@ -21,28 +21,28 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-fn nv(args: &[&str]) -> Output {
+pub(crate) fn nv(args: &[&str]) -> Output {
     command(args).output().unwrap()
 }
 
 /// The output of a run that succeeds.
-fn stdout(args: &[&str]) -> String {
+pub(crate) fn stdout(args: &[&str]) -> String {
     let output = nv(args);
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// Greedy text of 16 tokens, with more options.
-fn greedy(options: &[&str]) -> String {
+pub(crate) fn greedy(options: &[&str]) -> String {
     stdout(&[&["generate", "--temperature", "0", "--max-tokens", "16"], options].concat())
 }
 
 /// A copy of the demo checkpoint with some files written or, if `None`, left out.
-fn model_with(files: &[(&str, Option<&str>)]) -> TempDir {
+pub(crate) fn model_with(files: &[(&str, Option<&str>)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(demo()).unwrap() {
         let path = entry.unwrap().path();
@@ -60,7 +60,7 @@ fn model_with(files: &[(&str, Option<&str>)]) -> TempDir {
     dir
 }
 
-fn str(path: &Path) -> &str {
+pub(crate) fn str(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -85,8 +85,12 @@ fn talk_goes_to_stderr() {
         "This is the demo checkpoint, a very small model. A larger one: \
          cargo run --release -- generate --model Qwen/Qwen3-0.6B \"In the beginning\""
     );
-    let words =
-        ["prompt: 4 tokens, ", " tok/s; generated: 5 tokens, ", "cut at --max-tokens; --seed "];
+    let words = [
+        "prompt: 4 tokens, ",
+        " tok/s; first token after ",
+        "s; generated: 5 tokens, ",
+        " tok/s; cut at --max-tokens; --seed ",
+    ];
     assert!(words.iter().all(|words| rest.contains(words)), "{rest}");
 
     let output = nv(&["generate", PROMPT, "--max-tokens", "5", "--model", str(&demo())]);

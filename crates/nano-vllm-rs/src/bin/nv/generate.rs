@@ -4,19 +4,23 @@ use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::config::GenerationConfig;
 use nano_vllm_rs::engine::{FinishReason, Generator, SamplingParams, TokenId};
+use nano_vllm_rs::model::Qwen3ForCausalLM;
 use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
 
-use crate::args::GenerateArgs;
-use crate::format::plural;
+use crate::args::{DeviceArg, GenerateArgs};
+use crate::format::{plural, seconds};
 use crate::model::Model;
-use crate::{interrupt, say};
+use crate::{copies, interrupt, say};
 
 /// The checkpoint that runs unless another is asked for.
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
@@ -28,23 +32,68 @@ const LARGER: &str =
 /// What `--max-tokens` is if neither the user nor the model says.
 const DEFAULT_MAX_TOKENS: usize = 256;
 
-pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let prompt = prompt(args)?;
+    let start = Instant::now();
     let model = open(args)?;
-    let tokenizer = model.tokenizer()?;
-    let template = if args.raw { None } else { model.chat_template()? };
-    let prompt = encode(&prompt, template.as_ref(), &tokenizer)?;
+    let (text, qwen3) = load(args, &model, &prompt);
+    let Text { tokenizer, prompt } = text?;
     let params = sampling_params(args, &model.generation_config()?)?;
-
-    let mut qwen3 = model.load(args.dtype, args.device, args.threads)?;
+    let mut qwen3 = qwen3?;
+    if verbose {
+        say(copied(&model, args));
+    }
     let generator = Generator::new(&mut qwen3, prompt, params)?;
     let mut generator = generator.with_cancel_flag(interrupt::flag()?);
-    let times = stream(&mut generator, &tokenizer)?;
+    let times = stream(&mut generator, &tokenizer, start)?;
     say(summary(&generator, &tokenizer, &times));
     Ok(match generator.finish_reason() {
         Some(FinishReason::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// What the model is to go on from, and what turns its tokens into text.
+struct Text {
+    tokenizer: Tokenizer,
+    prompt: Vec<TokenId>,
+}
+
+/// Prepares text and weights at the same time: parsing a tokenizer takes longer than all the rest.
+fn load(
+    args: &GenerateArgs,
+    model: &Model,
+    prompt: &str,
+) -> (Result<Text>, Result<Qwen3ForCausalLM>) {
+    let text_is_ready = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let qwen3 = scope.spawn(|| {
+            let qwen3 = model.load(args.dtype, args.device, args.threads);
+            model.checkpoint.prefetch(&text_is_ready);
+            qwen3
+        });
+        let text = load_text(args, model, prompt);
+        text_is_ready.store(true, Ordering::Relaxed);
+        (text, qwen3.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+fn load_text(args: &GenerateArgs, model: &Model, prompt: &str) -> Result<Text> {
+    let tokenizer = model.tokenizer()?;
+    let template = if args.raw { None } else { model.chat_template()? };
+    let prompt = encode(prompt, template.as_ref(), &tokenizer)?;
+    Ok(Text { tokenizer, prompt })
+}
+
+/// Which weights the model is computed from copies of.
+fn copied(model: &Model, args: &GenerateArgs) -> String {
+    match args.device {
+        DeviceArg::Cpu => {
+            let dtype = model.dtype(args.dtype);
+            copies::table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
+        }
+        DeviceArg::Cuda | DeviceArg::Metal => "weights copied to the device: all".to_owned(),
+    }
 }
 
 /// The user's words.
@@ -107,14 +156,20 @@ fn sampling_params(args: &GenerateArgs, recommended: &GenerationConfig) -> Resul
 
 /// How long the parts of a generation took.
 struct Times {
-    /// Until the first token was there.
+    /// Until the first token was there, loading included.
+    first_token: Duration,
+    /// Until the first token was there, loading left out.
     prompt: Duration,
     /// From the first token to the last.
     generation: Duration,
 }
 
-/// Prints the text as it comes.
-fn stream(generator: &mut Generator<'_>, tokenizer: &Tokenizer) -> Result<Times> {
+/// Prints the text as it comes, from a model that began to be loaded at `load_start`.
+fn stream(
+    generator: &mut Generator<'_>,
+    tokenizer: &Tokenizer,
+    load_start: Instant,
+) -> Result<Times> {
     let mut out = io::stdout().lock();
     let mut text = tokenizer.stream(true);
     let start = Instant::now();
@@ -129,7 +184,7 @@ fn stream(generator: &mut Generator<'_>, tokenizer: &Tokenizer) -> Result<Times>
     let now = Instant::now();
     let (first, last) = first_and_last.unwrap_or((now, now));
     writeln!(out, "{}", text.finish())?;
-    Ok(Times { prompt: first - start, generation: last - first })
+    Ok(Times { first_token: first - load_start, prompt: first - start, generation: last - first })
 }
 
 /// What was done, at what speed, and why it ended.
@@ -146,10 +201,15 @@ fn summary(generator: &Generator<'_>, tokenizer: &Tokenizer, times: &Times) -> S
         Some(FinishReason::Cancelled) => "interrupted".into(),
         reason => format!("{reason:?}"),
     };
+    let first_token = match num_tokens {
+        0 => String::new(),
+        _ => format!("; first token after {}", seconds(times.first_token.as_secs_f64())),
+    };
     let mut summary = format!(
-        "prompt: {}{}; generated: {}{}; {end}",
+        "prompt: {}{}{}; generated: {}{}; {end}",
         plural(num_prompt_tokens, "token"),
         speed(num_prompt_tokens, times.prompt),
+        first_token,
         plural(num_tokens, "token"),
         // The first token comes with the prompt.
         speed(num_tokens.saturating_sub(1), times.generation),

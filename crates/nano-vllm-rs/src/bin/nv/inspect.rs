@@ -11,18 +11,24 @@ use nano_vllm_rs::qwen3::check_tensors;
 use nano_vllm_rs::weights::Checkpoint;
 
 use crate::args::InspectArgs;
+use crate::copies;
 use crate::format::{bytes, grouped, plural};
 use crate::model::Model;
 use crate::table::{Align, Table};
+use crate::tensor_names::{ranges, split_at_layer};
 
-pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
-    let Model { config, checkpoint, .. } = Model::open(&args.model, args.revision.as_deref())?;
+pub(crate) fn run(args: &InspectArgs, verbose: bool) -> Result<ExitCode> {
+    let model = Model::open(&args.model, args.revision.as_deref())?;
+    let Model { config, checkpoint, .. } = &model;
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", config_table(&config))?;
-    writeln!(out, "{}", tensor_table(&checkpoint, args.all))?;
-    write!(out, "{}", memory_table(&config))?;
+    writeln!(out, "{}", config_table(config))?;
+    writeln!(out, "{}", tensor_table(checkpoint, args.all))?;
+    write!(out, "{}", memory_table(config))?;
+    if verbose {
+        write!(out, "\n{}", copies::table(config, checkpoint, model.dtype(None)))?;
+    }
     out.flush()?;
-    check_tensors(&config, &checkpoint)?;
+    check_tensors(config, checkpoint)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -111,33 +117,6 @@ fn tensor_table(checkpoint: &Checkpoint, all: bool) -> Table<5> {
     table
 }
 
-/// `model.layers.7.mlp` as `model.layers.`, `7` and `.mlp`; another name as itself.
-fn split_at_layer(name: &str) -> (&str, Option<usize>, &str) {
-    let mut start = 0;
-    for part in name.split('.') {
-        let end = start + part.len();
-        match part.parse::<usize>() {
-            Ok(layer) if layer.to_string() == part => {
-                return (&name[..start], Some(layer), &name[end..]);
-            }
-            _ => start = end + 1,
-        }
-    }
-    (name, None, "")
-}
-
-/// Sorted `numbers` as a shell would take them: `3`, `{0..5}`, `{0..5,7}`; nothing for none.
-fn ranges(numbers: &[usize]) -> String {
-    let ranges: Vec<String> = numbers
-        .chunk_by(|a, b| a + 1 == *b)
-        .map(|range| match range {
-            [first, .., last] => format!("{first}..{last}"),
-            _ => range[0].to_string(),
-        })
-        .collect();
-    if numbers.len() > 1 { format!("{{{}}}", ranges.join(",")) } else { ranges.concat() }
-}
-
 /// What the model takes in either dtype.
 fn memory_table(config: &Qwen3Config) -> Table<3> {
     let mut table = Table::new("memory", [Align::Left, Align::Right, Align::Right]);
@@ -153,29 +132,4 @@ fn memory_table(config: &Qwen3Config) -> Table<3> {
     kv_cache(1000);
     kv_cache(config.max_position_embeddings);
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_cut_around_the_layer() {
-        let check = |name, expected| assert_eq!(split_at_layer(name), expected);
-        check("model.layers.7.mlp", ("model.layers.", Some(7), ".mlp"));
-        check("model.layers.12", ("model.layers.", Some(12), ""));
-        check("3.x.4", ("", Some(3), ".x.4"));
-        check("model.norm", ("model.norm", None, ""));
-        check("a.07.+7.b", ("a.07.+7.b", None, ""));
-        check("", ("", None, ""));
-    }
-
-    #[test]
-    fn numbers_in_a_row_are_one_range() {
-        let check = |numbers: &[usize], expected| assert_eq!(ranges(numbers), expected);
-        check(&[], "");
-        check(&[3], "3");
-        check(&[0, 1, 2], "{0..2}");
-        check(&[0, 2, 3, 9], "{0,2..3,9}");
-    }
 }

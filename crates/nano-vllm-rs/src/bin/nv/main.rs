@@ -4,12 +4,14 @@
 
 mod args;
 mod bench;
+mod copies;
 mod format;
 mod generate;
 mod inspect;
 mod interrupt;
 mod model;
 mod table;
+mod tensor_names;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -21,10 +23,11 @@ use clap::Parser;
 use args::{Args, Command};
 
 fn main() -> ExitCode {
-    let result = match Args::parse().command {
-        Command::Generate(args) => generate::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Bench(args) => bench::run(&args),
+    let Args { command, verbose } = Args::parse();
+    let result = match command {
+        Command::Generate(args) => generate::run(&args, verbose),
+        Command::Inspect(args) => inspect::run(&args, verbose),
+        Command::Bench(args) => bench::run(&args, verbose),
     };
     match result {
         Ok(code) => code,

@@ -6,8 +6,6 @@ use nano_vllm_rs::kernels::{Isa, Kernels, Precision, product_peak, read_bandwidt
 use nano_vllm_rs::model::Cpu;
 use nano_vllm_rs::weights::{Checkpoint, CheckpointFile};
 
-use super::timing::median;
-
 /// What is read to measure bandwidth, at most: far more than any cache holds, and soon done.
 const MAX_READ_BYTES: usize = 1 << 30;
 
@@ -58,12 +56,10 @@ impl Machine {
 
     /// The product peak of every tier of the machine, in both precisions.
     pub(crate) fn peaks(&self) -> Vec<Peak> {
-        const REPETITIONS: usize = 5;
         let mut peaks = Vec::new();
         for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
             for precision in [Precision::F32, Precision::Bf16] {
-                let measure = || product_peak(kernels, self.cpu.pool(), precision);
-                let operations_a_second = median((0..REPETITIONS).map(|_| measure()));
+                let operations_a_second = product_peak(kernels, self.cpu.pool(), precision);
                 peaks.push(Peak { isa: kernels.isa(), precision, operations_a_second });
             }
         }

@@ -14,13 +14,13 @@ use nano_vllm_rs::model::{Cpu, DType, Device, Qwen3ForCausalLM, Tensor};
 use nano_vllm_rs::text::Tokenizer;
 use nano_vllm_rs::weights::{Checkpoint, Dtype};
 
-use super::Interrupted;
 use super::floor::Costs;
 use super::limits::Machine;
 use super::memory::peak_private;
+use super::patience::{Interrupted, LONGEST_PROMPT, TooSlow, within};
 use super::report::{Memory, Report, Row, Skipped};
 use super::timing::{Budget, Timing};
-use super::workload::{BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
+use super::workload::{BATCH_CHUNK, BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
 use crate::args::{BenchArgs, Section};
 use crate::format::{bytes, grouped, seconds};
 use crate::model::Model;
@@ -33,7 +33,7 @@ const START_PROMPT: usize = 16;
 /// Prompt tokens that a quick run computes for a row, at most.
 const QUICK_PROMPT: usize = 2048;
 
-/// Measures what `args` ask for on `model`, which its `name` finds again.
+/// Measures what `args` ask for on `model`, which its `name` finds again; on Ctrl-C, what was measured until then.
 pub(super) fn measure(
     args: &BenchArgs,
     name: &str,
@@ -61,16 +61,14 @@ pub(super) fn measure(
         memory: None,
         rows: Vec::new(),
         skipped: Vec::new(),
+        interrupted: false,
     };
     let budget = if args.quick { Budget::QUICK } else { Budget::FULL };
     let mut bench =
         Bench { args, name, model, dtype, qwen3, machine, costs, budget, interrupted, report };
-    // Memory comes first, while nothing has been freed that an allocator might keep.
-    bench.memory()?;
-    bench.load()?;
-    bench.start()?;
-    for workload in Workload::ALL {
-        bench.workload(workload)?;
+    match bench.sections() {
+        Err(error) if error.is::<Interrupted>() => bench.report.interrupted = true,
+        result => result?,
     }
     Ok(bench.report)
 }
@@ -90,6 +88,17 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    fn sections(&mut self) -> Result<()> {
+        // Memory comes first, while nothing has been freed that an allocator might keep.
+        self.memory()?;
+        self.load()?;
+        self.start()?;
+        for workload in Workload::ALL {
+            self.workload(workload)?;
+        }
+        Ok(())
+    }
+
     fn is_wanted(&self, section: Section) -> bool {
         self.args.only.is_empty() || self.args.only.contains(&section)
     }
@@ -207,14 +216,18 @@ impl Bench<'_> {
             format!("more than {} prompt tokens, and --quick", grouped(QUICK_PROMPT as u64))
         } else {
             let timing = match workload {
-                Workload::Prefill { num_tokens } => self.prefill(num_tokens)?,
-                Workload::Decode { context } => self.decode(context)?,
-                Workload::Batch { num_sequences } => self.batch(num_sequences)?,
+                Workload::Prefill { num_tokens } => self.prefill(num_tokens),
+                Workload::Decode { context } => self.decode(context),
+                Workload::Batch { num_sequences } => self.batch(num_sequences),
             };
-            let (num_tokens, work) = (workload.num_tokens(), workload.work(&self.costs));
-            let row = Row::new(workload.section(), workload.name(), timing);
-            self.push(row.with_work(num_tokens, work));
-            return Ok(());
+            match timing {
+                Err(error) if error.is::<TooSlow>() => error.to_string(),
+                timing => {
+                    let row = Row::new(workload.section(), workload.name(), timing?);
+                    self.push(row.with_work(workload.num_tokens(), workload.work(&self.costs)));
+                    return Ok(());
+                }
+            }
         };
         self.skip(workload.section(), workload.name(), why_not);
         Ok(())
@@ -222,20 +235,22 @@ impl Bench<'_> {
 
     fn prefill(&mut self, num_tokens: usize) -> Result<Timing> {
         self.budget.repeat(&self.machine, || {
-            let mut generator = generator(&mut self.qwen3, num_tokens, self.interrupted)?;
+            let stop = AtomicBool::new(false);
+            let mut generator = generator(&mut self.qwen3, num_tokens, &stop)?;
             let start = Instant::now();
-            next(&mut generator)?;
+            prompt_within(self.interrupted, &stop, || next(&mut generator))?;
             Ok(start.elapsed())
         })
     }
 
     fn decode(&mut self, context: usize) -> Result<Timing> {
-        let mut generator = generator(&mut self.qwen3, context, self.interrupted)?;
-        // The prompt, and a step that may have to make room.
-        for _ in 0..2 {
-            next(&mut generator)?;
-        }
+        let stop = AtomicBool::new(false);
+        let mut generator = generator(&mut self.qwen3, context, &stop)?;
+        prompt_within(self.interrupted, &stop, || next(&mut generator))?;
+        // A step that may have to make room.
+        next(&mut generator)?;
         self.budget.repeat(&self.machine, || {
+            check(self.interrupted)?;
             let start = Instant::now();
             for _ in 0..DECODE_STEPS {
                 next(&mut generator)?;
@@ -248,17 +263,24 @@ impl Bench<'_> {
         let vocab_size = self.model.config.vocab_size;
         let mut position = 0;
         let mut step = |seq_len| -> Result<()> {
-            check(self.interrupted)?;
             let token_ids = token_ids(num_sequences * seq_len, vocab_size);
             let input_ids = Tensor::from_vec(token_ids, (num_sequences, seq_len), &Device::Cpu)?;
             self.qwen3.forward(&input_ids, position)?;
             position += seq_len;
             Ok(())
         };
-        // The prompts, and a step that may have to make room.
-        step(BATCH_CONTEXT)?;
+        let stop = AtomicBool::new(false);
+        prompt_within(self.interrupted, &stop, || {
+            for _ in 0..BATCH_CONTEXT / BATCH_CHUNK {
+                check(&stop)?;
+                step(BATCH_CHUNK)?;
+            }
+            Ok(())
+        })?;
+        // A step that may have to make room.
         step(1)?;
         self.budget.repeat(&self.machine, || {
+            check(self.interrupted)?;
             let start = Instant::now();
             for _ in 0..BATCH_STEPS {
                 step(1)?;
@@ -266,6 +288,17 @@ impl Bench<'_> {
             Ok(start.elapsed() / BATCH_STEPS)
         })
     }
+}
+
+/// Computes a prompt in `work`, which ends with an error soon after `stop` is raised.
+fn prompt_within<T>(
+    interrupted: &AtomicBool,
+    stop: &AtomicBool,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let result = within(LONGEST_PROMPT, interrupted, stop, work);
+    check(interrupted)?;
+    if stop.load(Ordering::Relaxed) { Err(TooSlow.into()) } else { result }
 }
 
 fn build(

@@ -1,18 +1,17 @@
 //! `nv bench`: a model's speed on the CPU beside what the machine could do at best.
 //!
 //! `workload` lists what is run, `floor` says what a step of it costs at least, `limits` what the machine gives, `timing` how
-//! both are measured together; `measure` runs the model, `report` prints.
+//! both are measured together, `patience` when to give up; `measure` runs the model, `report` prints.
 
 mod floor;
 mod limits;
 mod measure;
 mod memory;
+mod patience;
 mod report;
 mod timing;
 mod workload;
 
-use std::error::Error;
-use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -23,9 +22,9 @@ use tempfile::TempDir;
 
 use crate::args::BenchArgs;
 use crate::model::Model;
-use crate::{interrupt, say};
+use crate::{copies, interrupt, say};
 
-pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+pub(crate) fn run(args: &BenchArgs, verbose: bool) -> Result<ExitCode> {
     let interrupted = interrupt::flag()?;
     // Lives until the end, and takes the random checkpoint with it.
     let synthetic = args.synth.map(write_synthetic).transpose()?;
@@ -34,12 +33,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         None => args.model.clone().context("a model or a size to measure")?,
     };
     let model = Model::open(&name, args.revision.as_deref())?;
-    let report = match measure::measure(args, &name, &model, interrupted) {
-        Err(error) if error.is::<Interrupted>() => {
-            return Ok(ExitCode::from(interrupt::EXIT_CODE));
-        }
-        report => report?,
-    };
+    if verbose {
+        let copied = copies::table(&model.config, &model.checkpoint, model.dtype(args.dtype));
+        say(copied.to_string().trim_end());
+    }
+    let report = measure::measure(args, &name, &model, interrupted)?;
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{:#}", report.to_json())?;
@@ -47,7 +45,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         write!(out, "{report}")?;
     }
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if report.interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 
 /// The folder of a random checkpoint in its temporary one.
@@ -63,15 +61,3 @@ fn write_synthetic(size: PublishedSize) -> Result<TempDir> {
     recipe.write(&dir.path().join(CHECKPOINT))?;
     Ok(dir)
 }
-
-/// The user has pressed Ctrl-C.
-#[derive(Debug)]
-struct Interrupted;
-
-impl fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl Error for Interrupted {}

@@ -29,6 +29,8 @@ pub(crate) struct Report {
     pub(crate) memory: Option<Memory>,
     pub(crate) rows: Vec<Row>,
     pub(crate) skipped: Vec<Skipped>,
+    /// Whether the user ended it before everything was measured.
+    pub(crate) interrupted: bool,
 }
 
 /// One measurement.
@@ -142,6 +144,7 @@ impl Report {
             "memory": memory,
             "rows": rows.collect::<Vec<_>>(),
             "skipped": skipped.collect::<Vec<_>>(),
+            "interrupted": self.interrupted,
         })
     }
 
@@ -248,6 +251,9 @@ impl fmt::Display for Report {
         }
         if !self.skipped.is_empty() {
             write!(f, "\n{}", self.skipped_table())?;
+        }
+        if self.interrupted {
+            writeln!(f, "\ninterrupted: this is a part, what was measured until then")?;
         }
         Ok(())
     }

@@ -8,6 +8,9 @@ use crate::format::{grouped, plural};
 /// What each sequence of a batch holds, in tokens.
 pub(super) const BATCH_CONTEXT: usize = 128;
 
+/// How much of it is computed at once: a divisor of it, so that a wait for Ctrl-C is short.
+pub(super) const BATCH_CHUNK: usize = 16;
+
 /// Steps that are timed together.
 pub(super) const DECODE_STEPS: u32 = 8;
 pub(super) const BATCH_STEPS: u32 = 4;
