@@ -15,7 +15,7 @@ pub enum Error {
         /// The parameter, as [`SamplingParams`](crate::SamplingParams) names it.
         parameter: &'static str,
         /// What would have been right.
-        expected: &'static str,
+        expected: String,
         /// What was given.
         found: String,
     },
@@ -76,6 +76,14 @@ pub enum Error {
         token_id: TokenId,
         /// NaN or infinity.
         found: f32,
+    },
+    /// A token that the model does not know.
+    #[error("token {token_id} has no logit: expected an id below {num_logits}")]
+    TokenId {
+        /// The token.
+        token_id: TokenId,
+        /// How many logits there are.
+        num_logits: usize,
     },
     /// Every token is ruled out.
     #[error("none of the {num_logits} logits is above -inf: expected at least one")]

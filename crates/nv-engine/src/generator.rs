@@ -10,7 +10,8 @@ use nv_qwen3::Qwen3ForCausalLM;
 use crate::TokenId;
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
-use crate::sampling_params::SamplingParams;
+use crate::sampling_params::{SamplingParams, refuse};
+use crate::sampling_state::SamplingState;
 
 /// Prompt tokens computed at once: bounds the memory that a long prompt takes, and the wait for a cancellation.
 const PREFILL_CHUNK: usize = 256;
@@ -25,6 +26,7 @@ pub struct Generator<'a> {
     model: &'a mut Qwen3ForCausalLM,
     params: SamplingParams,
     sampler: Sampler,
+    state: SamplingState,
     cancelled: Option<&'a AtomicBool>,
     /// Prompt and continuation.
     token_ids: Vec<TokenId>,
@@ -56,7 +58,8 @@ impl<'a> Generator<'a> {
     /// Prepares to continue `prompt` with `model`, whose cached sequence is given up.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`]; [`Error::PromptTooLong`] unless `max_position_embeddings` leaves room for one more token.
+    /// [`Error::EmptyPrompt`]; [`Error::PromptTooLong`] unless `max_position_embeddings` leaves room for one more token;
+    /// [`Error::SamplingParameter`] from [`SamplingParams::check`], and for more than one continuation or logprobs.
     pub fn new(
         model: &'a mut Qwen3ForCausalLM,
         prompt: Vec<TokenId>,
@@ -71,10 +74,19 @@ impl<'a> Generator<'a> {
             let num_tokens = num_prompt_tokens;
             return Err(Error::PromptTooLong { num_tokens, max_position_embeddings });
         }
+        params.check(model.config().vocab_size)?;
+        if params.n() != 1 {
+            return refuse("n", "1, as a generator continues one sequence", params.n());
+        }
+        if params.logprobs().or(params.prompt_logprobs()).is_some() {
+            return refuse("logprobs", "none, as a generator gives tokens alone", "a number");
+        }
+        let state = SamplingState::new(&params, 0, &prompt);
         Ok(Self {
             model,
             params,
             sampler: Sampler::new(),
+            state,
             cancelled: None,
             token_ids: prompt,
             num_prompt_tokens,
@@ -128,11 +140,12 @@ impl<'a> Generator<'a> {
         let Some(logits) = self.compute_logits()? else {
             return Ok(ControlFlow::Break(FinishReason::Cancelled));
         };
-        let token_id = self.sampler.sample(&logits, &self.params, 0, num_tokens)?;
-        if self.params.stop_token_ids().contains(&token_id) {
+        let token_id = self.sampler.sample(&logits, &self.params, &self.state)?;
+        if self.params.stops_at(token_id) {
             return Ok(ControlFlow::Break(FinishReason::Stop { token_id }));
         }
         self.token_ids.push(token_id);
+        self.state.push(token_id);
         Ok(ControlFlow::Continue(token_id))
     }
 

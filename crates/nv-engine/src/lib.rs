@@ -1,7 +1,9 @@
 //! Token ids in, token ids out: sampling and generation over the Qwen3 graph.
 //!
 //! - [`SamplingParams`] says how tokens are chosen and when a text ends.
-//! - [`Sampler`] chooses one token from logits.
+//! - [`Sampler`] chooses one token from logits, knowing a sequence's past by its [`SamplingState`].
+//! - [`TokenLogprobs`] says how likely the model found a token.
+//! - [`PromptLookup`] guesses what comes next from what came before.
 //! - [`Generator`] continues a prompt: an iterator over tokens.
 //! - [`Scheduler`] says which tokens of which sequences a step computes, and which blocks of the KV cache they go to.
 //!
@@ -28,8 +30,12 @@ mod block_pool;
 mod error;
 mod generator;
 mod kv_cache_manager;
+mod logits_processors;
+mod logprobs;
+mod prompt_lookup;
 mod sampler;
 mod sampling_params;
+mod sampling_state;
 mod scheduler;
 
 pub use block_hash::{BlockHash, BlockHasher};
@@ -37,8 +43,11 @@ pub use block_pool::{BlockId, BlockParent, BlockPool};
 pub use error::{Error, Result};
 pub use generator::{FinishReason, Generator};
 pub use kv_cache_manager::{BlockCopy, KvCacheManager, SequenceBlocks};
+pub use logprobs::{Logprob, TokenLogprobs};
+pub use prompt_lookup::PromptLookup;
 pub use sampler::Sampler;
 pub use sampling_params::SamplingParams;
+pub use sampling_state::SamplingState;
 pub use scheduler::{
     Event, NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput,
     SchedulerStats, SequenceId,

@@ -1,29 +1,28 @@
 //! From logits to a token.
 //!
-//! The choice is a function of the logits, the parameters and (seed, sequence, position): nothing that shares a
-//! batch with a sequence, and nothing that was sampled before, has a part in it.
+//! The choice is a function of the logits, the parameters, the sequence's own tokens and (seed, sequence, position):
+//! nothing that shares a batch with a sequence, and nothing that was sampled for others, has a part in it.
+
+pub(crate) mod cut;
+pub(crate) mod softmax;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use self::cut::{CHUNK, Cut, Cutter, has_any};
+use self::softmax::Softmax;
 use crate::TokenId;
 use crate::error::{Error, Result};
+use crate::logits_processors;
 use crate::sampling_params::SamplingParams;
+use crate::sampling_state::SamplingState;
 
 /// Chooses tokens. Holds buffers only; one sampler serves any number of sequences.
 #[derive(Debug, Default)]
 pub struct Sampler {
-    /// The tokens that may be chosen.
-    candidates: Vec<Candidate>,
-}
-
-/// A token that may be chosen.
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    token_id: TokenId,
-    logit: f32,
-    /// Proportional to the probability: exact in sums, so that no order of summation changes a choice.
-    weight: u64,
+    /// The logits as the request wants them.
+    processed: Vec<f32>,
+    survivors: Survivors,
 }
 
 impl Sampler {
@@ -32,170 +31,166 @@ impl Sampler {
         Self::default()
     }
 
-    /// The token for place `position` of the sequence number `sequence` that grows under `params.seed()`.
+    /// The next token of the sequence of `state`, which grows under `params.seed()`.
     ///
-    /// In this order: greedy if the temperature is 0; else the logits are divided by the temperature; the `top_k`
-    /// largest are kept; of these, by their softmax, the smallest set of likeliest ones that reach `top_p`
-    /// together, the one that crosses it included; one of the rest is drawn. Among equal logits the lower id is
-    /// the likelier.
+    /// In this order: tokens that aren't allowed, that are banned, or that would end the text before `min_tokens`, are
+    /// ruled out; biases are added; repetition, frequency and presence penalties are applied; greedy if the
+    /// temperature is 0. Else the logits are divided by the temperature; tokens less likely than `min_p` of the
+    /// likeliest are dropped, and all but the `top_k` likeliest; of the rest, by their softmax, the smallest set of
+    /// likeliest ones that reach `top_p` together is kept, the one that crosses it included; one of these is drawn.
+    /// Among equal logits the lower id is the likelier.
     ///
-    /// Shapes: `logits` one a token. Dtypes: weights of tokens in f64, their sums exact.
+    /// Equal arguments give equal tokens, so that a guess of the next tokens (a draft) can be verified: it is right as
+    /// far as it is what this function returns, token by token, each pushed to `state` before the next.
+    ///
+    /// Shapes: `logits` one a token. Dtypes: logits stay f32 up to the temperature; weights of tokens in f64, rounded
+    /// to integers, their sums exact.
     /// Source: vLLM's `Sampler` and `TopKTopPSampler`, but for ties with the last of `top_k`, which vLLM keeps.
     ///
     /// ```
-    /// use nv_engine::{Sampler, SamplingParams};
+    /// use nv_engine::{Sampler, SamplingParams, SamplingState};
     ///
     /// let logits = [1.0, 3.0, 2.0, 3.0];
     /// let mut sampler = Sampler::new();
-    /// assert_eq!(sampler.sample(&logits, &SamplingParams::default(), 0, 7)?, 1);
+    /// let params = SamplingParams::default();
+    /// let state = SamplingState::new(&params, 0, &[2, 0]);
+    /// assert_eq!(sampler.sample(&logits, &params, &state)?, 1);
     ///
-    /// let params = SamplingParams::default().with_temperature(0.8)?.with_top_k(2).with_seed(42);
-    /// let token_id = sampler.sample(&logits, &params, 0, 7)?;
+    /// let params = params.with_temperature(0.8)?.with_top_k(2).with_seed(42);
+    /// let mut state = SamplingState::new(&params, 0, &[2, 0]);
+    /// let token_id = sampler.sample(&logits, &params, &state)?;
     /// assert!([1, 3].contains(&token_id));
-    /// assert_eq!(sampler.sample(&logits, &params, 0, 7)?, token_id);
+    /// assert_eq!(sampler.sample(&logits, &params, &state)?, token_id);
+    /// state.push(token_id);
     /// # Ok::<(), nv_engine::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Logit`] for NaN or infinity; [`Error::NoChoice`] if there are no logits or all are -inf.
+    /// [`Error::Logit`] for NaN or infinity; [`Error::NoChoice`] if there are no logits or all are -inf, or all others
+    /// were ruled out.
     pub fn sample(
         &mut self,
         logits: &[f32],
         params: &SamplingParams,
-        sequence: u64,
-        position: usize,
+        state: &SamplingState,
     ) -> Result<TokenId> {
-        let (likeliest, max_logit) = argmax(logits)?;
+        let (mut likeliest, mut max_logit) = argmax(logits)?;
+        let mut logits = logits;
+        if logits_processors::is_needed(params, state) {
+            logits_processors::process(logits, params, state, &mut self.processed);
+            logits = &self.processed;
+            (likeliest, max_logit) = argmax(logits)?;
+        }
         if params.is_greedy() {
             return Ok(likeliest);
         }
-        self.take_top_k(logits, params.top_k().unwrap_or(logits.len()));
-        let total = self.weigh(max_logit, params.temperature());
-        let total = self.keep_top_p(total, params.top_p());
-        Ok(self.pick(scale(random(params.seed(), sequence, position), total)))
-    }
-
-    /// Makes candidates of the `k` largest logits above -inf.
-    fn take_top_k(&mut self, logits: &[f32], k: usize) {
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        let mut floor = f32::NEG_INFINITY;
-        for (token_id, &logit) in (0..).zip(logits) {
-            // Of equal logits the earlier stays.
-            if logit > floor {
-                let logit = logit + 0.0; // -0 becomes 0: they are equal
-                candidates.push(Candidate { token_id, logit, weight: 0 });
-                // Twice as many as needed: halving them costs a constant for each that was pushed.
-                if candidates.len() >= k.saturating_mul(2) {
-                    floor = keep_top_k(candidates, k);
-                }
-            }
-        }
-        if candidates.len() > k {
-            keep_top_k(candidates, k);
-        }
-    }
-
-    /// Weighs the candidates in proportion to their softmax at `temperature`; returns the sum.
-    fn weigh(&mut self, max_logit: f32, temperature: f64) -> u64 {
-        // The likeliest token's weight: a power of two, small enough that no sum overflows.
-        let unit = (1u64 << (62 - self.candidates.len().ilog2())) as f64;
-        let mut total = 0;
-        for candidate in &mut self.candidates {
-            let exponent = (f64::from(candidate.logit) - f64::from(max_logit)) / temperature;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "exp of what is at most 0 lies between 0 and 1; the fraction is to be dropped"
-            )]
-            let weight = (exponent.exp() * unit) as u64;
-            candidate.weight = weight;
-            total += weight;
-        }
-        total
-    }
-
-    /// Keeps the likeliest candidates that have `top_p` of `total` together; returns what they have.
-    fn keep_top_p(&mut self, total: u64, top_p: f64) -> u64 {
-        if top_p >= 1.0 {
-            return total;
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "at least 0 and at most `total`"
-        )]
-        let target = (total as f64 * top_p).ceil() as u64;
-        let num_kept = smallest_prefix(&mut self.candidates, target.clamp(1, total));
-        self.candidates.truncate(num_kept);
-        sum(&self.candidates)
-    }
-
-    /// The candidate in whose part of the line `point` lies, all weights laid end to end in order of the ids.
-    fn pick(&mut self, point: u64) -> TokenId {
-        self.candidates.sort_unstable_by_key(|candidate| candidate.token_id);
-        let mut end = 0;
-        self.candidates
-            .iter()
-            .find(|candidate| {
-                end += candidate.weight;
-                point < end
-            })
-            .expect("the point lies below the sum of all weights")
-            .token_id
+        let bits = random(params.seed(), state.sequence(), state.position());
+        Ok(self.survivors.draw(logits, max_logit, params, bits))
     }
 }
 
-/// The largest logit and the lowest id that has it.
-fn argmax(logits: &[f32]) -> Result<(TokenId, f32)> {
-    let (mut likeliest, mut max_logit) = (None, f32::NEG_INFINITY);
-    for (token_id, &logit) in (0..).zip(logits) {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(Error::Logit { token_id, found: logit });
+/// The tokens among which chance decides.
+#[derive(Debug, Default)]
+struct Survivors {
+    cutter: Cutter,
+    /// In ascending order; empty if all are left.
+    token_ids: Vec<TokenId>,
+    /// Their logits, if not all are left.
+    logits: Vec<f32>,
+    /// Their probabilities, up to a factor.
+    weights: Vec<u64>,
+}
+
+impl Survivors {
+    /// The token that `bits`, all values of which are equally likely, stand for.
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        max_logit: f32,
+        params: &SamplingParams,
+        bits: u64,
+    ) -> TokenId {
+        let softmax = Softmax::new(logits.len(), max_logit, params.temperature());
+        let mut cut = Cut::at(min_p_floor(max_logit, params));
+        if let Some(k) = params.top_k() {
+            cut = cut.tighter(self.cutter.top_k(logits, max_logit, k));
         }
-        if logit > max_logit {
-            (likeliest, max_logit) = (Some(token_id), logit);
+        self.token_ids.clear();
+        let mut logits = logits;
+        if cut != Cut::NONE {
+            cut.gather(logits, &mut self.token_ids, &mut self.logits);
+            logits = &self.logits;
+        }
+        let total = softmax.weigh(logits, &mut self.weights);
+        let (cut, total) = if params.top_p() < 1.0 {
+            self.cutter.top_p(&softmax, logits, &self.weights, total, params.top_p())
+        } else {
+            (Cut::NONE, total)
+        };
+        let index = pick(logits, &self.weights, cut, scale(bits, total));
+        self.token_ids.get(index as usize).copied().unwrap_or(index)
+    }
+}
+
+/// The logit of a token whose probability is `min_p` of the likeliest's.
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, and never above max_logit")]
+fn min_p_floor(max_logit: f32, params: &SamplingParams) -> f32 {
+    (f64::from(max_logit) + params.temperature() * params.min_p().ln()) as f32
+}
+
+/// The token in whose part of the line `point` lies, the weights of all that `cut` keeps laid end to end in order.
+fn pick(logits: &[f32], weights: &[u64], cut: Cut, mut point: u64) -> u32 {
+    let kept = |(index, (&logit, &weight)): (u32, (&f32, &u64))| {
+        if cut.keeps(logit, index) { weight } else { 0 }
+    };
+    let chunks = logits.chunks(CHUNK).zip(weights.chunks(CHUNK));
+    for (first, (logits, weights)) in (0..).step_by(CHUNK).zip(chunks) {
+        let tokens = || (first..).zip(logits.iter().zip(weights));
+        let chunk: u64 = tokens().map(kept).sum();
+        if point >= chunk {
+            point -= chunk;
+            continue;
+        }
+        for token in tokens() {
+            let weight = kept(token);
+            if point < weight {
+                return token.0;
+            }
+            point -= weight;
+        }
+    }
+    unreachable!("the point lies below the sum of all weights that are kept")
+}
+
+/// The largest logit and the lowest id that has it.
+///
+/// # Errors
+/// [`Error::Logit`] for NaN or infinity; [`Error::NoChoice`] if nothing is above -inf.
+pub(crate) fn argmax(logits: &[f32]) -> Result<(TokenId, f32)> {
+    let mut max_logit = f32::NEG_INFINITY;
+    let mut likeliest = None;
+    for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+        if has_any(chunk, |logit| !is_logit(logit)) {
+            let mut tokens = (first..).zip(chunk);
+            let (token_id, &found) =
+                tokens.find(|(_, logit)| !is_logit(**logit)).expect("there is one");
+            return Err(Error::Logit { token_id, found });
+        }
+        if has_any(chunk, |logit| logit > max_logit) {
+            for (token_id, &logit) in (first..).zip(chunk) {
+                if logit > max_logit {
+                    (likeliest, max_logit) = (Some(token_id), logit);
+                }
+            }
         }
     }
     let token_id = likeliest.ok_or(Error::NoChoice { num_logits: logits.len() })?;
     Ok((token_id, max_logit))
 }
 
-/// Drops all but the `k` likeliest; returns the least logit that is left.
-fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
-    let (_, last, _) = candidates.select_nth_unstable_by(k - 1, |a, b| {
-        b.logit.total_cmp(&a.logit).then(a.token_id.cmp(&b.token_id))
-    });
-    let floor = last.logit;
-    candidates.truncate(k);
-    floor
-}
-
-/// Brings to the front the fewest heaviest candidates whose weights reach `target`; returns their number.
-///
-/// `target` is at least 1 and at most the sum of all weights. Takes linear time: each round halves what is left.
-fn smallest_prefix(candidates: &mut [Candidate], target: u64) -> usize {
-    // candidates[..low] are the heaviest and don't reach the target; candidates[..high] do.
-    let (mut low, mut high) = (0, candidates.len());
-    let mut missing = target;
-    while high - low > 1 {
-        let middle = low.midpoint(high);
-        candidates[low..high].select_nth_unstable_by(middle - low, |a, b| {
-            b.weight.cmp(&a.weight).then(a.token_id.cmp(&b.token_id))
-        });
-        let weight = sum(&candidates[low..middle]);
-        if weight >= missing {
-            high = middle;
-        } else {
-            missing -= weight;
-            low = middle;
-        }
-    }
-    high
-}
-
-fn sum(candidates: &[Candidate]) -> u64 {
-    candidates.iter().map(|candidate| candidate.weight).sum()
+/// Whether a model may put this out: a finite number or -inf.
+fn is_logit(logit: f32) -> bool {
+    logit < f32::INFINITY
 }
 
 /// 64 random bits for one place of one sequence.
@@ -215,12 +210,26 @@ fn scale(bits: u64, bound: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
-    fn params(temperature: f64, top_k: usize, top_p: f64) -> SamplingParams {
-        let params = SamplingParams::default().with_top_k(top_k);
-        params.with_temperature(temperature).unwrap().with_top_p(top_p).unwrap()
+    fn params(temperature: f64, top_k: usize, top_p: f64, min_p: f64) -> SamplingParams {
+        SamplingParams::default()
+            .with_top_k(top_k)
+            .with_temperature(temperature)
+            .and_then(|params| params.with_top_p(top_p))
+            .and_then(|params| params.with_min_p(min_p))
+            .unwrap()
+    }
+
+    /// The state of a sequence at some position.
+    fn state(sequence: u64, position: usize) -> SamplingState {
+        SamplingState::new(&SamplingParams::default(), sequence, &vec![0; position])
+    }
+
+    fn sample(logits: &[f32], params: &SamplingParams) -> Result<TokenId> {
+        Sampler::new().sample(logits, params, &state(0, 0))
     }
 
     /// Ids and probabilities of the tokens that may be chosen, by sorting: the definition.
@@ -231,10 +240,13 @@ mod tests {
             .collect();
         tokens.sort_by(|(a_id, a), (b_id, b)| b.total_cmp(a).then(a_id.cmp(b_id)));
         tokens.retain(|(_, logit)| *logit > f64::NEG_INFINITY);
-        tokens.truncate(params.top_k().unwrap_or(usize::MAX));
 
         let max = tokens[0].1;
         normalise(&mut tokens, |logit| (logit - max).exp());
+        let least = tokens[0].1 * params.min_p();
+        tokens.retain(|(_, probability)| *probability >= least);
+        tokens.truncate(params.top_k().unwrap_or(usize::MAX));
+        normalise(&mut tokens, |probability| probability);
         let mut reached = 0.0;
         tokens.retain(|(_, probability)| {
             let keep = reached < params.top_p();
@@ -252,12 +264,21 @@ mod tests {
         }
     }
 
-    /// The sampler's own distribution, sorted by id.
-    fn sampled_distribution(logits: &[f32], params: &SamplingParams) -> Vec<(TokenId, f64)> {
-        let mut sampler = Sampler::new();
-        sampler.sample(logits, params, 0, 0).unwrap();
-        let total = sum(&sampler.candidates) as f64;
-        sampler.candidates.iter().map(|c| (c.token_id, c.weight as f64 / total)).collect()
+    /// How often the sampler takes each token, if all random bits come once: `num_draws` of them, evenly spaced.
+    fn sampled_distribution(
+        logits: &[f32],
+        max_logit: f32,
+        params: &SamplingParams,
+        num_draws: u32,
+    ) -> Vec<f64> {
+        let mut survivors = Survivors::default();
+        let mut frequencies = vec![0.0; logits.len()];
+        for draw in 0..num_draws {
+            let bits = u64::MAX / u64::from(num_draws) * u64::from(draw);
+            let token_id = survivors.draw(logits, max_logit, params, bits);
+            frequencies[token_id as usize] += 1.0 / f64::from(num_draws);
+        }
+        frequencies
     }
 
     /// How far `draws` are from `distribution`, in units of what chance explains: a statistic that exceeds 6
@@ -275,23 +296,36 @@ mod tests {
         }
         assert_eq!(num_known, draws.len(), "tokens outside the distribution were drawn");
         let degrees = distribution.len() as f64 - 1.0;
-        assert!(chi_squared < degrees + 6.0 * (2.0 * degrees).sqrt(), "χ² = {chi_squared}");
+        assert!(chi_squared <= degrees + 6.0 * (2.0 * degrees).sqrt(), "χ² = {chi_squared}");
     }
 
     const LOGITS: [f32; 8] = [0.3, -1.2, 2.0, f32::NEG_INFINITY, 1.9, 0.0, -0.4, 1.0];
 
     #[test]
     fn draws_follow_the_distribution_over_positions_sequences_and_seeds() {
-        for params in
-            [params(1.0, 0, 1.0), params(0.7, 5, 1.0), params(1.5, 0, 0.8), params(2.0, 6, 0.9)]
-        {
+        for params in [
+            params(1.0, 0, 1.0, 0.0),
+            params(0.7, 5, 1.0, 0.0),
+            params(1.5, 0, 0.8, 0.0),
+            params(1.2, 0, 1.0, 0.2),
+            params(2.0, 6, 0.9, 0.1),
+        ] {
             let distribution = distribution(&LOGITS, &params);
             let mut sampler = Sampler::new();
             let mut draw = |seed, sequence, position| {
                 let params = params.clone().with_seed(seed);
-                sampler.sample(&LOGITS, &params, sequence, position).unwrap()
+                let token_id = sampler.sample(&LOGITS, &params, &state(sequence, position));
+                token_id.unwrap()
             };
-            assert_distributed((0..20_000).map(|i| draw(1, 2, i)), &distribution);
+            // A sequence of its own, since a state counts its tokens one by one.
+            let mut growing = state(2, 0);
+            let mut own = Sampler::new();
+            let positions = (0..100_000).map(|_| {
+                let token_id = own.sample(&LOGITS, &params, &growing).unwrap();
+                growing.push(token_id);
+                token_id
+            });
+            assert_distributed(positions, &distribution);
             assert_distributed((0..20_000).map(|i| draw(1, i, 2)), &distribution);
             assert_distributed((0..20_000).map(|i| draw(i, 1, 2)), &distribution);
         }
@@ -299,28 +333,35 @@ mod tests {
 
     #[test]
     fn neighbouring_positions_are_independent() {
-        let params = params(1.0, 0, 1.0);
+        let params = params(1.0, 0, 1.0, 0.0);
         let one = distribution(&LOGITS, &params);
         let pairs: Vec<(TokenId, f64)> = one
             .iter()
             .flat_map(|(a, p)| one.iter().map(move |(b, q)| (a * 8 + b, p * q)))
             .collect();
         let mut sampler = Sampler::new();
-        let mut draw = |position| sampler.sample(&LOGITS, &params, 0, position).unwrap();
-        assert_distributed((0..40_000).map(|i| draw(2 * i) * 8 + draw(2 * i + 1)), &pairs);
+        let mut state = state(0, 0);
+        let mut draw = || {
+            let token_id = sampler.sample(&LOGITS, &params, &state).unwrap();
+            state.push(token_id);
+            token_id
+        };
+        assert_distributed((0..40_000).map(|_| draw() * 8 + draw()), &pairs);
     }
 
     #[test]
     fn a_draw_depends_on_nothing_but_seed_sequence_and_position() {
-        let params = params(1.0, 0, 0.9);
+        let params = params(1.0, 0, 0.9, 0.0);
         let draw = |sampler: &mut Sampler, position: usize| {
-            sampler.sample(&LOGITS, &params, (position % 3) as u64, position).unwrap()
+            let state = state((position % 3) as u64, position);
+            sampler.sample(&LOGITS, &params, &state).unwrap()
         };
         let fresh = |position| draw(&mut Sampler::new(), position);
         let expected: Vec<TokenId> = (0..100).map(fresh).collect();
+        let other = params.clone().with_top_k(9).with_banned_token_ids(vec![4]);
         let mut used = Sampler::new();
         for position in (0..100).rev() {
-            used.sample(&[1.0; 50], &params, 9, 9).unwrap();
+            used.sample(&[1.0; 50], &other, &state(9, 9)).unwrap();
             assert_eq!(draw(&mut used, position), expected[position]);
         }
     }
@@ -328,56 +369,79 @@ mod tests {
     #[test]
     fn greedy_takes_the_largest_and_of_equals_the_lowest_id() {
         let check = |logits: &[f32], expected| {
-            let token_id = Sampler::new().sample(logits, &SamplingParams::default(), 0, 0).unwrap();
-            assert_eq!(token_id, expected, "{logits:?}");
-            // A top_k of 1 leaves no other choice.
-            assert_eq!(
-                Sampler::new().sample(logits, &params(9.0, 1, 1.0), 0, 0).unwrap(),
-                expected
-            );
+            let greedy = SamplingParams::default();
+            // None of these leaves another choice.
+            let alone = [params(9.0, 1, 1.0, 0.0), params(9.0, 0, 1e-9, 0.0)];
+            for params in alone.iter().chain([&greedy]) {
+                assert_eq!(sample(logits, params).unwrap(), expected, "{logits:?}");
+            }
         };
         check(&[0.5], 0);
         check(&[-3.0, -1.0, -2.0], 1);
         check(&[1.0, 2.0, 2.0, 2.0], 1);
         check(&[f32::NEG_INFINITY, f32::MIN, f32::NEG_INFINITY], 1);
         check(&[-0.0, 0.0], 0);
+        let mut many = vec![0.0; 1000];
+        (many[700], many[701], many[999]) = (1.0, 2.0, 2.0);
+        check(&many, 701);
+    }
+
+    #[test]
+    fn greedy_heeds_what_the_request_changes() {
+        let logits = [3.0, 2.9, 2.8, 2.7];
+        let check = |params: Result<SamplingParams>, expected| {
+            let params = params.unwrap();
+            let mut state = SamplingState::new(&params, 0, &[0]);
+            state.push(1);
+            assert_eq!(Sampler::new().sample(&logits, &params, &state).unwrap(), expected);
+        };
+        let params = SamplingParams::default;
+        check(Ok(params()), 0);
+        check(params().with_repetition_penalty(2.0), 2);
+        check(params().with_presence_penalty(-1.0), 1);
+        check(params().with_logit_bias([(3, 1.0)]), 3);
+        check(params().with_allowed_token_ids(vec![2, 3]), 2);
+        check(Ok(params().with_banned_token_ids(vec![0])), 1);
+        check(Ok(params().with_eos_token_ids(vec![0]).with_min_tokens(2)), 1);
     }
 
     #[test]
     fn the_token_that_crosses_top_p_is_kept() {
-        let check = |top_p, expected: &[TokenId]| {
-            let kept: Vec<TokenId> = sampled_distribution(&[0.0; 4], &params(1.0, 0, top_p))
-                .iter()
-                .map(|t| t.0)
-                .collect();
-            assert_eq!(kept, expected, "{top_p}");
+        let check = |top_p, num_kept| {
+            let found = sampled_distribution(&[0.0; 4], 0.0, &params(1.0, 0, top_p, 0.0), 1000);
+            let kept = found.iter().take_while(|&&frequency| frequency > 0.0).count();
+            assert_eq!(kept, num_kept, "{top_p}");
+            assert!(found[num_kept..].iter().all(|&frequency| frequency <= 0.0));
         };
-        check(1e-9, &[0]);
-        check(0.25, &[0]);
-        check(0.26, &[0, 1]);
-        check(0.5, &[0, 1]);
-        check(0.75, &[0, 1, 2]);
-        check(1.0, &[0, 1, 2, 3]);
+        check(1e-9, 1);
+        check(0.25, 1);
+        check(0.26, 2);
+        check(0.5, 2);
+        check(0.75, 3);
+        check(1.0, 4);
     }
 
     #[test]
     fn extreme_temperatures_and_logits_stay_in_range() {
         for logits in [&[f32::MAX, f32::MIN, 0.0][..], &[1e-30, 0.0], &[-5.0]] {
-            for temperature in [f64::MIN_POSITIVE, 1e-6, 1e6, f64::MAX] {
-                let token_id = Sampler::new().sample(logits, &params(temperature, 0, 0.9), 0, 0);
-                assert!((token_id.unwrap() as usize) < logits.len());
+            for temperature in [f64::MIN_POSITIVE, 1e-40, 1e-6, 1e6, f64::MAX] {
+                for (top_k, min_p) in [(0, 0.0), (2, 1e-300), (0, 0.5)] {
+                    let token_id = sample(logits, &params(temperature, top_k, 0.9, min_p));
+                    assert!((token_id.unwrap() as usize) < logits.len());
+                }
             }
         }
-        let coldest = params(f64::MIN_POSITIVE, 0, 1.0);
-        assert_eq!(sampled_distribution(&[1.0, 2.0], &coldest), [(0, 0.0), (1, 1.0)]);
+        let coldest = params(f64::MIN_POSITIVE, 0, 1.0, 0.0);
+        let found = sampled_distribution(&[1.0, 2.0], 2.0, &coldest, 10);
+        assert!(found[0] <= 0.0, "{found:?}");
     }
 
     #[test]
     fn what_is_no_logit_is_an_error() {
         let check = |logits: &[f32], expected: &str| {
-            for params in [SamplingParams::default(), params(1.0, 2, 0.5)] {
-                let error = Sampler::new().sample(logits, &params, 0, 0).unwrap_err();
-                assert_eq!(error.to_string(), expected);
+            let biased = SamplingParams::default().with_logit_bias([(0, 1.0)]).unwrap();
+            for params in [SamplingParams::default(), params(1.0, 2, 0.5, 0.1), biased] {
+                assert_eq!(sample(logits, &params).unwrap_err().to_string(), expected);
             }
         };
         let expected = "expected a finite number or -inf";
@@ -386,18 +450,93 @@ mod tests {
         let expected = "none of the 2 logits is above -inf: expected at least one";
         check(&[f32::NEG_INFINITY; 2], expected);
         check(&[], "none of the 0 logits is above -inf: expected at least one");
+
+        let banned = SamplingParams::default().with_banned_token_ids(vec![0, 1]);
+        assert_eq!(sample(&[1.0; 2], &banned).unwrap_err().to_string(), expected);
+    }
+
+    /// The parameters of a case of `tests/logits_processors/cases.json`.
+    fn case_params(case: &Value, eos_token_ids: &[TokenId]) -> SamplingParams {
+        let ids = |value: &Value| serde_json::from_value::<Vec<TokenId>>(value.clone()).unwrap();
+        let mut params = SamplingParams::default().with_eos_token_ids(eos_token_ids.to_vec());
+        for (name, value) in case["params"].as_object().unwrap() {
+            let number = value.as_f64();
+            let integer = || usize::try_from(value.as_u64().unwrap()).unwrap();
+            params = match name.as_str() {
+                "allowed_token_ids" => params.with_allowed_token_ids(ids(value)),
+                "banned_token_ids" => Ok(params.with_banned_token_ids(ids(value))),
+                "min_tokens" => Ok(params.with_min_tokens(integer())),
+                "logit_bias" => params.with_logit_bias(
+                    serde_json::from_value::<Vec<(TokenId, f64)>>(value.clone()).unwrap(),
+                ),
+                "repetition_penalty" => params.with_repetition_penalty(number.unwrap()),
+                "presence_penalty" => params.with_presence_penalty(number.unwrap()),
+                "frequency_penalty" => params.with_frequency_penalty(number.unwrap()),
+                "temperature" => params.with_temperature(number.unwrap()),
+                "min_p" => params.with_min_p(number.unwrap()),
+                "top_k" => Ok(params.with_top_k(integer())),
+                "top_p" => params.with_top_p(number.unwrap()),
+                _ => panic!("unknown parameter {name}"),
+            }
+            .unwrap();
+        }
+        if params.is_greedy() { params.with_temperature(1.0).unwrap() } else { params }
+    }
+
+    #[test]
+    fn transformers_processors_give_the_same_scores_and_probabilities() {
+        const NUM_DRAWS: u32 = 10_000;
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/logits_processors/cases.json");
+        let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let ids = |name: &str| serde_json::from_value::<Vec<u32>>(file[name].clone()).unwrap();
+        let numbers = |value: &Value| -> Vec<f64> {
+            let number = |value: &Value| value.as_f64().unwrap_or(f64::NEG_INFINITY);
+            value.as_array().unwrap().iter().map(number).collect()
+        };
+        let cases = file["cases"].as_array().unwrap();
+        assert!(cases.len() > 50);
+        for case in cases {
+            let params = case_params(case, &ids("eos_token_ids"));
+            let mut state = SamplingState::new(&params, 0, &ids("prompt"));
+            for token_id in ids("output") {
+                state.push(token_id);
+            }
+            let logits = case["logits"].as_array().unwrap();
+            let logits: Vec<f32> =
+                logits.iter().map(|logit| logit.to_string().parse().unwrap()).collect();
+
+            let mut processed = Vec::new();
+            logits_processors::process(&logits, &params, &state, &mut processed);
+            for (&found, expected) in processed.iter().zip(numbers(&case["processed"])) {
+                // Of two that are -inf the distance is no number.
+                let differ = (f64::from(found) - expected).abs() > 1e-6 * expected.abs();
+                let same = found.is_finite() == expected.is_finite() && !differ;
+                assert!(same, "{}: {found} {expected}", case["params"]);
+            }
+
+            let (_, max_logit) = argmax(&processed).unwrap();
+            let found = sampled_distribution(&processed, max_logit, &params, NUM_DRAWS);
+            for (token_id, (found, expected)) in
+                found.into_iter().zip(numbers(&case["probabilities"])).enumerate()
+            {
+                let close = (found - expected).abs() <= 2.0 / f64::from(NUM_DRAWS);
+                assert!(close, "{}, token {token_id}: {found} {expected}", case["params"]);
+            }
+        }
     }
 
     proptest! {
         #[test]
-        fn top_k_and_top_p_equal_their_definition(
+        fn every_parameter_equals_its_definition(
             // Few different values, so that ties are common.
             logits in prop::collection::vec((-12i8..12).prop_map(|i| f32::from(i) / 3.0), 1..300),
             masked in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
             temperature in 0.1..3.0f64,
             top_k in 0usize..80,
             top_p in 0.01..=1.0f64,
+            min_p in prop_oneof![Just(0.0), 0.0..0.5f64],
         ) {
+            const NUM_DRAWS: u32 = 1000;
             let mut logits = logits;
             for index in masked {
                 let index = index.index(logits.len());
@@ -405,14 +544,47 @@ mod tests {
                     logits[index] = f32::NEG_INFINITY;
                 }
             }
-            let params = params(temperature, top_k, top_p);
-            let mut expected = distribution(&logits, &params);
-            expected.sort_by_key(|(id, _)| *id);
-            let found = sampled_distribution(&logits, &params);
-            let ids = |tokens: &[(TokenId, f64)]| tokens.iter().map(|t| t.0).collect::<Vec<_>>();
-            prop_assert_eq!(ids(&found), ids(&expected));
-            for ((_, found), (_, expected)) in found.into_iter().zip(expected) {
-                prop_assert!((found - expected).abs() < 1e-12, "{found} against {expected}");
+            let params = params(temperature, top_k, top_p, min_p);
+            let (_, max_logit) = argmax(&logits).unwrap();
+            let mut missing = sampled_distribution(&logits, max_logit, &params, NUM_DRAWS);
+            for (token_id, expected) in distribution(&logits, &params) {
+                missing[token_id as usize] -= expected;
+            }
+            let tolerance = 2.0 / f64::from(NUM_DRAWS);
+            prop_assert!(missing.iter().all(|missing| missing.abs() <= tolerance), "{missing:?}");
+        }
+
+        #[test]
+        fn no_logits_and_no_parameters_panic(
+            logits in prop::collection::vec(prop::num::f32::ANY, 0..100),
+            temperature in prop_oneof![Just(0.0), 0.0..f64::MAX],
+            top_k in 0usize..120,
+            top_p in f64::MIN_POSITIVE..=1.0,
+            min_p in 0.0..=1.0f64,
+            penalty in 1e-30..1e30f64,
+            presence in -2.0..2.0f64,
+            token_ids in prop::collection::vec(0..120u32, 0..20),
+        ) {
+            let params = params(temperature, top_k, top_p, min_p)
+                .with_repetition_penalty(penalty)
+                .and_then(|params| params.with_presence_penalty(presence))
+                .and_then(|params| params.with_logit_bias(token_ids.iter().map(|&id| (id, 9.0))))
+                .unwrap()
+                .with_banned_token_ids(token_ids.iter().take(3).copied().collect())
+                .with_stop_token_ids(token_ids.iter().rev().take(3).copied().collect())
+                .with_min_tokens(1);
+            let state = SamplingState::new(&params, 1, &token_ids);
+            let bad = logits.iter().position(|&logit| !is_logit(logit));
+            match Sampler::new().sample(&logits, &params, &state) {
+                Ok(token_id) => {
+                    prop_assert_eq!(bad, None);
+                    prop_assert!(logits[token_id as usize] > f32::NEG_INFINITY);
+                    prop_assert!(!params.banned_token_ids().contains(&token_id));
+                    prop_assert!(!params.stops_at(token_id));
+                }
+                Err(Error::Logit { token_id, .. }) => prop_assert_eq!(Some(token_id as usize), bad),
+                Err(Error::NoChoice { .. }) => prop_assert_eq!(bad, None),
+                Err(error) => prop_assert!(false, "{}", error),
             }
         }
 

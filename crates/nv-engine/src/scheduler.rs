@@ -18,6 +18,7 @@ use crate::TokenId;
 use crate::block_pool::BlockId;
 use crate::error::{Error, Result};
 use crate::kv_cache_manager::KvCacheManager;
+use crate::sampling_params::refuse;
 use sequence::{Key, Sequence, Sequences, Slot};
 
 pub use config::SchedulerConfig;
@@ -129,8 +130,7 @@ impl Scheduler {
             return Err(Error::EmptyPrompt);
         }
         if new.max_tokens == Some(0) {
-            let (parameter, found) = ("max_tokens", "0".to_owned());
-            return Err(Error::SamplingParameter { parameter, expected: "at least 1", found });
+            return refuse("max_tokens", "at least 1", 0);
         }
         let max_tokens = new.max_tokens.unwrap_or(1);
         if num_prompt_tokens.saturating_add(max_tokens) > max_model_len {

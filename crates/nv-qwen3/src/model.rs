@@ -112,6 +112,19 @@ impl Qwen3Model {
     pub fn device(&self) -> &Device {
         self.decoder.ops().device()
     }
+
+    /// What the model computes in, F32 or BF16; its own cache keeps keys and values in it.
+    pub fn dtype(&self) -> DType {
+        self.cache.dtype()
+    }
+
+    /// The kernels and threads that the model computes with; `None` where it computes in candle ops.
+    pub fn cpu(&self) -> Option<&Cpu> {
+        match self.decoder.ops() {
+            Ops::Kernels(cpu, _) => Some(cpu),
+            Ops::Candle(_) => None,
+        }
+    }
 }
 
 impl Qwen3ForCausalLM {

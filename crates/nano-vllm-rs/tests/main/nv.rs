@@ -133,20 +133,32 @@ fn the_model_says_how_it_is_sampled_and_where_it_ends() {
 
     let (prompt, token_ids) = greedy_reference();
     let end = token_ids[2];
-    let config = format!(r#"{{"eos_token_id": [2022, {end}], "repetition_penalty": 1.5}}"#);
+    let config = format!(r#"{{"eos_token_id": [2022, {end}]}}"#);
     let dir = model_with(&[("generation_config.json", Some(&config))]);
     let tokenizer = Tokenizer::from_file(demo().join("tokenizer.json")).unwrap();
     let prompt = tokenizer.decode(&prompt, false);
     let output = nv(&["generate", &prompt, "--model", str(dir.path()), "--dtype", "f32"]);
     let stderr = stderr(&output);
     let end = format!("; ended by {}\n", tokenizer.id_to_token(end).unwrap());
-    assert!(
-        stderr.contains("recommends repetition_penalty 1.5, which nv does not apply."),
-        "{stderr}"
-    );
     assert!(stderr.contains("generated: 2 tokens"), "{stderr}");
     assert!(stderr.ends_with(&end), "{stderr}");
     assert_eq!(output.stdout, (tokenizer.decode(&token_ids[..2], true) + "\n").as_bytes());
+}
+
+#[test]
+fn the_recommended_repetition_penalty_and_min_p_are_applied() {
+    let generate = |config: &str, options: &[&str]| {
+        let dir = model_with(&[("generation_config.json", Some(config))]);
+        let all = ["generate", PROMPT, "--max-tokens", "16", "--model", str(dir.path())];
+        stdout(&[&all[..], options].concat())
+    };
+    let plain = greedy(&[PROMPT]);
+    assert_ne!(generate(r#"{"repetition_penalty": 1.5}"#, &[]), plain);
+    assert_eq!(generate(r#"{"repetition_penalty": 1.0}"#, &[]), plain);
+    // Nothing but the likeliest token is as likely as it.
+    let hot = ["--temperature", "5", "--seed", "1"];
+    assert_eq!(generate(r#"{"min_p": 1.0}"#, &hot), plain);
+    assert_ne!(generate(r#"{"min_p": 0.0}"#, &hot), plain);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! One layer's keys and values on the CPU, in the kernels' own layout: a sequence is one block.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use nv_kernels::{KvLayout, KvMut, Sequence};
 
 use super::Step;
 use crate::error::Result;
-use crate::ops::{Cpu, Elements};
+use crate::ops::Cpu;
 
 /// Keys and values of `batch` sequences, each with room for `layout.block_size` positions.
 #[derive(Debug)]
@@ -59,25 +59,11 @@ impl Buffers {
                 block_table,
             })
             .collect();
-        let mut kv = match &mut self.elements {
+        let kv = match &mut self.elements {
             Kv::Bf16([k, v]) => KvMut::Bf16 { k, v },
             Kv::F32([k, v]) => KvMut::F32 { k, v },
         };
-
-        let (num_tokens, num_heads, head_dim) = q.dims3()?;
-        let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
-        let cpu = &self.cpu;
-        cpu.kernels().store_kv(cpu.pool(), &self.layout, &mut kv, &sequences, k.as_slice()?, v.as_slice()?);
-        let mut attended = vec![0.0; num_tokens * num_heads * head_dim];
-        cpu.kernels().attention(
-            cpu.pool(),
-            &self.layout,
-            &kv,
-            &sequences,
-            q.as_slice()?,
-            &mut attended,
-        );
-        Ok(Tensor::from_vec(attended, (num_tokens, num_heads * head_dim), &Device::Cpu)?)
+        self.cpu.attend(&self.layout, kv, &sequences, [q, k, v])
     }
 
     /// Makes room for the step, at least twice what there was, so that appending costs amortised constant time.

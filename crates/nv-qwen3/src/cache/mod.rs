@@ -69,6 +69,11 @@ impl DenseCache {
         Self { dtype, layers, len: 0, batch: 0, seq_len: 0, ops }
     }
 
+    /// What keys and values are rounded to.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Prepares for a step of `batch` rows of `seq_len` tokens at `start_pos`.
     ///
     /// # Errors

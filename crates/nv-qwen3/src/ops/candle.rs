@@ -37,7 +37,10 @@ const QUERY_TILE: usize = 256;
 /// `[batch, num_kv_heads, kv_len, head_dim]`, whose last `seq_len` rows belong to the queries' own tokens;
 /// returns `[batch, seq_len, num_heads, head_dim]`.
 /// Dtypes: `q` f32, `k` and `v` of any float dtype; scores, softmax and sums in f32.
-pub(crate) fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+///
+/// # Errors
+/// If the shapes do not fit, or a tensor operation fails.
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (batch, seq_len, num_heads, head_dim) = q.dims4()?;
     let (_, num_kv_heads, kv_len, _) = k.dims4()?;
     let groups = num_heads / num_kv_heads;

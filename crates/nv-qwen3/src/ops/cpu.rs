@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor, WithDType};
-use nv_kernels::{Kernels, Linear, NormAndRotate, Pool, Precision, Scratch};
+use nv_kernels::{
+    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence,
+};
 
 use super::Angles;
 use crate::error::Result;
@@ -59,6 +61,32 @@ impl Cpu {
     /// The threads.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Stores the keys and values of a batch's tokens and attends its queries over all that their sequences hold: what
+    /// an [`AttentionCache`](crate::AttentionCache) of kernel blocks does for a layer, whose blocks are `kv`.
+    ///
+    /// Shapes: `q` `[num_tokens, num_heads, head_dim]`, `k` and `v` `[num_tokens, num_kv_heads, head_dim]`, packed as
+    /// `sequences` say; returns `[num_tokens, num_heads * head_dim]`. Dtypes: f32; keys and values rounded to `kv`'s.
+    ///
+    /// # Errors
+    /// If a tensor is not contiguous f32 on the CPU.
+    ///
+    /// # Panics
+    /// If a shape, a block id or the layout does not fit.
+    pub fn attend(
+        &self,
+        layout: &KvLayout,
+        mut kv: KvMut<'_>,
+        sequences: &[Sequence<'_>],
+        [q, k, v]: [&Tensor; 3],
+    ) -> Result<Tensor> {
+        let (num_tokens, num_heads, head_dim) = q.dims3()?;
+        let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
+        self.kernels.store_kv(&self.pool, layout, &mut kv, sequences, k.as_slice()?, v.as_slice()?);
+        let mut attended = vec![0.0; num_tokens * num_heads * head_dim];
+        self.kernels.attention(&self.pool, layout, &kv, sequences, q.as_slice()?, &mut attended);
+        Ok(Tensor::from_vec(attended, (num_tokens, num_heads * head_dim), &Device::Cpu)?)
     }
 
     pub(super) fn embed(&self, table: &Weight, ids: &[u32]) -> Result<Tensor> {
@@ -170,13 +198,17 @@ impl Cpu {
 }
 
 /// The elements of a contiguous tensor on the CPU, borrowed from its storage.
-pub(crate) struct Elements<'a> {
+pub struct Elements<'a> {
     storage: StorageRef<'a>,
     range: Range<usize>,
 }
 
 impl<'a> Elements<'a> {
-    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+    /// Borrows the elements of `tensor`.
+    ///
+    /// # Errors
+    /// [`Error::Candle`](crate::Error::Candle) if it is not contiguous.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         let (start, end) = layout
             .contiguous_offsets()
@@ -188,7 +220,11 @@ impl<'a> Elements<'a> {
         &self.storage
     }
 
-    pub(crate) fn as_slice<T: WithDType>(&self) -> Result<&[T]> {
+    /// The elements in order.
+    ///
+    /// # Errors
+    /// [`Error::Candle`](crate::Error::Candle) if they are of another type or on another device.
+    pub fn as_slice<T: WithDType>(&self) -> Result<&[T]> {
         match &*self.storage {
             Storage::Cpu(storage) => Ok(&CpuStorage::as_slice(storage)?[self.range.clone()]),
             _ => Err(candle_core::Error::UnexpectedDType {

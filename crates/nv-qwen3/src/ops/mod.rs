@@ -12,8 +12,8 @@ use nv_kernels::Precision;
 use crate::error::Result;
 use crate::weight::Weight;
 
-pub use cpu::Cpu;
-pub(crate) use cpu::Elements;
+pub use candle::causal_attention;
+pub use cpu::{Cpu, Elements};
 
 /// Where and how a model computes. Clones are cheap.
 #[derive(Debug, Clone)]

@@ -140,16 +140,6 @@ fn encode(
 
 /// What the user asks for, and what the model's makers recommend where the user is silent.
 fn sampling_params(args: &GenerateArgs, recommended: &GenerationConfig) -> Result<SamplingParams> {
-    for (name, value, neutral) in [
-        ("min_p", recommended.min_p, 0.0),
-        ("repetition_penalty", recommended.repetition_penalty, 1.0),
-    ] {
-        if let Some(value) = value.filter(|value| value.total_cmp(&neutral).is_ne()) {
-            say(format_args!(
-                "The model's generation_config.json recommends {name} {value}, which nv does not apply."
-            ));
-        }
-    }
     let samples = recommended.do_sample || args.top_k.is_some() || args.top_p.is_some();
     let temperature = if samples { recommended.temperature.unwrap_or(1.0) } else { 0.0 };
     let max_tokens = recommended.max_new_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
@@ -157,9 +147,11 @@ fn sampling_params(args: &GenerateArgs, recommended: &GenerationConfig) -> Resul
         .with_temperature(args.temperature.unwrap_or(temperature))?
         .with_top_k(args.top_k.or(recommended.top_k).unwrap_or(0))
         .with_top_p(args.top_p.or(recommended.top_p).unwrap_or(1.0))?
+        .with_min_p(recommended.min_p.unwrap_or(0.0))?
+        .with_repetition_penalty(recommended.repetition_penalty.unwrap_or(1.0))?
         .with_seed(args.seed.unwrap_or_else(|| RandomState::new().hash_one(())))
         .with_max_tokens(args.max_tokens.unwrap_or(max_tokens))?
-        .with_stop_token_ids(recommended.eos_token_id.clone()))
+        .with_eos_token_ids(recommended.eos_token_id.clone()))
 }
 
 /// How long the parts of a generation took.
