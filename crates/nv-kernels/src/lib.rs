@@ -43,6 +43,6 @@ pub use error::{Error, Result};
 pub use isa::Isa;
 pub use limits::{product_peak, read_bandwidth};
 pub use linear::{Linear, Precision, Scratch};
-pub use panel::Matrix;
+pub use panel::{Matrix, zeros};
 pub use pool::{MAX_THREADS, Pool};
 pub use rows::NormAndRotate;

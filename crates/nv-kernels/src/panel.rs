@@ -1,9 +1,12 @@
 //! Row-major operands and results, with the bounds that the tiles rely on.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::bf16;
+
+use crate::pool::Pool;
 
 /// Rows of `k` elements each, back to back: some weight rows, or the inputs of some tokens.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +119,30 @@ impl<'a, E> SharedResult<'a, E> {
     }
 }
 
+/// `len` zeros, room for a result. The threads write them together: one alone is held up by memory, and by the system
+/// where pages are new.
+pub fn zeros(pool: &Pool, len: usize) -> Vec<f32> {
+    /// Elements of a piece.
+    const PIECE: usize = 64 * 1024;
+    if len <= PIECE {
+        return vec![0.0; len];
+    }
+    let mut zeros = Vec::with_capacity(len);
+    let shared = SharedResult::new(&mut zeros.spare_capacity_mut()[..len], len);
+    pool.run(len.div_ceil(PIECE), |piece| {
+        // SAFETY: pieces are disjoint ranges, and the pool runs a piece once.
+        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
+        let mut part = unsafe { shared.part(0..1, piece * PIECE..len.min((piece + 1) * PIECE)) };
+        part.row(0).fill(MaybeUninit::new(0.0));
+    });
+    // SAFETY: the pieces cover all `len` elements, and `run` returns when all were run.
+    #[expect(unsafe_code, reason = "what the pieces wrote is the vector's")]
+    unsafe {
+        zeros.set_len(len);
+    }
+    zeros
+}
+
 /// A weight matrix `[out_features, in_features]` as it is stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
@@ -161,5 +188,18 @@ impl<'a> Matrix<'a> {
             Elements::F32(data) => data.len(),
         };
         elements / self.in_features
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_as_many_as_asked_for() {
+        let pool = Pool::new(3).unwrap();
+        for len in [0, 1, 64 * 1024, 64 * 1024 + 1, 200_000] {
+            assert_eq!(zeros(&pool, len), vec![0.0; len]);
+        }
     }
 }

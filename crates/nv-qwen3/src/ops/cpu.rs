@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor, WithDType};
 use nv_kernels::{
-    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence,
+    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence, zeros,
 };
 
 use super::Angles;
@@ -84,7 +84,7 @@ impl Cpu {
         let (num_tokens, num_heads, head_dim) = q.dims3()?;
         let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
         self.kernels.store_kv(&self.pool, layout, &mut kv, sequences, k.as_slice()?, v.as_slice()?);
-        let mut attended = vec![0.0; num_tokens * num_heads * head_dim];
+        let mut attended = zeros(&self.pool, num_tokens * num_heads * head_dim);
         self.kernels.attention(&self.pool, layout, &kv, sequences, q.as_slice()?, &mut attended);
         Ok(Tensor::from_vec(attended, (num_tokens, num_heads * head_dim), &Device::Cpu)?)
     }
@@ -93,7 +93,7 @@ impl Cpu {
         let table = table.borrow()?;
         let table = table.matrix()?;
         let size = table.in_features();
-        let mut out = vec![0.0; ids.len() * size];
+        let mut out = zeros(&self.pool, ids.len() * size);
         self.kernels.embed(&self.pool, table, ids, &mut out);
         Ok(Tensor::from_vec(out, (ids.len(), size), &Device::Cpu)?)
     }
@@ -108,8 +108,10 @@ impl Cpu {
         let x = Elements::of(x)?;
         let weights = weights.iter().map(|weight| weight.borrow()).collect::<Result<Vec<_>>>()?;
         let weights = weights.iter().map(WeightRef::matrix).collect::<Result<Vec<_>>>()?;
-        let mut outs: Vec<Vec<f32>> =
-            weights.iter().map(|weight| vec![0.0; num_tokens * weight.out_features()]).collect();
+        let mut outs: Vec<Vec<f32>> = weights
+            .iter()
+            .map(|weight| zeros(&self.pool, num_tokens * weight.out_features()))
+            .collect();
         let mut outputs: Vec<Linear<'_>> =
             weights.iter().zip(&mut outs).map(|(&weight, out)| Linear { weight, out }).collect();
         self.kernels.linear(
@@ -139,7 +141,7 @@ impl Cpu {
         let x = Elements::of(x)?;
         let (gate, up) = (gate.borrow()?, up.borrow()?);
         let (gate, up) = (gate.matrix()?, up.matrix()?);
-        let mut out = vec![0.0; num_tokens * gate.out_features()];
+        let mut out = zeros(&self.pool, num_tokens * gate.out_features());
         self.kernels.swiglu(
             &self.pool,
             x.as_slice()?,
@@ -153,14 +155,14 @@ impl Cpu {
 
     pub(super) fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let (x_values, y_values) = (Elements::of(x)?, Elements::of(y)?);
-        let mut out = vec![0.0; x.elem_count()];
+        let mut out = zeros(&self.pool, x.elem_count());
         self.kernels.add(&self.pool, x_values.as_slice()?, y_values.as_slice()?, &mut out);
         Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
     }
 
     pub(super) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let (values, weight) = (Elements::of(x)?, Elements::of(weight)?);
-        let mut out = vec![0.0; x.elem_count()];
+        let mut out = zeros(&self.pool, x.elem_count());
         self.kernels.rms_norm(
             &self.pool,
             values.as_slice()?,
@@ -186,7 +188,7 @@ impl Cpu {
             cos: cos.as_slice()?,
             sin: sin.as_slice()?,
         };
-        let mut out = vec![0.0; x.elem_count()];
+        let mut out = zeros(&self.pool, x.elem_count());
         self.kernels.norm_and_rotate(&self.pool, values.as_slice()?, how, &mut out);
         Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
     }
