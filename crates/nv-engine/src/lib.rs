@@ -27,24 +27,34 @@
 
 mod block_hash;
 mod block_pool;
+mod engine;
 mod error;
-mod generator;
 mod kv_cache_manager;
+mod kv_cache_size;
+mod kv_memory;
 mod logits_processors;
 mod logprobs;
+mod model;
+mod paged_cache;
 mod prompt_lookup;
+mod request;
 mod sampler;
 mod sampling_params;
 mod sampling_state;
 mod scheduler;
+mod stats;
 
 pub use block_hash::{BlockHash, BlockHasher};
 pub use block_pool::{BlockId, BlockParent, BlockPool};
+pub use engine::{Engine, EngineConfig};
 pub use error::{Error, Result};
-pub use generator::{FinishReason, Generator};
 pub use kv_cache_manager::{BlockCopy, KvCacheManager, SequenceBlocks};
+pub use kv_cache_size::{KvCacheMemory, KvCacheSize};
 pub use logprobs::{Logprob, TokenLogprobs};
+pub use model::{Batch, Model, PagedQwen3};
+pub use paged_cache::{PagedAttention, PagedCache};
 pub use prompt_lookup::PromptLookup;
+pub use request::{Completion, FinishReason, Generation, Request, RequestId, RequestOutput};
 pub use sampler::Sampler;
 pub use sampling_params::SamplingParams;
 pub use sampling_state::SamplingState;
@@ -52,6 +62,7 @@ pub use scheduler::{
     Event, NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput,
     SchedulerStats, SequenceId,
 };
+pub use stats::{EngineStats, Histogram, Latencies};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
