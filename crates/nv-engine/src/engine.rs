@@ -8,7 +8,7 @@ mod running;
 mod step;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::any::Any;
 use std::collections::BTreeMap;

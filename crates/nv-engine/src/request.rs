@@ -67,6 +67,21 @@ pub struct RequestOutput {
     pub finished: Option<Result<FinishReason>>,
 }
 
+impl RequestOutput {
+    /// Nothing new.
+    pub(crate) fn empty(request_id: RequestId, index: usize) -> Self {
+        Self {
+            request_id,
+            index,
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            num_cached_tokens: 0,
+            finished: None,
+        }
+    }
+}
+
 /// Why a continuation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -117,19 +132,10 @@ pub(crate) struct Gathered {
 impl Gathered {
     /// Nothing yet, of `n` continuations.
     pub(crate) fn new(request_id: RequestId, n: usize) -> Self {
-        let empty = |index| RequestOutput {
-            request_id,
-            index,
-            token_ids: Vec::new(),
-            logprobs: Vec::new(),
-            prompt_logprobs: Vec::new(),
-            num_cached_tokens: 0,
-            finished: None,
-        };
         Self {
             prompt_logprobs: Vec::new(),
             num_cached_tokens: 0,
-            completions: (0..n).map(empty).collect(),
+            completions: (0..n).map(|index| RequestOutput::empty(request_id, index)).collect(),
             error: None,
             num_unfinished: n,
         }

@@ -87,15 +87,8 @@ impl Running {
 
     /// Nothing new of a continuation.
     pub(super) fn output(&self, index: usize) -> RequestOutput {
-        RequestOutput {
-            request_id: self.id,
-            index,
-            token_ids: Vec::new(),
-            logprobs: Vec::new(),
-            prompt_logprobs: Vec::new(),
-            num_cached_tokens: self.num_cached_tokens,
-            finished: None,
-        }
+        let num_cached_tokens = self.num_cached_tokens;
+        RequestOutput { num_cached_tokens, ..RequestOutput::empty(self.id, index) }
     }
 
     /// Chooses the next token of a continuation by its `logits` and adds it to `output`; it ends the continuation if

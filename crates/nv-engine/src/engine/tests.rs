@@ -14,15 +14,15 @@ const CONTEXT: usize = 200;
 const BLOCK_SIZE: usize = 8;
 
 /// A prompt token on which a step returns an error.
-const FAILS: TokenId = 20;
+pub(crate) const FAILS: TokenId = 20;
 /// A prompt token on which a step panics.
-const PANICS: TokenId = 21;
+pub(crate) const PANICS: TokenId = 21;
 /// A prompt token after which every logit is NaN.
-const NAN: TokenId = 22;
+pub(crate) const NAN: TokenId = 22;
 
 /// Logits are a function of the last three tokens, so that texts repeat themselves, and of how the text began.
 #[derive(Debug)]
-struct FakeModel {
+pub(crate) struct FakeModel {
     /// The token of each slot.
     slots: Vec<TokenId>,
 }
@@ -102,11 +102,11 @@ impl Model for FakeModel {
     }
 }
 
-fn config() -> EngineConfig {
+pub(crate) fn config() -> EngineConfig {
     EngineConfig { max_num_batched_tokens: 64, max_num_seqs: 8, ..EngineConfig::default() }
 }
 
-fn engine(num_blocks: usize, config: &EngineConfig) -> Engine<FakeModel> {
+pub(crate) fn engine(num_blocks: usize, config: &EngineConfig) -> Engine<FakeModel> {
     Engine::with_model(FakeModel::new(num_blocks), config).unwrap()
 }
 
@@ -115,7 +115,7 @@ fn prompt(seed: u32, len: u32) -> Vec<TokenId> {
     (0..len).map(|i| (i * i * 7 + i * seed + seed) % 19).collect()
 }
 
-fn request(seed: u32, len: u32, max_tokens: usize) -> Request {
+pub(crate) fn request(seed: u32, len: u32, max_tokens: usize) -> Request {
     let params = SamplingParams::default().with_max_tokens(max_tokens).unwrap();
     Request::new(prompt(seed, len), params)
 }
