@@ -227,6 +227,17 @@ impl<M: Model> Engine<M> {
         true
     }
 
+    /// Takes the blocks of a request's continuations that run, as if others had needed them; they are computed anew when
+    /// their turn comes. Returns whether any ran. What the request gets is the same.
+    pub fn preempt(&mut self, id: RequestId) -> bool {
+        let Some(request) = self.requests.0.get(&id) else { return false };
+        let mut any = false;
+        for index in request.unfinished() {
+            any |= self.scheduler.preempt(id.sequence(index));
+        }
+        any
+    }
+
     /// Whether there is anything to compute.
     pub fn has_unfinished_requests(&self) -> bool {
         !self.requests.0.is_empty()

@@ -118,6 +118,12 @@ pub enum Error {
     /// A share of the free memory is asked for where nobody says how much there is.
     #[error("kv_cache_memory: this system does not say how much memory is free; give a number of bytes")]
     UnknownMemory,
+    /// The system refuses the engine's thread.
+    #[error("the system does not start the engine's thread: {kind}")]
+    Spawn {
+        /// What the system says.
+        kind: io::ErrorKind,
+    },
     /// More requests wait than the engine takes.
     #[error("{max_num_waiting} requests wait already: try again later")]
     TooManyRequests {

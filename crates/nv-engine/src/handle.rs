@@ -28,7 +28,7 @@ const MAX_NUM_COMMANDS: usize = 256;
 /// use nv_engine::{Engine, EngineHandle, Request};
 ///
 /// # fn example(engine: Engine, request: Request) -> nv_engine::Result<()> {
-/// let (handle, thread) = EngineHandle::spawn(engine);
+/// let (handle, thread) = EngineHandle::spawn(engine)?;
 /// let mut stream = handle.blocking_add_request(request)?;
 /// while let Some(output) = stream.blocking_next() {
 ///     println!("{:?}", output.token_ids);
@@ -64,9 +64,11 @@ enum Command {
 impl EngineHandle {
     /// Starts a thread that runs `engine` as long as there is anything to do, and sleeps else.
     ///
-    /// # Panics
-    /// If the system refuses a thread.
-    pub fn spawn<M: Model + Send + 'static>(engine: Engine<M>) -> (Self, JoinHandle<Engine<M>>) {
+    /// # Errors
+    /// [`Error::Spawn`] if the system refuses a thread.
+    pub fn spawn<M: Model + Send + 'static>(
+        engine: Engine<M>,
+    ) -> Result<(Self, JoinHandle<Engine<M>>)> {
         let (commands, receiver) = mpsc::channel(MAX_NUM_COMMANDS);
         let (aborts, aborted) = std_mpsc::channel();
         let thread = Thread {
@@ -79,8 +81,10 @@ impl EngineHandle {
             shut_down: Vec::new(),
         };
         let builder = thread::Builder::new().name("nv-engine".to_owned());
-        let thread = builder.spawn(move || thread.run()).expect("the system starts a thread");
-        (Self { commands }, thread)
+        let thread = builder
+            .spawn(move || thread.run())
+            .map_err(|error| Error::Spawn { kind: error.kind() })?;
+        Ok((Self { commands }, thread))
     }
 
     /// Hands a request to the engine; waits until the step under way is done.
@@ -315,8 +319,12 @@ impl<M: Model> Thread<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::tests::{PANICS, config, engine, request};
+    use crate::engine::tests::{FakeModel, PANICS, config, engine, request, slow_engine};
     use crate::{EngineConfig, FinishReason};
+
+    fn spawn(config: &EngineConfig) -> (EngineHandle, JoinHandle<Engine<FakeModel>>) {
+        EngineHandle::spawn(engine(100, config)).unwrap()
+    }
 
     fn blocking_collect(mut stream: RequestStream) -> Result<Generation> {
         let mut gathered = Gathered::new(stream.id, stream.unfinished.len());
@@ -328,7 +336,7 @@ mod tests {
 
     #[test]
     fn threads_are_served_together_as_if_alone() {
-        let (handle, thread) = EngineHandle::spawn(engine(100, &config()));
+        let (handle, thread) = spawn(&config());
         let requests: Vec<Request> = (0..16).map(|i| request(i % 5, 9, 20)).collect();
         let expected = engine(100, &config()).generate(requests.clone());
         let callers = requests.into_iter().map(|request| {
@@ -351,7 +359,7 @@ mod tests {
     #[test]
     fn async_code_waits_for_many_at_once_on_one_thread() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (handle, thread) = EngineHandle::spawn(engine(100, &config()));
+        let (handle, thread) = spawn(&config());
         runtime.block_on(async {
             let callers: Vec<_> = (0..6)
                 .map(|i| {
@@ -374,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_dropped_aborts_its_request() {
-        let (handle, thread) = EngineHandle::spawn(engine(100, &config()));
+        let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
         let mut stream = handle.blocking_add_request(request(1, 9, 180)).unwrap();
         assert_eq!(stream.blocking_next().unwrap().token_ids.len(), 1);
         drop(stream);
@@ -391,7 +399,7 @@ mod tests {
     #[test]
     fn shutting_down_serves_what_there_is_and_takes_nothing_new() {
         let (handle, thread) =
-            EngineHandle::spawn(engine(100, &EngineConfig { max_num_seqs: 1, ..config() }));
+            spawn(&EngineConfig { max_num_seqs: 1, ..config() });
         let streams: Vec<RequestStream> = (0..5)
             .map(|i| handle.blocking_add_request(request(i, 9, 100)).unwrap())
             .collect();
@@ -408,7 +416,7 @@ mod tests {
 
     #[test]
     fn refusals_and_failures_reach_those_who_asked() {
-        let (handle, thread) = EngineHandle::spawn(engine(100, &config()));
+        let (handle, thread) = spawn(&config());
         let refused = handle.blocking_add_request(request(1, 0, 20));
         assert!(matches!(refused, Err(Error::EmptyPrompt)));
         let bad = Request { prompt_token_ids: vec![PANICS], ..request(1, 9, 20) };
@@ -421,7 +429,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_dies_ends_what_it_had_with_an_error() {
-        let (handle, thread) = EngineHandle::spawn(engine(100, &config()));
+        let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
         let mut several = request(1, 9, 180);
         several.params = several.params.with_n(2).unwrap();
         let mut stream = handle.blocking_add_request(several).unwrap();

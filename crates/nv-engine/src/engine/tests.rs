@@ -1,6 +1,8 @@
 //! The engine over a model that is cheap and sees what it is given: keys are tokens, and logits follow from all of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::thread;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
@@ -25,11 +27,13 @@ pub(crate) const NAN: TokenId = 22;
 pub(crate) struct FakeModel {
     /// The token of each slot.
     slots: Vec<TokenId>,
+    /// How long a step takes at least.
+    step_time: Duration,
 }
 
 impl FakeModel {
     fn new(num_blocks: usize) -> Self {
-        Self { slots: vec![0; num_blocks * BLOCK_SIZE] }
+        Self { slots: vec![0; num_blocks * BLOCK_SIZE], step_time: Duration::ZERO }
     }
 
     fn hash(text: &[TokenId]) -> i64 {
@@ -57,6 +61,7 @@ impl Model for FakeModel {
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Tensor> {
+        thread::sleep(self.step_time);
         if batch.token_ids.contains(&FAILS) {
             return Err(nv_qwen3::Error::ContextLength { length: 2, max_position_embeddings: 1 })?;
         }
@@ -108,6 +113,12 @@ pub(crate) fn config() -> EngineConfig {
 
 pub(crate) fn engine(num_blocks: usize, config: &EngineConfig) -> Engine<FakeModel> {
     Engine::with_model(FakeModel::new(num_blocks), config).unwrap()
+}
+
+/// An engine whose steps are slow enough to be caught in the middle of a request.
+pub(crate) fn slow_engine() -> Engine<FakeModel> {
+    let model = FakeModel { step_time: Duration::from_millis(2), ..FakeModel::new(100) };
+    Engine::with_model(model, &config()).unwrap()
 }
 
 /// Tokens that no fault hangs on.
@@ -395,6 +406,32 @@ fn an_aborted_request_gives_its_blocks_back() {
     assert_idle(&engine);
     assert_eq!(engine.stats().num_aborted, 9);
     assert!(engine.step().is_empty());
+}
+
+#[test]
+fn a_request_that_is_preempted_goes_on_where_it_was() {
+    let mut engine = engine(100, &config());
+    let mut several = request(3, 20, 20);
+    several.params = several.params.with_n(3).unwrap().with_temperature(0.9).unwrap();
+    let expected = engine.generate(vec![several.clone()]).pop().unwrap().unwrap();
+    let id = engine.add_request(several).unwrap();
+    assert!(!engine.preempt(id), "it waits");
+    let mut found = vec![Vec::new(); 3];
+    while engine.has_unfinished_requests() {
+        for output in engine.step() {
+            found[output.index].extend(output.token_ids);
+        }
+        if found[0].len() % 5 == 2 {
+            assert!(engine.preempt(id));
+            assert_eq!(engine.stats().scheduler.num_used_blocks, 0);
+            engine.scheduler.check_invariants();
+        }
+    }
+    assert!(!engine.preempt(id), "it has ended");
+    assert_eq!(engine.stats().scheduler.num_preemptions, 12);
+    for (found, expected) in found.iter().zip(&expected.completions) {
+        assert_eq!(found, &expected.token_ids);
+    }
 }
 
 #[test]
