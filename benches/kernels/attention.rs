@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use criterion::{Criterion, Throughput};
-use nv_kernels::{Kernels, KvLayout, KvMut, Pool, Sequence, store_kv};
+use nv_kernels::{Kernels, KvLayout, KvMut, Pool, Sequence};
 
 use super::{Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, group, values};
 
@@ -23,7 +23,7 @@ pub(super) fn benches(criterion: &mut Criterion) {
     for (name, kv_len, num_tokens) in
         [("decode at 128", 128, 1), ("decode at 4096", 4096, 1), ("prefill of 512", 512, 512)]
     {
-        let mut cache = Cache::new(&pool, kv_len);
+        let mut cache = Cache::new(Kernels::best().unwrap(), &pool, kv_len);
         let start_pos = kv_len - num_tokens;
         let q = values(num_tokens * QUERY_SIZE, 3);
         let candle = Candle::new(&cache, &q);
@@ -67,7 +67,7 @@ struct Cache {
 }
 
 impl Cache {
-    fn new(pool: &Pool, kv_len: usize) -> Self {
+    fn new(kernels: &Kernels, pool: &Pool, kv_len: usize) -> Self {
         let (k, v) = (values(kv_len * KV_SIZE, 1), values(kv_len * KV_SIZE, 2));
         let num_blocks = kv_len.div_ceil(BLOCK_SIZE);
         let pairs = || vec![0; num_blocks * LAYOUT.block_elements() / 2];
@@ -79,7 +79,7 @@ impl Cache {
             start_pos: 0,
             block_table: &block_table,
         };
-        store_kv(pool, &LAYOUT, &mut pairs_of(&mut layer), &[sequence], &k, &v);
+        kernels.store_kv(pool, &LAYOUT, &mut pairs_of(&mut layer), &[sequence], &k, &v);
         let mut cache = Self { k, v, layers: vec![layer], block_table };
         let num_layers = CACHE_BYTES.div_ceil(cache.layer_bytes());
         cache.layers = vec![cache.layers.remove(0); num_layers];

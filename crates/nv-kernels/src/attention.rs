@@ -4,11 +4,11 @@
 //! its position and its sequence's keys and values alone: not on chunking, on blocks, or on what else runs.
 //! Knows no instruction set, and nothing of who owns blocks.
 
-use half::bf16;
+use std::ops::Range;
 
 use crate::dispatch::Kernels;
-use crate::elementwise::SoftmaxState;
-use crate::outer::{HALF, MAX_HALVES, Outer};
+use crate::elementwise::{Elementwise, SoftmaxState};
+use crate::outer::{HALF, MAX_HALVES, Outer, halves_at_once};
 use crate::panel::SharedResult;
 use crate::pool::Pool;
 
@@ -92,14 +92,9 @@ impl Sequence<'_> {
     }
 }
 
-/// Puts the keys and values of a batch's new tokens into their blocks.
-///
-/// Shapes: `k` and `v` `[num_tokens, num_kv_heads, head_dim]`, packed as `sequences` say. Dtypes: f32, rounded to
-/// the cache's.
-///
-/// # Panics
-/// If a shape, a block id or the layout does not fit.
-pub fn store_kv(
+/// See [`Kernels::store_kv`].
+pub(crate) fn store(
+    kernels: &Kernels,
     pool: &Pool,
     layout: &KvLayout,
     kv: &mut KvMut<'_>,
@@ -109,9 +104,13 @@ pub fn store_kv(
 ) {
     layout.check(kv);
     assert_eq!(k.len(), v.len());
+    let elementwise = kernels.elementwise;
     match kv {
         KvMut::Bf16 { k: keys, v: values } => {
-            store_elements::<_, 2>(pool, layout, keys, values, sequences, (k, v), store_pairs);
+            let store = |slot: Slot, k: &[f32], v: &[f32], keys: &mut [u32], values: &mut [u32]| {
+                store_pairs(elementwise, slot, k, v, keys, values);
+            };
+            store_elements::<_, 2>(pool, layout, keys, values, sequences, (k, v), store);
         }
         KvMut::F32 { k: keys, v: values } => {
             store_elements::<_, 1>(pool, layout, keys, values, sequences, (k, v), store_singles);
@@ -186,22 +185,42 @@ fn store_singles(slot: Slot, k: &[f32], v: &[f32], keys: &mut [f32], values: &mu
 }
 
 /// Stores one token of one head at `slot`.
-fn store_pairs(slot: Slot, k: &[f32], v: &[f32], keys: &mut [u32], values: &mut [u32]) {
+fn store_pairs(
+    elementwise: &Elementwise,
+    slot: Slot,
+    k: &[f32],
+    v: &[f32],
+    keys: &mut [u32],
+    values: &mut [u32],
+) {
+    /// Numbers of a key that are rounded at once.
+    const CHUNK: usize = 64;
     let head_dim = k.len();
     let keys = &mut keys[slot.group(head_dim, 2)..];
-    for (lanes, k) in keys.chunks_mut(slot.lanes).zip(k.chunks(2)) {
-        lanes[slot.index % slot.lanes] = pair(k[0], k[1]);
+    for (k, keys) in k.chunks(CHUNK).zip(keys.chunks_mut(CHUNK / 2 * slot.lanes)) {
+        let mut pairs = [0; CHUNK / 2];
+        let pairs = &mut pairs[..k.len() / 2];
+        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (elementwise.pack_pairs)(k, pairs);
+        }
+        for (lanes, pair) in keys.chunks_mut(slot.lanes).zip(pairs) {
+            lanes[slot.index % slot.lanes] = *pair;
+        }
     }
-    let is_first = slot.index.is_multiple_of(2);
-    for (value, &v) in values[slot.index / 2 * head_dim..].iter_mut().zip(v) {
-        // The first of a pair clears its partner, so that what an earlier owner left cannot be a NaN there.
-        *value = if is_first { pair(v, 0.0) } else { (*value & 0xffff) | pair(0.0, v) };
+    // The first of a pair clears its partner, so that what an earlier owner left cannot be a NaN there.
+    let store = if slot.index.is_multiple_of(2) {
+        elementwise.store_lower
+    } else {
+        elementwise.store_upper
+    };
+    let values = &mut values[slot.index / 2 * head_dim..][..head_dim];
+    // SAFETY: as above.
+    #[expect(unsafe_code, reason = "kernels need their instruction set")]
+    unsafe {
+        store(v, values);
     }
-}
-
-/// Two numbers rounded to bfloat16, the first in the lower half.
-fn pair(first: f32, second: f32) -> u32 {
-    u32::from(bf16::from_f32(first).to_bits()) | u32::from(bf16::from_f32(second).to_bits()) << 16
 }
 
 /// See [`Kernels::attention`].
@@ -401,14 +420,26 @@ fn attend<C: Cache>(
     let mut scores = vec![0.0f32; num_rows * KEY_TILE];
     let weight_row = KEY_TILE / C::PACKED;
     let mut weights = vec![C::Element::default(); num_rows * weight_row];
+    let lanes = halves_at_once(num_rows) * HALF;
 
     for tile in (0..kv_len).step_by(KEY_TILE) {
         let end = kv_len.min(tile + KEY_TILE);
 
+        // A single token's time goes into waiting for memory, unless it is asked in advance.
+        let next = end..if piece.num_tokens == 1 { kv_len.min(end + KEY_TILE) } else { end };
+
+        let mut ahead = [&[][..]; KEY_TILE / HALF];
+        let mut num_ahead = 0;
+        for (ahead, part) in
+            ahead.iter_mut().zip(layout.parts::<C>(cache.keys(), piece, next.clone()))
+        {
+            *ahead = part;
+            num_ahead += 1;
+        }
         scores.fill(0.0);
-        for first in (tile..end).step_by(MAX_HALVES * HALF) {
+        for first in (tile..end).step_by(8 * HALF) {
             // Halves past the end stand in for nothing: their scores are masked below.
-            let halves: [&[C::Element]; MAX_HALVES] = std::array::from_fn(|half| {
+            let halves: [&[C::Element]; 8] = std::array::from_fn(|half| {
                 let key = first + half * HALF;
                 layout.key_half(cache, piece, if key < end { key } else { first })
             });
@@ -421,6 +452,7 @@ fn attend<C: Cache>(
                 b_stride: layout.lanes(),
                 c: &mut scores[first - tile..],
                 c_stride: KEY_TILE,
+                ahead: &ahead[..num_ahead],
             });
         }
 
@@ -437,14 +469,16 @@ fn attend<C: Cache>(
             cache.pack(scores, &mut weights[row * weight_row..][..weight_row]);
         }
 
+        let mut ahead = layout.parts::<C>(cache.values(), piece, next);
         let mut key = tile;
         while key < end {
             // The keys of one block, as far as the tile goes.
             let block_end = end.min((key / layout.block_size + 1) * layout.block_size);
             let values = layout.value_rows(cache, piece, key);
             let n = (block_end - key).div_ceil(C::PACKED);
-            for lane in (0..head_dim).step_by(MAX_HALVES * HALF) {
-                let num_halves = MAX_HALVES.min((head_dim - lane) / HALF);
+            let ahead = ahead.next();
+            for lane in (0..head_dim).step_by(lanes) {
+                let num_halves = lanes.min(head_dim - lane) / HALF;
                 let halves: [&[C::Element]; MAX_HALVES] =
                     std::array::from_fn(|half| &values[lane + half.min(num_halves - 1) * HALF..]);
                 cache.outer(Outer {
@@ -456,6 +490,7 @@ fn attend<C: Cache>(
                     b_stride: head_dim,
                     c: &mut attended[lane..],
                     c_stride: head_dim,
+                    ahead: if lane == 0 { ahead.as_slice() } else { &[] },
                 });
             }
             key = block_end;
@@ -499,6 +534,24 @@ impl KvLayout {
     fn region<C: Cache>(&self, piece: &Piece<'_>, position: usize) -> usize {
         let block = piece.sequence.block_table[position / self.block_size] as usize;
         (block * self.block_elements() + piece.kv_head * self.head_elements()) / C::PACKED
+    }
+
+    /// What `elements`, keys or values, hold of `positions`, which start with a tile: a part for each block.
+    fn parts<'c, C: Cache>(
+        &self,
+        elements: &'c [C::Element],
+        piece: &Piece<'_>,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = &'c [C::Element]> {
+        let mut first = positions.start;
+        std::iter::from_fn(move || {
+            let end = positions.end.min((first / self.block_size + 1) * self.block_size);
+            let len = (first < end).then(|| (end - first) * self.head_dim / C::PACKED)?;
+            let within = first % self.block_size * self.head_dim / C::PACKED;
+            let start = self.region::<C>(piece, first) + within;
+            first = end;
+            Some(&elements[start..start + len])
+        })
     }
 
     /// The keys of 8 tokens from `position`, a multiple of 8: 8 lanes every [`Self::lanes`] elements.

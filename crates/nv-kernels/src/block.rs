@@ -4,15 +4,9 @@
 //! vector, a zero-padded last step, one fixed tree of additions across the lanes. So an output's bits depend on
 //! its weight row and its token alone.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
-use half::bf16;
-
 use crate::panel::Panel;
-
-/// Weight rows of a tile that fills the registers.
-pub(crate) const ROWS: usize = 4;
 
 /// Bytes of tokens that stay in the second-level cache while the rows of a piece pass by.
 const TOKEN_BYTES: usize = 256 * 1024;
@@ -92,27 +86,50 @@ impl<'a, E: Copy> Tokens<'a, E> {
     }
 }
 
-/// A stored element, with a buffer of its type for each thread.
-pub(crate) trait Element: Copy + Default + 'static {
-    /// Calls `work` with `len` elements that start on a cache line and hold anything.
-    fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R;
+/// The weight rows of a piece.
+#[derive(Debug)]
+pub(crate) struct Weights<'a, W, X> {
+    pub(crate) rows: Panel<'a, W>,
+    /// Rows that the thread is likely to want next; the kernel asks for them in advance.
+    pub(crate) next: Panel<'a, W>,
+    /// Room for as many rows as `packing` wants, side by side.
+    pub(crate) packed: &'a mut [X],
+    pub(crate) packing: Packing,
 }
 
-macro_rules! element {
-    ($type:ty) => {
-        impl Element for $type {
-            fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [Self]) -> R) -> R {
-                thread_local! {
-                    static BUFFER: RefCell<Vec<$type>> = const { RefCell::new(Vec::new()) };
-                }
-                BUFFER.with_borrow_mut(|buffer| work(aligned(buffer, len)))
-            }
+/// What becomes of rows that are laid side by side for a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// They are needed once: the next ones take their place.
+    Once,
+    /// They stay for the next part of the tokens.
+    First,
+    /// They are there from a part before.
+    Again,
+}
+
+impl Packing {
+    /// Elements of room that `num_rows` rows need, `rows` at a time.
+    pub(crate) fn room(self, num_rows: usize, rows: usize, padded_k: usize) -> usize {
+        match self {
+            Self::Once => rows * padded_k,
+            Self::First | Self::Again => num_rows.next_multiple_of(rows) * padded_k,
         }
-    };
+    }
 }
 
-element!(bf16);
-element!(f32);
+impl<'a, W: Copy, X> Weights<'a, W, X> {
+    /// The rows to ask for while `len` from `r` on are multiplied.
+    pub(crate) fn coming(&self, r: usize, len: usize) -> &'a [W] {
+        let (from, first) = match r + len {
+            _ if self.packing == Packing::Again => (self.next, r),
+            next if next < self.rows.num_rows() => (self.rows, next),
+            _ => (self.next, 0),
+        };
+        let end = from.num_rows().min(first + len);
+        from.rows(first.min(end)..end).elements()
+    }
+}
 
 /// `len` elements of `buffer`, which grows as needed, from the start of a cache line.
 pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {
@@ -124,23 +141,39 @@ pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mu
     &mut buffer[start..start + len]
 }
 
-/// Bytes of tokens that stay in the first-level cache beside the weights that pass by.
-pub(crate) const FIRST_LEVEL_BYTES: usize = 24 * 1024;
+/// Bytes of a few tokens that stay in the first-level cache while weights pass by.
+pub(crate) const FEW_BYTES: usize = 32 * 1024;
 
-/// Elements of K that a tile of `tokens` and the weight rows walk at once, so that both stay in the first-level cache.
-pub(crate) fn segment<W, X>(tokens: usize, step: usize) -> usize {
-    let bytes_a_step = step * (tokens * size_of::<X>() + ROWS * size_of::<W>());
-    (FIRST_LEVEL_BYTES / bytes_a_step).max(1) * step
+/// Elements of K that `rows` packed rows of `k` elements span at once, so that they stay in the first-level cache while
+/// tokens pass by: all, or equal parts of whole steps.
+pub(crate) fn segment<P>(rows: usize, step: usize, k: usize, packing: Packing) -> usize {
+    let bytes = match packing {
+        // The rows pass through the cache themselves while they are packed.
+        Packing::Once => 16 * 1024,
+        Packing::First | Packing::Again => 32 * 1024,
+    };
+    let segments = (rows * k * size_of::<P>()).div_ceil(bytes);
+    k.div_ceil(segments).next_multiple_of(step)
 }
 
-/// Bytes that weights are asked for in advance when they are streamed: some pages, so that the wait at the start of a
-/// page is over when its weights are needed.
+/// Bytes that a single token's weights are asked for in advance: some pages, so that the wait at the start of a page
+/// is over when its weights are needed.
 const AHEAD_BYTES: usize = 8 * 1024;
 
-/// The row to ask for while row `r` is multiplied.
-pub(crate) fn row_ahead<E: Copy>(w: Panel<'_, E>, r: usize) -> &[E] {
-    let rows = (AHEAD_BYTES / (w.k() * size_of::<E>())).max(1);
-    w.row((r + rows).min(w.num_rows() - 1))
+/// The rows to ask for while `len` rows from `r` of `w` are multiplied; the rows of `next` come after those of `w`.
+pub(crate) fn rows_ahead<'a, E: Copy>(
+    w: Panel<'a, E>,
+    next: Panel<'a, E>,
+    r: usize,
+    len: usize,
+) -> &'a [E] {
+    let first = r + (AHEAD_BYTES / (w.k() * size_of::<E>())).max(len);
+    let (from, first) = match first.checked_sub(w.num_rows()) {
+        None => (w, first),
+        Some(first) => (next, first),
+    };
+    let end = from.num_rows().min(first + len);
+    from.rows(first.min(end)..end).elements()
 }
 
 /// Elements of a cache line.
@@ -148,11 +181,25 @@ pub(crate) const fn line<E>() -> usize {
     64 / size_of::<E>()
 }
 
-/// Defines `$name::<R, T>(w, tail, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
+/// How many of `items` to take at each of `times`.
+#[inline]
+pub(crate) fn share(items: usize, times: usize) -> usize {
+    if items <= times { 1 } else { items.div_ceil(times) }
+}
+
+/// Where the steps of some rows are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strides {
+    /// Elements from a row to the next.
+    pub(crate) row: usize,
+    /// Elements from a step of K to the next.
+    pub(crate) step: usize,
+}
+
+/// Defines `$name::<R, T>(w, strides, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
 ///
-/// `w` and then `tail` are steps of `R` rows side by side, `x` steps of `T` tokens side by side. `$load_w` and
-/// `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched
-/// into the cache meanwhile, a line a step.
+/// `w` starts with the first step of the first row. `x` are steps of `T` tokens side by side. `$load_w` and `$load_x` make
+/// vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched into the cache meanwhile.
 macro_rules! tile {
     (
         $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, step: $step:literal,
@@ -160,225 +207,258 @@ macro_rules! tile {
     ) => {
         #[target_feature(enable = $features)]
         #[inline]
-        fn $name<const R: usize, const T: usize>(
+        fn $name<L, const R: usize, const T: usize>(
             w: &[$weight],
-            tail: &[$weight],
+            strides: $crate::block::Strides,
             x: &[$input],
-            ahead: &[$weight],
+            ahead: &[L],
             mut acc: [[$acc; T]; R],
         ) -> [[$acc; T]; R] {
-            let mut ahead = ahead.chunks($crate::block::line::<$weight>());
-            let (x, x_tail) = x.split_at(w.len() / R * T);
-            let parts = [(w, x), (tail, x_tail)];
-            for (w, x) in parts {
-                for (w, x) in w.chunks_exact(R * $step).zip(x.chunks_exact(T * $step)) {
-                    let (w, _) = w.as_chunks::<$step>();
-                    let (x, _) = x.as_chunks::<$step>();
-                    if let Some(line) = ahead.next() {
-                        prefetch(line);
-                    }
-                    let mut xs = [$load_x(&x[0]); T];
-                    for t in 1..T {
-                        xs[t] = $load_x(&x[t]);
-                    }
-                    for r in 0..R {
-                        let w_r = $load_w(&w[r]);
-                        for t in 0..T {
-                            acc[r][t] = $mul_add(w_r, xs[t], acc[r][t]);
-                        }
+            let (x, _) = x.as_chunks::<$step>();
+            let (x, _) = x.as_chunks::<T>();
+            if x.is_empty() {
+                return acc;
+            }
+            assert!(w.len() >= (R - 1) * strides.row + (x.len() - 1) * strides.step + $step);
+            let mut w = w.as_ptr();
+            let lines_a_step = $crate::block::share(ahead.len(), x.len());
+            let mut ahead = ahead.iter();
+            for x in x {
+                for line in ahead.by_ref().take(lines_a_step) {
+                    prefetch(line);
+                }
+                let mut xs = [$load_x(&x[0]); T];
+                for t in 1..T {
+                    xs[t] = $load_x(&x[t]);
+                }
+                for r in 0..R {
+                    // SAFETY: `w` is at one of `x.len()` steps, so this step of row `r` ends where the last step of the
+                    // last row does or before, and that is inside the slice, says the assertion.
+                    let step = unsafe { &*w.wrapping_add(r * strides.row).cast() };
+                    let w_r = $load_w(step);
+                    for t in 0..T {
+                        acc[r][t] = $mul_add(w_r, xs[t], acc[r][t]);
                     }
                 }
+                w = w.wrapping_add(strides.step);
             }
             acc
         }
     };
 }
 
-/// Defines `$name`, a module with the layer `block` over `$tile` and what it wants of its inputs.
+/// Defines `$name`, a module with the layer `block` and what it wants of its inputs.
 ///
-/// `$reduce` adds the lanes of four accumulators. `$tokens` tokens by four rows is the tile that fills the
-/// registers; up to `$few` tokens, weights are streamed one row at a time.
+/// A few tokens are multiplied by `$direct`, straight on `$streams` rows at a time: as few as keep up with the memory,
+/// which likes a single stream best. More are multiplied by `$tile` of `$rows` rows by up to `$tokens` tokens, which fills
+/// the registers; the rows are packed for that, each step through `$pack`. `$reduce` adds the lanes of four accumulators.
 macro_rules! linear_block {
     (
-        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $tile:ident, $reduce:ident, $zero:ident,
-        step: $step:literal, tokens: $tokens:literal, few: $few:literal
+        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $direct:ident, $tile:ident, $pack:ident,
+        $reduce:ident, $zero:ident, step: $step:literal, rows: $rows:literal, tokens: $tokens:literal, streams: $streams:literal
     ) => {
         pub(crate) mod $name {
-            use super::{$acc, $reduce, $tile, $zero};
+            use super::{
+                prefetch, $acc, $direct as direct_tile, $pack as packed_step, $reduce,
+                $tile as matrix_tile, $zero,
+            };
             use crate::block::{
-                Element, FIRST_LEVEL_BYTES, ROWS, Tokens, TokensShape, line, row_ahead, segment,
+                FEW_BYTES, Packing, Strides, Tokens, Weights, line, rows_ahead, segment, share,
             };
             use crate::panel::Panel;
 
             /// Elements of K a step.
             pub(crate) const STEP: usize = $step;
 
-            /// Tokens a tile, of so many with `k` elements each.
+            /// Weight rows that are multiplied together.
+            pub(crate) const ROWS: usize = $rows;
+
+            /// Tokens a tile, of so many.
             pub(crate) fn tokens_a_tile(num_tokens: usize, k: usize) -> usize {
-                let even = |most: usize| num_tokens.div_ceil(num_tokens.div_ceil(most));
-                let few = even(8);
-                if streams_rows(num_tokens, few, k) { few } else { even($tokens) }
+                let fit = num_tokens * k * size_of::<$input>() <= FEW_BYTES;
+                let most = if fit && num_tokens <= FEW { FEW } else { $tokens };
+                num_tokens.div_ceil(num_tokens.div_ceil(most))
             }
 
-            /// Whether weights are streamed a row at a time: for a few tokens that fit the first-level cache.
-            fn streams_rows(num_tokens: usize, tile: usize, k: usize) -> bool {
-                num_tokens <= $few && tile * k * size_of::<$input>() <= FIRST_LEVEL_BYTES
-            }
+            /// The most tokens that are multiplied by the weights as they come.
+            const FEW: usize = 4;
+
+            /// Rows that are read where they lie at the same time.
+            const STREAMS: usize = $streams;
+
+            /// Rows that were packed.
+            const SIDE_BY_SIDE: Strides = Strides { row: STEP, step: ROWS * STEP };
+
+            /// One step of each row, side by side.
+            const ALONE: Strides = Strides { row: STEP, step: 0 };
 
             type Inputs<'a> = Tokens<'a, $input>;
 
+            const LINE: usize = line::<$weight>();
+            type Line = [$weight; LINE];
+            type Rows<'a> = Weights<'a, $weight, $input>;
+
             /// `x @ wᵀ`: `out` is `[num_tokens, num_rows]`.
             #[target_feature(enable = $features)]
-            pub(crate) fn block(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
-                let TokensShape { num_tokens, tile, .. } = *x.shape();
-                if num_tokens == 1 {
-                    vector(w, x, out);
-                } else if streams_rows(num_tokens, tile, w.k()) {
-                    by_row(w, x, 0, out);
-                } else {
-                    by_four_rows(w, x, out);
+            pub(crate) fn block(w: Rows<'_>, x: Inputs<'_>, out: &mut [f32]) {
+                if x.shape().num_tiles() > 1 {
+                    return matrix(w, x, out);
+                }
+                match x.shape().num_tokens {
+                    1 => by_row::<1>(w.rows, w.next, x.tile(0), out),
+                    2 => by_row::<2>(w.rows, w.next, x.tile(0), out),
+                    3 => by_row::<3>(w.rows, w.next, x.tile(0), out),
+                    _ => by_row::<FEW>(w.rows, w.next, x.tile(0), out),
                 }
             }
 
-            /// The whole steps of a row, and its last one padded.
-            fn split_tail(row: &[$weight], padded: &mut [$weight; STEP]) -> (usize, bool) {
-                let whole = row.len() / STEP * STEP;
-                padded[..row.len() - whole].copy_from_slice(&row[whole..]);
-                (whole, whole < row.len())
-            }
-
-            /// One token: a single stream of weights, four rows' sums reduced together.
+            /// A few tokens: weights as they come, four rows' sums reduced together.
             #[target_feature(enable = $features)]
-            fn vector(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
-                let num_rows = w.num_rows();
-                let x = x.tile(0);
-                for r in (0..num_rows).step_by(ROWS) {
-                    let mut four = [$zero(); ROWS];
-                    let len = num_rows.min(r + ROWS) - r;
-                    for i in 0..len {
-                        let row = w.row(r + i);
-                        let mut padded = [<$weight>::default(); STEP];
-                        let (whole, has_tail) = split_tail(row, &mut padded);
-                        let tail = if has_tail { &padded[..] } else { &[] };
-                        let ahead = row_ahead(w, r + i);
-                        let [[acc]] = $tile::<1, 1>(&row[..whole], tail, x, ahead, [[$zero()]]);
-                        four[i] = acc;
-                    }
-                    out[r..r + len].copy_from_slice(&$reduce(four)[..len]);
-                }
-            }
-
-            /// A few tokens: a single stream of weights, each row against all tokens while it is at hand.
-            #[target_feature(enable = $features)]
-            fn by_row(w: Panel<'_, $weight>, x: Inputs<'_>, first: usize, out: &mut [f32]) {
-                let num_rows = w.num_rows();
-                for r in first..num_rows {
-                    let row = w.row(r);
-                    let mut padded = [<$weight>::default(); STEP];
-                    let (whole, has_tail) = split_tail(row, &mut padded);
-                    let tail = if has_tail { &padded[..] } else { &[] };
-                    let mut ahead = row_ahead(w, r);
-                    for tile in 0..x.shape().num_tiles() {
-                        let (tokens, x) = (x.shape().tokens(tile), x.tile(tile));
-                        let out = &mut out[tokens.start * num_rows + r..];
-                        let w = (&row[..whole], tail, ahead);
-                        ahead = &[];
-                        match tokens.len() {
-                            1 => one_row::<1>(w, x, num_rows, out),
-                            2 => one_row::<2>(w, x, num_rows, out),
-                            3 => one_row::<3>(w, x, num_rows, out),
-                            4 => one_row::<4>(w, x, num_rows, out),
-                            5 => one_row::<5>(w, x, num_rows, out),
-                            6 => one_row::<6>(w, x, num_rows, out),
-                            7 => one_row::<7>(w, x, num_rows, out),
-                            _ => one_row::<8>(w, x, num_rows, out),
-                        }
-                    }
-                }
-            }
-
-            /// Many tokens: four rows at a time, copied side by side to the first-level cache.
-            #[target_feature(enable = $features)]
-            fn by_four_rows(w: Panel<'_, $weight>, x: Inputs<'_>, out: &mut [f32]) {
-                let shape = x.shape();
-                let whole_rows = w.num_rows() / ROWS * ROWS;
-                let segment = segment::<$weight, $input>(shape.tile, STEP);
-                // Each tile's accumulators between segments.
-                let mut sums = vec![[[$zero(); 6]; ROWS]; shape.num_tiles()];
-                <$weight>::with_buffer(ROWS * shape.padded_k, |packed| {
-                    for r in (0..whole_rows).step_by(ROWS) {
-                        for i in 0..ROWS {
-                            let (steps, rest) = w.row(r + i).as_chunks::<STEP>();
-                            let (packed, _) = packed.as_chunks_mut::<STEP>();
-                            let mut places = packed[i..].iter_mut().step_by(ROWS);
-                            for (step, place) in steps.iter().zip(places.by_ref()) {
-                                *place = *step;
-                            }
-                            if let Some(place) = places.next() {
-                                place[..rest.len()].copy_from_slice(rest);
-                                place[rest.len()..].fill(<$weight>::default());
-                            }
-                        }
-                        // The next rows, a part with each tile of each segment.
-                        let next = r + ROWS..(r + 2 * ROWS).min(w.num_rows());
-                        let turns = shape.num_tiles() * shape.padded_k.div_ceil(segment);
-                        let part =
-                            (ROWS * w.k()).div_ceil(turns).next_multiple_of(line::<$weight>());
-                        let mut ahead = w.rows(next).elements().chunks(part);
-                        for first in (0..shape.padded_k).step_by(segment) {
-                            let end = shape.padded_k.min(first + segment);
-                            let ends = (first == 0, end == shape.padded_k);
-                            let packed = &packed[first * ROWS..end * ROWS];
-                            for (tile, sums) in sums.iter_mut().enumerate() {
-                                let (tokens, x) = (shape.tokens(tile), x.tile(tile));
-                                let x = &x[first * tokens.len()..end * tokens.len()];
-                                let w_ahead = (packed, ahead.next().unwrap_or_default());
-                                let out = &mut out[tokens.start * w.num_rows() + r..];
-                                let out = (out, w.num_rows());
-                                match tokens.len() {
-                                    1 => four_rows::<1>(w_ahead, x, sums, ends, out),
-                                    2 => four_rows::<2>(w_ahead, x, sums, ends, out),
-                                    3 => four_rows::<3>(w_ahead, x, sums, ends, out),
-                                    4 => four_rows::<4>(w_ahead, x, sums, ends, out),
-                                    5 => four_rows::<5>(w_ahead, x, sums, ends, out),
-                                    _ => four_rows::<6>(w_ahead, x, sums, ends, out),
-                                }
-                            }
-                        }
-                    }
-                });
-                by_row(w, x, whole_rows, out);
-            }
-
-            /// One row by `T` tokens; tokens are `stride` apart in `out`.
-            #[target_feature(enable = $features)]
-            #[inline]
-            fn one_row<const T: usize>(
-                (w, tail, ahead): (&[$weight], &[$weight], &[$weight]),
+            fn by_row<const T: usize>(
+                w: Panel<'_, $weight>,
+                next: Panel<'_, $weight>,
                 x: &[$input],
-                stride: usize,
                 out: &mut [f32],
             ) {
-                let [acc] = $tile::<1, T>(w, tail, x, ahead, [[$zero(); T]]);
-                for (i, four) in acc.chunks(4).enumerate() {
-                    let mut padded = [$zero(); 4];
-                    padded[..four.len()].copy_from_slice(four);
-                    for (j, sum) in $reduce(padded).into_iter().take(four.len()).enumerate() {
-                        out[(4 * i + j) * stride] = sum;
+                let num_rows = w.num_rows();
+                for first in (0..num_rows).step_by(4) {
+                    let len = 4.min(num_rows - first);
+                    let mut sums = [[$zero(); T]; 4];
+                    let (at_once, _) = sums.as_chunks_mut::<STREAMS>();
+                    for (sums, r) in at_once.iter_mut().zip((first..first + len).step_by(STREAMS)) {
+                        let rows = w.rows(r..num_rows.min(r + STREAMS));
+                        let (ahead, _) = rows_ahead(w, next, r, STREAMS).as_chunks();
+                        *sums = if rows.num_rows() == STREAMS {
+                            rows_as_they_lie::<STREAMS, T>(rows, x, ahead)
+                        } else {
+                            let mut sums = [[$zero(); T]; STREAMS];
+                            for r in 0..rows.num_rows() {
+                                let row = rows.rows(r..r + 1);
+                                [sums[r]] = rows_as_they_lie::<1, T>(row, x, &[]);
+                            }
+                            sums
+                        };
+                    }
+                    for t in 0..T {
+                        let four = $reduce(sums.each_ref().map(|sums| sums[t]));
+                        out[t * num_rows + first..][..len].copy_from_slice(&four[..len]);
                     }
                 }
             }
 
-            /// Four rows by `T` tokens along a segment of K, whose sums are kept, or reduced at the end. Tokens are
-            /// `stride` apart in `out`.
+            /// The accumulators of `R` rows and `T` tokens.
             #[target_feature(enable = $features)]
             #[inline]
-            fn four_rows<const T: usize>(
-                (w, ahead): (&[$weight], &[$weight]),
+            fn rows_as_they_lie<const R: usize, const T: usize>(
+                rows: Panel<'_, $weight>,
                 x: &[$input],
-                sums: &mut [[$acc; 6]; ROWS],
+                ahead: &[Line],
+            ) -> [[$acc; T]; R] {
+                let k = rows.k();
+                let whole = k / STEP * STEP;
+                let (x, rest) = x.split_at(whole * T);
+                let strides = Strides { row: k, step: STEP };
+                let acc = [[$zero(); T]; R];
+                let acc = direct_tile::<_, R, T>(rows.elements(), strides, x, ahead, acc);
+                if rest.is_empty() {
+                    return acc;
+                }
+                let mut padded = [[<$weight>::default(); STEP]; R];
+                for (r, padded) in padded.iter_mut().enumerate() {
+                    padded[..k - whole].copy_from_slice(&rows.row(r)[whole..]);
+                }
+                direct_tile::<Line, R, T>(padded.as_flattened(), ALONE, rest, &[], acc)
+            }
+
+            /// Several tokens: some rows at a time, packed side by side in the first-level cache, against all tokens.
+            #[target_feature(enable = $features)]
+            fn matrix(w: Rows<'_>, x: Inputs<'_>, out: &mut [f32]) {
+                let (num_rows, padded_k) = (w.rows.num_rows(), x.shape().padded_k);
+                let segment = segment::<$input>(ROWS, STEP, padded_k, w.packing);
+                let num_segments = padded_k.div_ceil(segment);
+                let num_tiles = x.shape().num_tiles();
+                // Each tile's accumulators between segments.
+                let kept = if num_segments > 1 { num_tiles } else { 1 };
+                let mut sums = vec![[[$zero(); $tokens]; ROWS]; kept];
+                for r in (0..num_rows).step_by(ROWS) {
+                    let rows = w.rows.rows(r..num_rows.min(r + ROWS));
+                    // A part is asked for with each segment's packing and with each of its tiles.
+                    let (coming, _) = w.coming(r, ROWS).as_chunks::<LINE>();
+                    let turns = (num_tiles + 1) * num_segments;
+                    let mut ahead = coming.chunks(coming.len().div_ceil(turns).max(1));
+                    for start in (0..padded_k).step_by(segment) {
+                        let end = padded_k.min(start + segment);
+                        let place = if w.packing == Packing::Once {
+                            0
+                        } else {
+                            r * padded_k + start * ROWS
+                        };
+                        let packed = &mut w.packed[place..][..(end - start) * ROWS];
+                        if w.packing != Packing::Again {
+                            pack_rows(rows, start, packed, ahead.next().unwrap_or_default());
+                        }
+                        for tile in 0..num_tiles {
+                            let tokens = x.shape().tokens(tile);
+                            let x = &x.tile(tile)[start * tokens.len()..end * tokens.len()];
+                            let ahead = ahead.next().unwrap_or_default();
+                            let sums = &mut sums[tile.min(kept - 1)];
+                            let ends = (start == 0, end == padded_k);
+                            let out = &mut out[tokens.start * num_rows + r..];
+                            let out = (out, num_rows, rows.num_rows());
+                            match tokens.len() {
+                                $tokens => rows_by::<$tokens>(packed, x, ahead, sums, ends, out),
+                                2 => rows_by::<2>(packed, x, ahead, sums, ends, out),
+                                _ => rows_by::<1>(packed, x, ahead, sums, ends, out),
+                            }
+                        }
+                    }
+                }
+            }
+
+            /// Lays steps of up to [`ROWS`] rows side by side, from element `start` on, and asks for `ahead` meanwhile.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn pack_rows(
+                rows: Panel<'_, $weight>,
+                start: usize,
+                packed: &mut [$input],
+                ahead: &[Line],
+            ) {
+                let (packed, _) = packed.as_chunks_mut::<STEP>();
+                let lines_a_step = share(ahead.len(), packed.len());
+                let mut ahead = ahead.iter();
+                let (packed, _) = packed.as_chunks_mut::<ROWS>();
+                for r in 0..ROWS {
+                    let row = if r < rows.num_rows() { rows.row(r) } else { &[] };
+                    let (steps, rest) = row[start.min(row.len())..].as_chunks::<STEP>();
+                    let (whole, padded) = packed.split_at_mut(steps.len().min(packed.len()));
+                    for (place, step) in whole.iter_mut().zip(steps) {
+                        for line in ahead.by_ref().take(lines_a_step) {
+                            prefetch(line);
+                        }
+                        place[r] = packed_step(step);
+                    }
+                    for (i, place) in padded.iter_mut().enumerate() {
+                        let mut step = [<$weight>::default(); STEP];
+                        if i == 0 {
+                            step[..rest.len()].copy_from_slice(rest);
+                        }
+                        place[r] = packed_step(&step);
+                    }
+                }
+            }
+
+            /// `ROWS` packed rows by `T` tokens along a segment of K, whose sums are kept, or reduced at the end. Tokens
+            /// are `stride` apart in `out`, which has room for `num_rows` of the rows.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn rows_by<const T: usize>(
+                packed: &[$input],
+                x: &[$input],
+                ahead: &[Line],
+                sums: &mut [[$acc; $tokens]; ROWS],
                 (is_first, is_last): (bool, bool),
-                (out, stride): (&mut [f32], usize),
+                (out, stride, num_rows): (&mut [f32], usize, usize),
             ) {
                 let mut acc = [[$zero(); T]; ROWS];
                 if !is_first {
@@ -386,15 +466,24 @@ macro_rules! linear_block {
                         acc.copy_from_slice(&sums[..T]);
                     }
                 }
-                let acc = $tile::<ROWS, T>(w, &[], x, ahead, acc);
-                if is_last {
-                    for i in 0..T {
-                        let sums = $reduce([acc[0][i], acc[1][i], acc[2][i], acc[3][i]]);
-                        out[i * stride..][..ROWS].copy_from_slice(&sums);
-                    }
-                } else {
+                let acc = matrix_tile::<_, ROWS, T>(packed, SIDE_BY_SIDE, x, ahead, acc);
+                if !is_last {
                     for (acc, sums) in acc.iter().zip(sums) {
                         sums[..T].copy_from_slice(acc);
+                    }
+                    return;
+                }
+                for t in 0..T {
+                    let out = &mut out[t * stride..][..num_rows];
+                    let four = |i: usize| $reduce(std::array::from_fn(|j| acc[4 * i + j][t]));
+                    if let Some(out) = out.first_chunk_mut::<ROWS>() {
+                        for (i, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                            *out = four(i);
+                        }
+                        continue;
+                    }
+                    for (i, out) in out.chunks_mut(4).enumerate() {
+                        out.copy_from_slice(&four(i)[..out.len()]);
                     }
                 }
             }

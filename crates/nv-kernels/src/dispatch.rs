@@ -6,14 +6,14 @@ use std::sync::OnceLock;
 use half::bf16;
 
 use crate::attention::{KvLayout, KvMut, Sequence};
-use crate::block::Tokens;
+use crate::block::{Tokens, Weights};
 use crate::elementwise::{self, Elementwise};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::limits::Products;
 use crate::linear::{Linear, Precision, Scratch};
 use crate::outer::{self, Outer};
-use crate::panel::{Matrix, Panel};
+use crate::panel::Matrix;
 use crate::pool::Pool;
 use crate::rows::{self, NormAndRotate};
 use crate::scalar;
@@ -26,8 +26,10 @@ pub(crate) struct LinearKernel<W, X> {
     pub(crate) step: usize,
     /// Tokens a tile, of so many with so many elements each.
     pub(crate) tokens_a_tile: fn(usize, usize) -> usize,
+    /// Weight rows that are multiplied together.
+    pub(crate) rows: usize,
     /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and some tokens.
-    pub(crate) block: unsafe fn(Panel<'_, W>, Tokens<'_, X>, &mut [f32]),
+    pub(crate) block: unsafe fn(Weights<'_, W, X>, Tokens<'_, X>, &mut [f32]),
 }
 
 /// The [`LinearKernel`] that a module defines.
@@ -35,6 +37,7 @@ macro_rules! linear_kernel {
     ($($module:tt)*) => {
         LinearKernel {
             step: $($module)*::STEP,
+            rows: $($module)*::ROWS,
             tokens_a_tile: $($module)*::tokens_a_tile,
             block: $($module)*::block,
         }
@@ -214,8 +217,27 @@ impl Kernels {
         rows::embed(pool, table, ids, out);
     }
 
+    /// Puts the keys and values of a batch's new tokens into their blocks.
+    ///
+    /// Shapes: `k` and `v` `[num_tokens, num_kv_heads, head_dim]`, packed as `sequences` say. Dtypes: f32, rounded to
+    /// the cache's.
+    ///
+    /// # Panics
+    /// If a shape, a block id or the layout does not fit.
+    pub fn store_kv(
+        &self,
+        pool: &Pool,
+        layout: &KvLayout,
+        kv: &mut KvMut<'_>,
+        sequences: &[Sequence<'_>],
+        k: &[f32],
+        v: &[f32],
+    ) {
+        crate::attention::store(self, pool, layout, kv, sequences, k, v);
+    }
+
     /// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included, which
-    /// [`store_kv`](crate::store_kv) must have stored.
+    /// [`Self::store_kv`] must have stored.
     ///
     /// Shapes: `q` and `out` `[num_tokens, num_heads, head_dim]`. Dtypes: f32; with a bfloat16 cache `q` and the
     /// softmax weights are rounded to bfloat16 before they are multiplied. Scores are scaled by

@@ -144,6 +144,22 @@ fn pack_pairs(x: &[f32], out: &mut [u32]) {
     }
 }
 
+/// Rounds to bfloat16, the lower half of each pair; the upper half becomes 0.
+#[inline(always)]
+fn store_lower(x: &[f32], pairs: &mut [u32]) {
+    for (pair, &x) in pairs.iter_mut().zip(x) {
+        *pair = u32::from(round_bits(x));
+    }
+}
+
+/// Rounds to bfloat16, the upper half of each pair; the lower half stays.
+#[inline(always)]
+fn store_upper(x: &[f32], pairs: &mut [u32]) {
+    for (pair, &x) in pairs.iter_mut().zip(x) {
+        *pair = (*pair & 0xffff) | u32::from(round_bits(x)) << 16;
+    }
+}
+
 /// The bits of the bfloat16 nearest to `x`, ties to even; any NaN stays one.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the upper half of 32 bits")]
@@ -176,14 +192,16 @@ fn softmax_step<const ROUNDED: bool>(
     // e⁰ is 1 to the bit: the branch only saves the work.
     let correction =
         if highest > state.highest { exp_non_positive(state.highest - highest) } else { 1.0 };
+    let mut sums = [0.0; LANES];
     for vector in &mut *vectors {
-        for score in vector {
+        for (score, sum) in vector.iter_mut().zip(&mut sums) {
             let weight = exp_non_positive(*score - highest);
             *score =
                 if ROUNDED { f32::from_bits(u32::from(round_bits(weight)) << 16) } else { weight };
+            *sum += *score;
         }
     }
-    state.total = state.total * correction + sum(scores, |weight| weight);
+    state.total = state.total * correction + fold_lanes(sums, |a, b| a + b);
     state.highest = highest;
     correction
 }
@@ -215,6 +233,10 @@ pub(crate) struct Elementwise {
     pub(crate) arrange_f32: unsafe fn(&[f32], usize, &mut [f32], usize),
     /// Rounds to bfloat16, two to an element, the first in the lower half.
     pub(crate) pack_pairs: unsafe fn(&[f32], &mut [u32]),
+    /// Rounds to bfloat16, into the lower half of each element; the upper half becomes 0.
+    pub(crate) store_lower: unsafe fn(&[f32], &mut [u32]),
+    /// Rounds to bfloat16, into the upper half of each element; the lower half stays.
+    pub(crate) store_upper: unsafe fn(&[f32], &mut [u32]),
     /// `(scores, scale, state)`
     pub(crate) softmax_step: unsafe fn(&mut [f32], f32, &mut SoftmaxState) -> f32,
     /// The same, with weights rounded to bfloat16 before they are summed.
@@ -275,6 +297,16 @@ macro_rules! compile {
             }
 
             $(#[target_feature(enable = $features)])?
+            fn store_lower(x: &[f32], pairs: &mut [u32]) {
+                super::store_lower(x, pairs);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn store_upper(x: &[f32], pairs: &mut [u32]) {
+                super::store_upper(x, pairs);
+            }
+
+            $(#[target_feature(enable = $features)])?
             fn softmax_step(scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
                 super::softmax_step::<false>(scores, scale, state)
             }
@@ -292,6 +324,8 @@ macro_rules! compile {
                 arrange_rounded,
                 arrange_f32,
                 pack_pairs,
+                store_lower,
+                store_upper,
                 softmax_step,
                 softmax_step_rounded,
             };

@@ -37,7 +37,7 @@ mod pool;
 mod rows;
 mod scalar;
 
-pub use attention::{KvLayout, KvMut, Sequence, store_kv};
+pub use attention::{KvLayout, KvMut, Sequence};
 pub use dispatch::Kernels;
 pub use error::{Error, Result};
 pub use isa::Isa;

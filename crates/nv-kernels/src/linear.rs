@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::block::{Tokens, TokensShape, aligned};
+use crate::block::{Packing, Tokens, TokensShape, Weights, aligned};
 use crate::dispatch::{Kernels, LinearKernel};
 use crate::panel::{Elements, Matrix, Panel, SharedResult};
 use crate::pool::Pool;
@@ -30,7 +30,7 @@ pub struct Linear<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Room for prepared inputs, kept between calls.
+/// Room for prepared operands, kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
     bf16: Vec<bf16>,
@@ -69,25 +69,26 @@ pub(crate) fn run(
         return;
     }
     let x = scratch.prepare(kernels, pool, x, k, precision);
-    let pieces: Vec<(usize, Range<usize>)> = outputs
+    let pieces: Vec<(usize, Rows<'_>)> = outputs
         .iter()
         .enumerate()
         .flat_map(|(which, Linear { weight, .. })| pieces(*weight).map(move |rows| (which, rows)))
         .collect();
-    let results: Vec<(Matrix<'_>, SharedResult<'_>)> = outputs
+    let results: Vec<SharedResult<'_>> = outputs
         .iter_mut()
-        .map(|Linear { weight, out }| (*weight, SharedResult::new(out, weight.out_features())))
+        .map(|Linear { weight, out }| SharedResult::new(out, weight.out_features()))
         .collect();
     pool.run(pieces.len(), |piece| {
-        let (which, rows) = &pieces[piece];
-        let (weight, out) = &results[*which];
+        let (which, rows) = pieces[piece];
+        let next = pieces.get(piece + 1).map(|(_, rows)| *rows);
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { out.part(0..num_tokens, rows.clone()) };
-        x.for_each_part(|first, x| {
-            with_sums(x.num_tokens() * rows.len(), |sums| {
-                block(kernels, *weight, rows, x, sums);
-                for (token, sums) in sums.chunks(rows.len()).enumerate() {
+        let mut part = unsafe { results[which].part(0..num_tokens, rows.range()) };
+        with_room(|Room { packed: [packed, _], sums }| {
+            x.for_each_part(|first, packing, x| {
+                let sums = aligned(sums, x.num_tokens() * rows.len);
+                block(kernels, (rows, next), (packed, packing), x, sums);
+                for (token, sums) in sums.chunks(rows.len).enumerate() {
                     part.row(first + token).copy_from_slice(sums);
                 }
             });
@@ -112,25 +113,26 @@ pub(crate) fn swiglu(
         return;
     }
     let x = scratch.prepare(kernels, pool, x, k, precision);
-    let pieces: Vec<Range<usize>> = pieces(gate).collect();
+    let pieces: Vec<(Rows<'_>, Rows<'_>)> = pieces(gate).zip(pieces(up)).collect();
     let shared = SharedResult::new(out, size);
     pool.run(pieces.len(), |piece| {
-        let rows = &pieces[piece];
+        let (gate, up) = pieces[piece];
+        let next = pieces.get(piece + 1).map(|(gate, _)| *gate);
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { shared.part(0..num_tokens, rows.clone()) };
-        x.for_each_part(|first, x| {
-            let len = x.num_tokens() * rows.len();
-            with_sums(2 * len, |sums| {
-                let (gates, ups) = sums.split_at_mut(len);
-                block(kernels, gate, rows, x, gates);
-                block(kernels, up, rows, x, ups);
+        let mut part = unsafe { shared.part(0..num_tokens, gate.range()) };
+        with_room(|Room { packed: [packed_gate, packed_up], sums }| {
+            x.for_each_part(|first, packing, x| {
+                let len = x.num_tokens() * gate.len;
+                let (gates, ups) = aligned(sums, 2 * len).split_at_mut(len);
+                block(kernels, (gate, Some(up)), (packed_gate, packing), x, gates);
+                block(kernels, (up, next), (packed_up, packing), x, ups);
                 // SAFETY: `kernels` exists only where the machine has its tier.
                 #[expect(unsafe_code, reason = "kernels need their instruction set")]
                 unsafe {
                     (kernels.elementwise.silu_mul)(gates, ups);
                 }
-                for (token, activated) in gates.chunks(rows.len()).enumerate() {
+                for (token, activated) in gates.chunks(gate.len).enumerate() {
                     part.row(first + token).copy_from_slice(activated);
                 }
             });
@@ -151,72 +153,132 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Calls `work` with each part of the tokens and its first token.
-    fn for_each_part(self, mut work: impl FnMut(usize, Input<'a>)) {
+    /// Calls `work` with each part of the tokens, its first token and what becomes of weights packed for it.
+    fn for_each_part(self, mut work: impl FnMut(usize, Packing, Input<'a>)) {
+        let num_tokens = self.num_tokens();
+        let packing = |first: usize, part: Self| match first {
+            0 if part.num_tokens() == num_tokens => Packing::Once,
+            0 => Packing::First,
+            _ => Packing::Again,
+        };
+        let mut call = |first, part| work(first, packing(first, part), part);
         match self {
             Self::Bf16(tokens) => {
-                tokens.parts().for_each(|(first, part)| work(first, Self::Bf16(part)));
+                tokens.parts().for_each(|(first, part)| call(first, Self::Bf16(part)));
             }
             Self::F32(tokens) => {
-                tokens.parts().for_each(|(first, part)| work(first, Self::F32(part)));
+                tokens.parts().for_each(|(first, part)| call(first, Self::F32(part)));
             }
         }
     }
 }
 
-/// Calls `work` with room for `len` sums, which hold anything: a piece's results are gathered there, side by side,
-/// before they go to their places, which are far apart.
-fn with_sums<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    thread_local! {
-        static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-    SUMS.with_borrow_mut(|sums| work(aligned(sums, len)))
+/// What a thread keeps between pieces.
+#[derive(Debug, Default)]
+struct Room {
+    /// Packed weights.
+    packed: [Scratch; 2],
+    /// A piece's results, gathered side by side before they go to their places, which are far apart.
+    sums: Vec<f32>,
 }
 
-/// The rows of `weight` in pieces of whole groups of four; no row is in two.
-fn pieces(weight: Matrix<'_>) -> impl Iterator<Item = Range<usize>> {
+/// Calls `work` with the thread's room.
+fn with_room<R>(work: impl FnOnce(&mut Room) -> R) -> R {
+    thread_local! {
+        static ROOM: RefCell<Room> = RefCell::default();
+    }
+    ROOM.with_borrow_mut(work)
+}
+
+/// Some rows of a weight.
+#[derive(Debug, Clone, Copy)]
+struct Rows<'a> {
+    weight: Matrix<'a>,
+    first: usize,
+    len: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn range(self) -> Range<usize> {
+        self.first..self.first + self.len
+    }
+
+    /// The rows, if they are bfloat16.
+    fn bf16(self) -> Option<Panel<'a, bf16>> {
+        match self.weight.data {
+            Elements::Bf16(data) => {
+                Some(Panel::new(data, self.weight.in_features).rows(self.range()))
+            }
+            Elements::F32(_) => None,
+        }
+    }
+
+    /// The rows, if they are f32.
+    fn f32(self) -> Option<Panel<'a, f32>> {
+        match self.weight.data {
+            Elements::F32(data) => {
+                Some(Panel::new(data, self.weight.in_features).rows(self.range()))
+            }
+            Elements::Bf16(_) => None,
+        }
+    }
+}
+
+/// The rows of `weight` in pieces; no row is in two.
+fn pieces(weight: Matrix<'_>) -> impl Iterator<Item = Rows<'_>> {
+    /// What the tiers' numbers of rows multiplied together divide.
+    const MULTIPLE: usize = 8;
     let element_bytes = match weight.data {
         Elements::Bf16(_) => size_of::<bf16>(),
         Elements::F32(_) => size_of::<f32>(),
     };
-    let step = (PIECE_BYTES / (weight.in_features * element_bytes)).max(1).next_multiple_of(4);
+    let step = (PIECE_BYTES / (weight.in_features * element_bytes)).max(1);
+    let step = step.next_multiple_of(MULTIPLE);
     let num_rows = weight.out_features();
-    (0..num_rows).step_by(step).map(move |first| first..num_rows.min(first + step))
+    let len = move |first| step.min(num_rows - first);
+    (0..num_rows).step_by(step).map(move |first| Rows { weight, first, len: len(first) })
 }
 
-/// Computes `x @ weight[rows]ᵀ`, `[num_tokens, rows.len()]`.
+/// Computes `x @ rowsᵀ`, `[num_tokens, rows.len]`; `next` are the rows that the thread is likely to want next, `packed` is
+/// room for packed rows.
 fn block(
     kernels: &Kernels,
-    weight: Matrix<'_>,
-    rows: &Range<usize>,
+    (rows, next): (Rows<'_>, Option<Rows<'_>>),
+    (packed, packing): (&mut Scratch, Packing),
     x: Input<'_>,
     out: &mut [f32],
 ) {
-    fn call<W: Copy, X: Copy>(
+    fn call<W: Copy, X: Copy + Default>(
         kernel: &LinearKernel<W, X>,
-        weight: Panel<'_, W>,
+        (rows, next): (Panel<'_, W>, Option<Panel<'_, W>>),
+        (packed, packing): (&mut Vec<X>, Packing),
         x: Tokens<'_, X>,
         out: &mut [f32],
     ) {
-        assert_eq!(x.shape().padded_k, weight.k().next_multiple_of(kernel.step));
+        let padded_k = x.shape().padded_k;
+        assert_eq!(padded_k, rows.k().next_multiple_of(kernel.step));
+        let next = next.unwrap_or(rows.rows(0..0));
+        let packed = aligned(packed, packing.room(rows.num_rows(), kernel.rows, padded_k));
         // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (kernel.block)(weight, x, out);
+            (kernel.block)(Weights { rows, next, packed, packing }, x, out);
         }
     }
-    let k = weight.in_features;
-    match (weight.data, x, &kernels.linear_bf16) {
-        (Elements::Bf16(data), Input::Bf16(x), Some(kernel)) => {
-            call(kernel, Panel::new(data, k).rows(rows.clone()), x, out);
+    match (rows.bf16(), rows.f32(), x, &kernels.linear_bf16) {
+        (Some(w), _, Input::Bf16(x), Some(kernel)) => {
+            let packed = (&mut packed.bf16, packing);
+            call(kernel, (w, next.and_then(Rows::bf16)), packed, x, out);
         }
-        (Elements::Bf16(data), Input::F32(x), _) => {
-            call(&kernels.linear_bf16_f32, Panel::new(data, k).rows(rows.clone()), x, out);
+        (Some(w), _, Input::F32(x), _) => {
+            let packed = (&mut packed.f32, packing);
+            call(&kernels.linear_bf16_f32, (w, next.and_then(Rows::bf16)), packed, x, out);
         }
-        (Elements::F32(data), Input::F32(x), _) => {
-            call(&kernels.linear_f32, Panel::new(data, k).rows(rows.clone()), x, out);
+        (_, Some(w), Input::F32(x), _) => {
+            let packed = (&mut packed.f32, packing);
+            call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), packed, x, out);
         }
-        (_, Input::Bf16(_), _) => panic!("inputs are rounded to bf16 only for bf16 weights"),
+        _ => panic!("inputs are rounded to bf16 only for bf16 weights"),
     }
 }
 

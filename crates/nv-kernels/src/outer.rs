@@ -9,7 +9,12 @@
 pub(crate) const HALF: usize = 8;
 
 /// The most halves that one call takes.
-pub(crate) const MAX_HALVES: usize = 4;
+pub(crate) const MAX_HALVES: usize = 16;
+
+/// Halves that one call takes for so many rows: with few rows many halves, so that chains enough run side by side.
+pub(crate) fn halves_at_once(num_rows: usize) -> usize {
+    if num_rows <= 2 { MAX_HALVES } else { MAX_HALVES / 2 }
+}
 
 /// One call's operands.
 #[derive(Debug)]
@@ -19,12 +24,14 @@ pub(crate) struct Outer<'a, A, B> {
     pub(crate) a_stride: usize,
     pub(crate) num_rows: usize,
     pub(crate) n: usize,
-    /// Two or four halves: `n` steps of `b_stride`, 8 lanes a step.
+    /// An even number of halves: `n` steps of `b_stride`, 8 lanes a step.
     pub(crate) b: &'a [&'a [B]],
     pub(crate) b_stride: usize,
     /// `[num_rows, c_stride]`, of which `8 · b.len()` columns are added to.
     pub(crate) c: &'a mut [f32],
     pub(crate) c_stride: usize,
+    /// What will be read soon: asked for meanwhile, in the tiers that are fast enough to wait for memory.
+    pub(crate) ahead: &'a [&'a [B]],
 }
 
 impl<A, B> Outer<'_, A, B> {
@@ -33,7 +40,7 @@ impl<A, B> Outer<'_, A, B> {
     pub(crate) fn check(&self) {
         assert!(self.num_rows > 0 && self.n > 0);
         assert!(self.a.len() >= (self.num_rows - 1) * self.a_stride + self.n);
-        assert!(matches!(self.b.len(), 2 | MAX_HALVES));
+        assert!(self.b.len().is_multiple_of(2) && self.b.len() <= MAX_HALVES);
         for half in self.b {
             assert!(half.len() >= (self.n - 1) * self.b_stride + HALF);
         }

@@ -1,18 +1,23 @@
 //! The worker pool: parallel regions that start in about a microsecond and share a machine politely.
 //!
-//! A region is a number of pieces; whoever is free takes the next one, so that a delayed thread delays nobody
-//! else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
-//! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not.
+//! A region is a number of pieces. Each thread takes a run of neighbours, one by one, because what lies side by side
+//! streams best from memory; whoever is done takes from the end of another's run, so that a delayed thread delays
+//! nobody else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
+//! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not. So that the
+//! system rarely puts one aside in the middle of a piece, which the others would wait for, every thread offers its core
+//! to other processes now and then, between regions.
 //! Which thread computes a piece never changes what is computed.
 
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::hint;
 use std::num::NonZero;
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -22,8 +27,15 @@ pub const MAX_THREADS: usize = 1024;
 /// Looks for the next region before a worker sleeps: some tens of microseconds.
 const SPINS_BEFORE_SLEEP: u32 = 4_000;
 
-/// Looks for the last worker's end before the caller lets others have its core.
+/// Looks for what a thread waits for before it lets others have its core between looks.
 const SPINS_BEFORE_YIELD: u32 = 1_000;
+
+/// Looks of a worker from one time that it lets others have its core to the next.
+const SPINS_A_YIELD: u32 = 100;
+
+/// How long a thread computes before it offers its core to others: less than the time slices of schedulers, much more
+/// than what the offer costs if nobody takes it.
+const OFFER_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The bit of [`Shared::gate`] that says that a region is open to join; the bits below count who is inside.
 const OPEN: usize = 1 << 32;
@@ -33,8 +45,11 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held while a region runs.
-    turn: Mutex<()>,
+    turn: Mutex<Offer>,
 }
+
+/// When a thread last offered its core to others.
+struct Offer(Instant);
 
 struct Shared {
     /// [`OPEN`] and the number of workers inside the region.
@@ -42,8 +57,8 @@ struct Shared {
     /// The region's work. Written by the caller while the gate is closed and nobody is inside; read by workers
     /// inside.
     work: UnsafeCell<Work>,
-    /// The next piece that nobody has taken.
-    next: AtomicUsize,
+    /// The pieces of each thread that nobody has taken, the caller's first.
+    runs: Vec<Run>,
     panicked: AtomicBool,
     stop: AtomicBool,
     /// Workers that sleep or are about to.
@@ -57,7 +72,34 @@ struct Shared {
 struct Work {
     closure: *const (),
     call: fn(*const (), usize),
-    pieces: usize,
+}
+
+/// Pieces `first..end`, the first in the lower half, on a cache line of their own.
+#[repr(align(128))]
+#[derive(Default)]
+struct Run(AtomicU64);
+
+impl Run {
+    fn set(&self, pieces: Range<usize>) {
+        let [first, end] = [pieces.start, pieces.end]
+            .map(|piece| u32::try_from(piece).expect("a region has fewer than 2³² pieces"));
+        self.0.store(u64::from(end) << 32 | u64::from(first), SeqCst);
+    }
+
+    /// Takes a piece: its own thread the first, others the last.
+    fn take(&self, is_own: bool) -> Option<usize> {
+        #[expect(clippy::cast_possible_truncation, reason = "each is one half")]
+        let split = |run: u64| (run as u32, (run >> 32) as u32);
+        let (first, end) = self
+            .0
+            .fetch_update(SeqCst, SeqCst, |run| {
+                let (first, end) = split(run);
+                (first < end).then(|| if is_own { run + 1 } else { run - (1 << 32) })
+            })
+            .map(split)
+            .ok()?;
+        Some(if is_own { first } else { end - 1 } as usize)
+    }
 }
 
 // SAFETY: `work` is the only field that is not `Sync`. `Pool::run` writes it while `gate` is closed and empty, and
@@ -81,19 +123,20 @@ impl Pool {
         }
         let shared = Arc::new(Shared {
             gate: AtomicUsize::new(0),
-            work: UnsafeCell::new(Work { closure: std::ptr::null(), call: |_, _| (), pieces: 0 }),
-            next: AtomicUsize::new(0),
+            work: UnsafeCell::new(Work { closure: std::ptr::null(), call: |_, _| () }),
+            runs: (0..threads).map(|_| Run::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(Offer::now()) };
         for started in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker =
-                thread::Builder::new().name("nv-worker".to_owned()).spawn(move || shared.serve());
+            let worker = thread::Builder::new()
+                .name("nv-worker".to_owned())
+                .spawn(move || shared.serve(started));
             // On an error the pool is dropped, and with it the workers that did start.
             pool.workers.push(worker.map_err(|error| Error::Spawn {
                 started,
@@ -123,7 +166,7 @@ impl Pool {
     /// # Panics
     /// If `work` does, after every thread has left it.
     pub fn run<F: Fn(usize) + Sync>(&self, pieces: usize, work: F) {
-        let _turn = match self.turn.try_lock() {
+        let mut turn = match self.turn.try_lock() {
             Ok(turn) if pieces > 1 && !self.workers.is_empty() => turn,
             // A piece of an earlier region panicked; nothing is left half-done by that.
             Err(TryLockError::Poisoned(turn)) if pieces > 1 && !self.workers.is_empty() => {
@@ -140,22 +183,25 @@ impl Pool {
                 let work = unsafe { &*closure.cast::<F>() };
                 work(piece);
             },
-            pieces,
         };
         // SAFETY: this thread holds `turn`, the gate is closed and nobody is inside: no one else reads or writes.
         #[expect(unsafe_code, reason = "the slot is this thread's while the gate is shut")]
         unsafe {
             *shared.work.get() = lent;
         }
-        shared.next.store(0, SeqCst);
+        let threads = self.threads();
+        for (thread, run) in shared.runs.iter().enumerate() {
+            run.set(pieces * thread / threads..pieces * (thread + 1) / threads);
+        }
         shared.gate.store(OPEN, SeqCst);
         if shared.sleepers.load(SeqCst) > 0 {
             let _sleep = shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             shared.wake.notify_all();
         }
 
-        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(lent)));
+        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(0, lent)));
         shared.close();
+        turn.renew();
         if let Err(payload) = own {
             panic::resume_unwind(payload);
         }
@@ -163,9 +209,24 @@ impl Pool {
     }
 }
 
+impl Offer {
+    fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Offers the core again if that is due. For a thread that nobody waits for.
+    fn renew(&mut self) {
+        if self.0.elapsed() >= OFFER_INTERVAL {
+            thread::yield_now();
+            *self = Self::now();
+        }
+    }
+}
+
 impl Shared {
-    /// A worker's life.
-    fn serve(&self) {
+    /// The life of the worker that is number `thread`.
+    fn serve(&self, thread: usize) {
+        let mut offer = Offer::now();
         while !self.stop.load(SeqCst) {
             if !self.join() {
                 self.wait();
@@ -174,12 +235,13 @@ impl Shared {
             // SAFETY: this worker is inside an open region, so the caller does not write `work`.
             #[expect(unsafe_code, reason = "the slot is read-only inside a region")]
             let work = unsafe { *self.work.get() };
-            if panic::catch_unwind(AssertUnwindSafe(|| self.take_pieces(work))).is_err() {
+            if panic::catch_unwind(AssertUnwindSafe(|| self.take_pieces(thread, work))).is_err() {
                 self.panicked.store(true, SeqCst);
             }
             // Nothing is left to take: shut the gate, so that nobody joins in vain, and leave.
             self.gate.fetch_and(!OPEN, SeqCst);
             self.gate.fetch_sub(1, SeqCst);
+            offer.renew();
         }
     }
 
@@ -190,14 +252,13 @@ impl Shared {
             .is_ok()
     }
 
-    /// Takes pieces until none is left.
-    fn take_pieces(&self, work: Work) {
-        loop {
-            let piece = self.next.fetch_add(1, SeqCst);
-            if piece >= work.pieces {
-                break;
+    /// Takes pieces until none is left: first those of `thread`, which takes them.
+    fn take_pieces(&self, thread: usize, work: Work) {
+        let (before, from_own) = self.runs.split_at(thread);
+        for (i, run) in from_own.iter().chain(before).enumerate() {
+            while let Some(piece) = run.take(i == 0) {
+                (work.call)(work.closure, piece);
             }
-            (work.call)(work.closure, piece);
         }
     }
 
@@ -218,11 +279,15 @@ impl Shared {
     /// Returns when there may be a region to join: soon by looking, later by sleeping.
     fn wait(&self) {
         let idle = || self.gate.load(SeqCst) & OPEN == 0 && !self.stop.load(SeqCst);
-        for _ in 0..SPINS_BEFORE_SLEEP {
+        for spins in 0..SPINS_BEFORE_SLEEP {
             if !idle() {
                 return;
             }
-            hint::spin_loop();
+            if spins >= SPINS_BEFORE_YIELD && spins.is_multiple_of(SPINS_A_YIELD) {
+                thread::yield_now();
+            } else {
+                hint::spin_loop();
+            }
         }
         let mut sleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, SeqCst);

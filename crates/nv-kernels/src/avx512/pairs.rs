@@ -3,12 +3,15 @@
 #![expect(clippy::needless_range_loop, reason = "arrays of registers are unrolled by index")]
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm256_loadu_si256, _mm512_castsi256_si512, _mm512_dpbf16_ps,
-    _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_storeu_ps,
+    __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_castsi256_si512,
+    _mm512_dpbf16_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
 use crate::outer::{HALF, Outer};
+
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 /// See [`crate::outer`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -19,68 +22,102 @@ pub(crate) fn outer_pairs(outer: Outer<'_, u32, u32>) {
         .b
         .chunks_exact(2)
         .all(|halves| halves[0].as_ptr().wrapping_add(HALF) == halves[1].as_ptr());
-    if whole { by_rows::<true>(outer) } else { by_rows::<false>(outer) }
+    if whole { by_vectors::<true>(outer) } else { by_vectors::<false>(outer) }
 }
 
 /// `WHOLE` says that every two halves are one vector in memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn by_rows<const WHOLE: bool>(mut outer: Outer<'_, u32, u32>) {
-    let mut r = 0;
-    while r < outer.num_rows {
-        r += match (outer.num_rows - r, outer.b.len()) {
-            (1, 4) => some_rows::<WHOLE, 1, 2>(&mut outer, r),
-            (2 | 3, 4) => some_rows::<WHOLE, 2, 2>(&mut outer, r),
-            (4..8, 4) => some_rows::<WHOLE, 4, 2>(&mut outer, r),
-            (_, 4) => some_rows::<WHOLE, 8, 2>(&mut outer, r),
-            (1, _) => some_rows::<WHOLE, 1, 1>(&mut outer, r),
-            (2 | 3, _) => some_rows::<WHOLE, 2, 1>(&mut outer, r),
-            (4..8, _) => some_rows::<WHOLE, 4, 1>(&mut outer, r),
-            (_, _) => some_rows::<WHOLE, 8, 1>(&mut outer, r),
+fn by_vectors<const WHOLE: bool>(mut outer: Outer<'_, u32, u32>) {
+    let num_vectors = outer.b.len() / 2;
+    let mut v = 0;
+    while v < num_vectors {
+        v += match num_vectors - v {
+            8.. if outer.num_rows <= 2 => by_rows::<WHOLE, 8>(&mut outer, v),
+            4.. => by_rows::<WHOLE, 4>(&mut outer, v),
+            2.. => by_rows::<WHOLE, 2>(&mut outer, v),
+            _ => by_rows::<WHOLE, 1>(&mut outer, v),
         };
     }
 }
 
-/// Rows `r..r + R` by `V` vectors of two halves. Returns `R`.
+/// All rows by `V` vectors from `v` on. Returns `V`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn by_rows<const WHOLE: bool, const V: usize>(outer: &mut Outer<'_, u32, u32>, v: usize) -> usize {
+    let mut r = 0;
+    while r < outer.num_rows {
+        // 16 accumulators at most.
+        r += match outer.num_rows - r {
+            2.. if r + v == 0 && !outer.ahead.is_empty() => {
+                some_rows::<WHOLE, true, 2, V>(outer, r, v)
+            }
+            1 if r + v == 0 && !outer.ahead.is_empty() => {
+                some_rows::<WHOLE, true, 1, V>(outer, r, v)
+            }
+            8.. if V <= 2 => some_rows::<WHOLE, false, 8, V>(outer, r, v),
+            4.. if V <= 4 => some_rows::<WHOLE, false, 4, V>(outer, r, v),
+            2.. => some_rows::<WHOLE, false, 2, V>(outer, r, v),
+            _ => some_rows::<WHOLE, false, 1, V>(outer, r, v),
+        };
+    }
+    V
+}
+
+/// Rows `r..r + R` by `V` vectors of two halves from `first` on. Asks for what is ahead if `ASK` says so. Returns `R`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-fn some_rows<const WHOLE: bool, const R: usize, const V: usize>(
+fn some_rows<const WHOLE: bool, const ASK: bool, const R: usize, const V: usize>(
     outer: &mut Outer<'_, u32, u32>,
     r: usize,
+    first: usize,
 ) -> usize {
-    assert!(r + R <= outer.num_rows && 2 * V <= outer.b.len());
+    let halves = &outer.b[2 * first..2 * (first + V)];
+    assert!(r + R <= outer.num_rows);
     let a = outer.a[r * outer.a_stride..].as_ptr();
-    let c = outer.c[r * outer.c_stride..].as_mut_ptr();
+    let c = outer.c[r * outer.c_stride + first * 2 * HALF..].as_mut_ptr();
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     for i in 0..R {
         for v in 0..V {
-            // SAFETY: row `r + i` has `8 · b.len() >= 16 V` columns of `c`, says `check`.
+            // SAFETY: row `r + i` has `8 · b.len()` columns of `c`, says `check`, and this vector is among them.
             acc[i][v] =
                 unsafe { _mm512_loadu_ps(c.wrapping_add(i * outer.c_stride + v * 2 * HALF)) };
         }
     }
-    for step in 0..outer.n {
-        let mut b = [_mm512_setzero_si512(); V];
-        for v in 0..V {
-            let at = step * outer.b_stride;
-            let low = outer.b[2 * v].as_ptr().wrapping_add(at);
-            if WHOLE {
-                // SAFETY: each half has 8 lanes at each of `n` steps, says `check`, and they are side by side.
-                b[v] = unsafe { _mm512_loadu_si512(low.cast()) };
-                continue;
+    let b: [[*const u32; 2]; V] =
+        std::array::from_fn(|v| [halves[2 * v].as_ptr(), halves[2 * v + 1].as_ptr()]);
+    // Each part is asked for during its share of the steps.
+    let parts = if ASK { outer.ahead } else { &[&[][..]] };
+    for (i, part) in parts.iter().enumerate() {
+        let steps = outer.n * i / parts.len()..outer.n * (i + 1) / parts.len();
+        let lines_a_step = (part.len() / LINE).div_ceil(steps.len().max(1));
+        let mut line = part.as_ptr();
+        for step in steps {
+            if ASK {
+                for _ in 0..lines_a_step {
+                    _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                    line = line.wrapping_add(LINE);
+                }
             }
-            let high = outer.b[2 * v + 1].as_ptr().wrapping_add(at);
-            // SAFETY: each half has 8 lanes at each of `n` steps, says `check`.
-            let low = unsafe { _mm256_loadu_si256(low.cast()) };
-            // SAFETY: as above.
-            let high = unsafe { _mm256_loadu_si256(high.cast()) };
-            b[v] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
-        }
-        for i in 0..R {
-            // SAFETY: row `r + i` has `n` columns of `a`, says `check`.
-            let pair = unsafe { a.wrapping_add(i * outer.a_stride + step).read() };
-            let pair = as_pairs(_mm512_set1_epi32(pair.cast_signed()));
+            let mut vectors = [_mm512_setzero_si512(); V];
             for v in 0..V {
-                acc[i][v] = _mm512_dpbf16_ps(acc[i][v], pair, as_pairs(b[v]));
+                let [low, high] = b[v].map(|half| half.wrapping_add(step * outer.b_stride));
+                if WHOLE {
+                    // SAFETY: each half has 8 lanes at each of `n` steps, says `check`, and they are side by side.
+                    vectors[v] = unsafe { _mm512_loadu_si512(low.cast()) };
+                    continue;
+                }
+                // SAFETY: each half has 8 lanes at each of `n` steps, says `check`.
+                let low = unsafe { _mm256_loadu_si256(low.cast()) };
+                // SAFETY: as above.
+                let high = unsafe { _mm256_loadu_si256(high.cast()) };
+                vectors[v] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            }
+            for i in 0..R {
+                // SAFETY: row `r + i` has `n` columns of `a`, says `check`.
+                let pair = unsafe { a.wrapping_add(i * outer.a_stride + step).read() };
+                let pair = as_pairs(_mm512_set1_epi32(pair.cast_signed()));
+                for v in 0..V {
+                    acc[i][v] = _mm512_dpbf16_ps(acc[i][v], pair, as_pairs(vectors[v]));
+                }
             }
         }
     }

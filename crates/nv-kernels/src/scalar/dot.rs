@@ -7,33 +7,35 @@ use crate::panel::Panel;
 pub(crate) mod linear_bf16_f32 {
     use half::bf16;
 
-    use crate::block::Tokens;
-    use crate::panel::Panel;
+    use crate::block::{Tokens, Weights};
 
     pub(crate) const STEP: usize = 1;
+
+    pub(crate) const ROWS: usize = 1;
 
     pub(crate) fn tokens_a_tile(_num_tokens: usize, _k: usize) -> usize {
         1
     }
 
-    pub(crate) fn block(w: Panel<'_, bf16>, x: Tokens<'_, f32>, out: &mut [f32]) {
-        super::linear(w, x, out, bf16::to_f32);
+    pub(crate) fn block(w: Weights<'_, bf16, f32>, x: Tokens<'_, f32>, out: &mut [f32]) {
+        super::linear(w.rows, x, out, bf16::to_f32);
     }
 }
 
 /// `x @ wᵀ` for f32 weights.
 pub(crate) mod linear_f32 {
-    use crate::block::Tokens;
-    use crate::panel::Panel;
+    use crate::block::{Tokens, Weights};
 
     pub(crate) const STEP: usize = 1;
+
+    pub(crate) const ROWS: usize = 1;
 
     pub(crate) fn tokens_a_tile(_num_tokens: usize, _k: usize) -> usize {
         1
     }
 
-    pub(crate) fn block(w: Panel<'_, f32>, x: Tokens<'_, f32>, out: &mut [f32]) {
-        super::linear(w, x, out, |w| w);
+    pub(crate) fn block(w: Weights<'_, f32, f32>, x: Tokens<'_, f32>, out: &mut [f32]) {
+        super::linear(w.rows, x, out, |w| w);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attention over block tables.
 
 use half::bf16;
-use nv_kernels::{Isa, Kernels, KvLayout, KvMut, Pool, Sequence, store_kv};
+use nv_kernels::{Isa, Kernels, KvLayout, KvMut, Pool, Sequence};
 use proptest::prelude::*;
 
 use crate::{tiers, values};
@@ -96,7 +96,7 @@ impl Shape {
             } else {
                 KvMut::F32 { k: &mut k32, v: &mut v32 }
             };
-            store_kv(&pool, &layout, &mut kv, &sequences, &k, &v);
+            kernels.store_kv(&pool, &layout, &mut kv, &sequences, &k, &v);
             let mut attended = vec![f32::NAN; q.len()];
             kernels.attention(&pool, &layout, &kv, &sequences, &q, &mut attended);
             out.extend(&attended[..num_tokens * heads]);
@@ -197,8 +197,8 @@ fn what_an_earlier_owner_left_in_a_block_is_not_seen() {
         let owner =
             |num_tokens| [Sequence { first_token: 0, num_tokens, start_pos: 0, block_table: &[0] }];
         let (kernels, pool) = (Kernels::for_isa(isa).unwrap(), Pool::new(1).unwrap());
-        store_kv(&pool, &layout, &mut kv, &owner(8), &nan, &nan);
-        store_kv(&pool, &layout, &mut kv, &owner(3), &k, &v);
+        kernels.store_kv(&pool, &layout, &mut kv, &owner(8), &nan, &nan);
+        kernels.store_kv(&pool, &layout, &mut kv, &owner(3), &k, &v);
         let mut out = vec![0.0; q.len()];
         kernels.attention(&pool, &layout, &kv, &owner(3), &q, &mut out);
         let clean = shape.run(isa, &Way { chunk: 3, ..PLAIN }, 3);

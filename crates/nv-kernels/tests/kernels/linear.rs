@@ -34,6 +34,24 @@ impl Case {
         kernels.linear(&pool, x, self.precision, &mut Scratch::default(), &mut linear);
         out
     }
+
+    /// Holds the bits of some tokens in the batch to those that they have alone, in every tier.
+    fn check_bits(&self, threads: usize, tokens: impl IntoIterator<Item = usize> + Clone) {
+        let (k, n) = (self.in_features, self.out_features);
+        let x = self.input();
+        for isa in tiers() {
+            let together = self.run(isa, threads, &x);
+            for token in tokens.clone() {
+                let alone = self.run(isa, 1, &x[token * k..(token + 1) * k]);
+                let row = &together[token * n..(token + 1) * n];
+                assert!(
+                    row.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{isa}: token {token} of {}, {n} rows of {k}",
+                    self.num_tokens
+                );
+            }
+        }
+    }
 }
 
 fn modes() -> impl Strategy<Value = (bool, Precision)> {
@@ -73,17 +91,20 @@ proptest! {
         (bf16_weights, precision) in modes(),
     ) {
         let case = Case { num_tokens, out_features, in_features, bf16_weights, precision };
-        let x = case.input();
-        for isa in tiers() {
-            let together = case.run(isa, threads, &x);
-            for token in 0..num_tokens {
-                let alone = case.run(isa, 1, &x[token * in_features..(token + 1) * in_features]);
-                let row = &together[token * out_features..(token + 1) * out_features];
-                prop_assert!(
-                    row.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()),
-                    "{isa}: token {token} of {num_tokens}"
-                );
-            }
+        case.check_bits(threads, 0..num_tokens);
+    }
+}
+
+#[test]
+fn bits_are_those_of_the_token_where_rows_are_cut_and_tokens_come_in_parts() {
+    // Rows longer than what stays in the first-level cache, more tokens than stay in the second-level one.
+    let sizes = [(4, 9, 9000), (7, 19, 1030), (50, 11, 2600), (130, 17, 1100), (300, 40, 1024)];
+    for (num_tokens, out_features, in_features) in sizes {
+        for (bf16_weights, precision) in
+            [(true, Precision::Bf16), (true, Precision::F32), (false, Precision::F32)]
+        {
+            let case = Case { num_tokens, out_features, in_features, bf16_weights, precision };
+            case.check_bits(2, [0, num_tokens / 2, num_tokens - 2, num_tokens - 1]);
         }
     }
 }

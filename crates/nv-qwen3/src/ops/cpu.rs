@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor, WithDType};
 use nv_kernels::{
-    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence, store_kv,
+    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence,
 };
 
 use super::Angles;
@@ -83,16 +83,9 @@ impl Cpu {
     ) -> Result<Tensor> {
         let (num_tokens, num_heads, head_dim) = q.dims3()?;
         let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
-        store_kv(&self.pool, layout, &mut kv, sequences, k.as_slice()?, v.as_slice()?);
+        self.kernels.store_kv(&self.pool, layout, &mut kv, sequences, k.as_slice()?, v.as_slice()?);
         let mut attended = vec![0.0; num_tokens * num_heads * head_dim];
-        self.kernels.attention(
-            &self.pool,
-            layout,
-            &kv,
-            sequences,
-            q.as_slice()?,
-            &mut attended,
-        );
+        self.kernels.attention(&self.pool, layout, &kv, sequences, q.as_slice()?, &mut attended);
         Ok(Tensor::from_vec(attended, (num_tokens, num_heads * head_dim), &Device::Cpu)?)
     }
 
