@@ -398,11 +398,9 @@ mod tests {
 
     #[test]
     fn shutting_down_serves_what_there_is_and_takes_nothing_new() {
-        let (handle, thread) =
-            spawn(&EngineConfig { max_num_seqs: 1, ..config() });
-        let streams: Vec<RequestStream> = (0..5)
-            .map(|i| handle.blocking_add_request(request(i, 9, 100)).unwrap())
-            .collect();
+        let (handle, thread) = spawn(&EngineConfig { max_num_seqs: 1, ..config() });
+        let streams: Vec<RequestStream> =
+            (0..5).map(|i| handle.blocking_add_request(request(i, 9, 100)).unwrap()).collect();
         handle.blocking_shut_down();
         let refused = handle.blocking_add_request(request(1, 9, 20));
         assert!(matches!(refused, Err(Error::Stopped)));

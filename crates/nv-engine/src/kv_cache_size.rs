@@ -137,10 +137,10 @@ mod tests {
         let check = |dtype, memory, num_blocks, block_bytes| {
             let size = KvCacheSize::new(&config(), dtype, 8, memory).unwrap();
             assert_eq!((size.num_blocks, size.block_bytes), (num_blocks, block_bytes));
-            assert_eq!((size.num_tokens(), size.bytes()), (
-                num_blocks as usize * 8,
-                num_blocks as usize * block_bytes
-            ));
+            assert_eq!(
+                (size.num_tokens(), size.bytes()),
+                (num_blocks as usize * 8, num_blocks as usize * block_bytes)
+            );
         };
         check(DType::BF16, KvCacheMemory::Bytes(3072), 1, 3072);
         check(DType::BF16, KvCacheMemory::Bytes(3 * 3072 - 1), 2, 3072);
@@ -169,11 +169,7 @@ mod tests {
             KvCacheMemory::Share(1.5),
             "kv_cache_memory: expected a share above 0 and up to 1, found 1.5",
         );
-        check(
-            DType::F16,
-            KvCacheMemory::Tokens(8),
-            "dtype F16 is not supported; use F32 or BF16",
-        );
+        check(DType::F16, KvCacheMemory::Tokens(8), "dtype F16 is not supported; use F32 or BF16");
     }
 
     #[test]

@@ -372,9 +372,12 @@ mod tests {
             let wanted = values(way);
             for i in 0..wanted.len() {
                 for j in 0..i {
-                    assert!(chosen.iter().map(values).any(|found| {
-                        (found[i], found[j]) == (wanted[i], wanted[j])
-                    }));
+                    assert!(
+                        chosen
+                            .iter()
+                            .map(values)
+                            .any(|found| { (found[i], found[j]) == (wanted[i], wanted[j]) })
+                    );
                 }
             }
         }

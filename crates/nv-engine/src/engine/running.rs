@@ -67,10 +67,9 @@ impl Running {
     pub(super) fn fork(&mut self) {
         let first = self.sequences[0].clone();
         self.sequences.extend((1..self.params.n()).map(|index| {
-            first.clone().map(|first| RunningSequence {
-                state: first.state.fork(index as u64),
-                ..first
-            })
+            first
+                .clone()
+                .map(|first| RunningSequence { state: first.state.fork(index as u64), ..first })
         }));
     }
 
@@ -81,8 +80,7 @@ impl Running {
 
     /// The continuations that have not ended, those that have not begun among them.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = usize> + use<'_> {
-        (0..self.params.n())
-            .filter(|&index| self.sequences.get(index).is_none_or(Option::is_some))
+        (0..self.params.n()).filter(|&index| self.sequences.get(index).is_none_or(Option::is_some))
     }
 
     /// Nothing new of a continuation.
@@ -156,12 +154,7 @@ impl Running {
     }
 
     /// Ends a continuation; returns whether it was the last one.
-    pub(super) fn finish(
-        &mut self,
-        index: usize,
-        now: Instant,
-        latencies: &mut Latencies,
-    ) -> bool {
+    pub(super) fn finish(&mut self, index: usize, now: Instant, latencies: &mut Latencies) -> bool {
         self.sequences[index] = None;
         latencies.end_to_end.record(now - self.arrival, 1);
         self.unfinished().next().is_none()

@@ -89,8 +89,7 @@ impl Step {
             output.scheduled.iter().map(|scheduled| Outcome::new(scheduled, requests)).collect();
         let vocab_size = model.vocab_size();
         let max_model_len = scheduler.config().max_model_len;
-        let groups =
-            self.rows.chunks(MAX_LOGITS_ROWS).zip(self.wanted.chunks(MAX_LOGITS_ROWS));
+        let groups = self.rows.chunks(MAX_LOGITS_ROWS).zip(self.wanted.chunks(MAX_LOGITS_ROWS));
         for (rows, wanted) in groups {
             let logits = model.compute_logits(&hidden_states, rows)?; // [rows.len(), vocab_size]
             let logits = Elements::of(&logits)?;
@@ -185,8 +184,7 @@ impl Outcome {
         if self.is_over {
             return;
         }
-        let (request, index) =
-            requests.get_mut(self.output.request_id.sequence(self.output.index));
+        let (request, index) = requests.get_mut(self.output.request_id.sequence(self.output.index));
         let result = match wanted {
             Wanted::PromptLogprobs { token_id, .. } => {
                 let num_top = request.params.prompt_logprobs().unwrap_or(0);
@@ -204,8 +202,7 @@ impl Outcome {
                         self.forks.push((token_id, output));
                     }
                 }
-                let token_id =
-                    request.sample(sampler, logits, max_model_len, &mut self.output)?;
+                let token_id = request.sample(sampler, logits, max_model_len, &mut self.output)?;
                 self.token_ids.push(token_id);
                 self.is_over = self.output.finished.is_some() || draft != Some(token_id);
                 Ok(())

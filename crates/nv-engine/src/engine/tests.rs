@@ -8,7 +8,8 @@ use candle_core::{Device, Tensor};
 
 use super::*;
 use crate::{
-    Batch, BlockCopy, Completion, FinishReason, KvCacheSize, Latencies, SamplingParams, TokenLogprobs,
+    Batch, BlockCopy, Completion, FinishReason, KvCacheSize, Latencies, SamplingParams,
+    TokenLogprobs,
 };
 
 const VOCAB_SIZE: u32 = 24;
@@ -450,15 +451,13 @@ fn continuations_share_the_blocks_of_their_prompt() {
 #[test]
 fn everything_is_counted() {
     let mut engine = engine(100, &EngineConfig { max_num_seqs: 2, ..config() });
-    let generations = engine.generate(vec![request(1, 20, 6), request(2, 10, 4), request(1, 20, 2)]);
+    let generations =
+        engine.generate(vec![request(1, 20, 6), request(2, 10, 4), request(1, 20, 2)]);
     assert_eq!(generations[2].as_ref().unwrap().num_cached_tokens, 16);
     let stats = engine.stats();
     assert_eq!((stats.num_requests, stats.num_finished, stats.num_failed), (3, 3, 0));
     assert_eq!((stats.num_prompt_tokens, stats.num_generated_tokens), (50, 12));
-    assert_eq!(
-        (stats.scheduler.num_prefix_queries, stats.scheduler.num_prefix_hits),
-        (50, 16)
-    );
+    assert_eq!((stats.scheduler.num_prefix_queries, stats.scheduler.num_prefix_hits), (50, 16));
     let Latencies { queue, prefill, time_to_first_token, inter_token, end_to_end } =
         stats.latencies;
     assert_eq!((queue.count(), prefill.count(), time_to_first_token.count()), (3, 3, 3));
