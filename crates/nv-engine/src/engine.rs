@@ -19,6 +19,7 @@ use nv_qwen3::Qwen3ForCausalLM;
 
 use crate::TokenId;
 use crate::error::{Error, Result};
+use crate::kv_cache_size::KvCacheSize;
 use crate::model::{Model, PagedQwen3};
 use crate::prompt_lookup::PromptLookup;
 use crate::request::{Gathered, Generation, Request, RequestId, RequestOutput};
@@ -284,6 +285,11 @@ impl<M: Model> Engine<M> {
     /// and continuation together.
     pub fn scheduler_config(&self) -> &SchedulerConfig {
         self.scheduler.config()
+    }
+
+    /// The KV cache; prints as what a user wants to know of it.
+    pub fn kv_cache_size(&self) -> KvCacheSize {
+        self.model.kv_cache_size()
     }
 
     /// The model.
