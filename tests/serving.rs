@@ -78,17 +78,24 @@ fn every_way_of_serving_gives_the_bits_of_the_model_alone() {
     );
 }
 
-/// An engine over the checkpoint in `files`, small enough for requests to take each other's old blocks.
-fn engine(files: &ModelFiles, dtype: DType) -> Engine {
-    let config = load_config(&files.config).unwrap();
-    let checkpoint = Arc::new(Checkpoint::open(&files.weights).unwrap());
-    let model = Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, dtype, &Device::Cpu);
-    let config = EngineConfig {
+/// Settings under which requests take each other's old blocks.
+fn small() -> EngineConfig {
+    EngineConfig {
         kv_cache_memory: KvCacheMemory::Tokens(128),
         block_size: 8,
         ..EngineConfig::default()
-    };
-    Engine::new(model.unwrap(), config).unwrap()
+    }
+}
+
+fn engine(files: &ModelFiles, dtype: DType) -> Engine {
+    engine_with(files, dtype, small())
+}
+
+fn engine_with(files: &ModelFiles, dtype: DType, engine_config: EngineConfig) -> Engine {
+    let config = load_config(&files.config).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(&files.weights).unwrap());
+    let model = Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, dtype, &Device::Cpu);
+    Engine::new(model.unwrap(), engine_config).unwrap()
 }
 
 fn request(seed: u32, len: u32, params: &SamplingParams) -> Request {
@@ -156,5 +163,27 @@ fn heads_that_the_kernels_do_not_take_are_served_too() {
         let expected = serving.alone(&params).unwrap();
         let (served, _) = serving.serve(&ways()[0], &params).unwrap();
         assert_eq!(served.token_ids, expected.token_ids, "{dtype:?}");
+    }
+}
+
+#[test]
+fn guesses_save_steps_and_change_no_token() {
+    let files = demo();
+    let params = SamplingParams::default().with_max_tokens(70).unwrap();
+    let warm = params.clone().with_temperature(0.4).unwrap().with_seed(3);
+    for params in [params, warm] {
+        let run = |num_speculative_tokens| {
+            let config = EngineConfig { num_speculative_tokens, ..small() };
+            let mut engine = engine_with(&files, DType::F32, config);
+            let token_ids = token_ids(engine.generate(vec![request(3, 40, &params)]).remove(0));
+            (token_ids, engine.stats().scheduler)
+        };
+        let ((expected, without), (found, with)) = (run(0), run(4));
+        assert_eq!(found, expected);
+        assert_eq!(without.num_steps, with.num_steps + with.num_accepted_tokens);
+        // Chance makes a text harder to guess.
+        let at_least = if params.is_greedy() { 10 } else { 1 };
+        assert!(with.num_accepted_tokens >= at_least, "{with:?}");
+        assert!(with.num_accepted_tokens <= with.num_draft_tokens);
     }
 }
