@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use nv_config::load_config;
-use nv_engine::{Generator, SamplingParams};
+use nv_engine::{Engine, EngineConfig, KvCacheMemory, Request, SamplingParams};
 use nv_kernels::{Isa, Kernels, MAX_THREADS};
 use nv_qwen3::{Cpu, Qwen3ForCausalLM, Result};
 use nv_weights::{Checkpoint, ModelFiles, load_safetensors};
@@ -22,13 +22,16 @@ fn load(files: &ModelFiles, isa: Isa, dtype: DType) -> Result<Qwen3ForCausalLM> 
     Qwen3ForCausalLM::from_checkpoint_on(&config, &checkpoint, dtype, cpu)
 }
 
-/// The error that a generation starts with.
-fn first_error(model: &mut Qwen3ForCausalLM, params: SamplingParams) -> String {
-    let mut generator = Generator::new(model, PROMPT.to_vec(), params).unwrap();
-    let error = generator.next().unwrap().unwrap_err().to_string();
-    assert!(generator.next().is_none());
-    assert!(generator.token_ids().is_empty());
-    error
+fn engine(files: &ModelFiles, isa: Isa, dtype: DType) -> Engine {
+    let kv_cache_memory = KvCacheMemory::Tokens(64);
+    let config = EngineConfig { kv_cache_memory, ..EngineConfig::default() };
+    Engine::new(load(files, isa, dtype).unwrap(), config).unwrap()
+}
+
+/// The error that a generation ends with.
+fn error(engine: &mut Engine, params: SamplingParams) -> String {
+    let generation = engine.generate(vec![Request::new(PROMPT.to_vec(), params)]).remove(0);
+    generation.unwrap_err().to_string()
 }
 
 /// No maximum, exponential or rounding on the way may swallow it.
@@ -50,10 +53,10 @@ fn a_nan_in_any_kind_of_weight_ends_generation() {
         let (_dir, files) = demo_with_nan(&format!("model.layers.2.{tensor}"), 3);
         for isa in tiers() {
             for dtype in DTYPES {
-                let mut model = load(&files, isa, dtype).unwrap();
+                let mut engine = engine(&files, isa, dtype);
                 let greedy = SamplingParams::default();
                 assert_eq!(
-                    first_error(&mut model, greedy),
+                    error(&mut engine, greedy),
                     "the logit of token 0 is NaN: expected a finite number or -inf",
                     "{tensor}, {isa}, {dtype:?}"
                 );
@@ -68,11 +71,11 @@ fn a_nan_in_the_embedding_of_another_token_names_that_token() {
     let (_dir, files) = demo_with_nan("model.embed_tokens.weight", token_id * 256);
     for isa in tiers() {
         for dtype in DTYPES {
-            let mut model = load(&files, isa, dtype).unwrap();
+            let mut engine = engine(&files, isa, dtype);
             let warm = SamplingParams::default().with_temperature(0.8).unwrap();
             for params in [SamplingParams::default(), warm.clone(), warm.with_top_k(1)] {
                 assert_eq!(
-                    first_error(&mut model, params),
+                    error(&mut engine, params),
                     "the logit of token 77 is NaN: expected a finite number or -inf",
                     "{isa}, {dtype:?}"
                 );

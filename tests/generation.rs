@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use nv_config::load_config;
-use nv_engine::{FinishReason, Generator, SamplingParams};
+use nv_engine::{Engine, EngineConfig, FinishReason, KvCacheMemory, Request, SamplingParams};
 use nv_qwen3::Qwen3ForCausalLM;
 use nv_text::Tokenizer;
 use nv_weights::{Checkpoint, ModelFiles};
@@ -17,20 +17,29 @@ fn the_greedy_text_of_the_demo_is_that_of_transformers() {
     let tokenizer = Tokenizer::from_file(files.tokenizer.unwrap()).unwrap();
     let config = load_config(&files.config).unwrap();
     let checkpoint = Arc::new(Checkpoint::open(&files.weights).unwrap());
-    let mut model =
+    let model =
         Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, DType::F32, &Device::Cpu).unwrap();
     let case = CASES.iter().find(|case| case.name == "demo").unwrap();
     let (prompt, expected) = Reference::read(&case.reference_path()).unwrap().greedy.unwrap();
 
     let params = SamplingParams::default().with_max_tokens(expected.len()).unwrap();
-    let mut generator = Generator::new(&mut model, prompt, params).unwrap();
+    let kv_cache_memory = KvCacheMemory::Tokens(prompt.len() + expected.len());
+    let config = EngineConfig { kv_cache_memory, ..EngineConfig::default() };
+    let mut engine = Engine::new(model, config).unwrap();
+    engine.add_request(Request::new(prompt, params)).unwrap();
     let mut stream = tokenizer.stream(false);
-    let mut text = String::new();
-    for token_id in &mut generator {
-        text += stream.push(token_id.unwrap());
+    let (mut token_ids, mut text, mut finished) = (Vec::new(), String::new(), None);
+    while engine.has_unfinished_requests() {
+        for output in engine.step() {
+            for &token_id in &output.token_ids {
+                text += stream.push(token_id);
+            }
+            token_ids.extend(output.token_ids);
+            finished = output.finished;
+        }
     }
     text += &stream.finish();
-    assert_eq!(generator.token_ids(), expected);
-    assert_eq!(generator.finish_reason(), Some(FinishReason::Length));
+    assert_eq!(token_ids, expected);
+    assert_eq!(finished.unwrap().unwrap(), FinishReason::Length);
     assert_eq!(text, tokenizer.decode(&expected, false));
 }

@@ -5,4 +5,5 @@ mod copies;
 mod equalities;
 mod generation;
 mod references;
+mod serving;
 mod tidy;

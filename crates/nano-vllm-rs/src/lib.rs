@@ -20,7 +20,7 @@
 //! With text on either side, and on a folder instead of a model of the hub:
 //!
 //! ```
-//! use nano_vllm_rs::engine::{Generator, SamplingParams};
+//! use nano_vllm_rs::engine::{Engine, EngineConfig, KvCacheMemory, Request, SamplingParams};
 //! use nano_vllm_rs::model::{DType, Device};
 //! use nano_vllm_rs::model::{download_model, load_config, load_safetensors, Qwen3ForCausalLM};
 //! use nano_vllm_rs::text::Tokenizer;
@@ -29,14 +29,18 @@
 //! let files = download_model(dir, "main")?;
 //! let config = load_config(&files.config)?;
 //! let vb = load_safetensors(&files.weights, DType::F32, &Device::Cpu)?;
-//! let mut model = Qwen3ForCausalLM::new(&config, vb)?;
+//! let model = Qwen3ForCausalLM::new(&config, vb)?;
 //!
 //! let tokenizer = Tokenizer::from_file(files.tokenizer.ok_or("the model has no tokenizer")?)?;
 //! let prompt = tokenizer.encode("In the beginning", true)?;
 //! let params = SamplingParams::default().with_max_tokens(8)?;
-//! let token_ids = Generator::new(&mut model, prompt, params)?.collect::<Result<Vec<_>, _>>()?;
-//! assert_eq!(token_ids.len(), 8);
-//! println!("{}", tokenizer.decode(&token_ids, true));
+//! let kv_cache_memory = KvCacheMemory::Bytes(64 << 20);
+//! let mut engine = Engine::new(model, EngineConfig { kv_cache_memory, ..EngineConfig::default() })?;
+//! for generation in engine.generate(vec![Request::new(prompt, params)]) {
+//!     let token_ids = &generation?.completions[0].token_ids;
+//!     assert_eq!(token_ids.len(), 8);
+//!     println!("{}", tokenizer.decode(token_ids, true));
+//! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]

@@ -1,12 +1,15 @@
 //! What can go wrong between a prompt and its continuation.
 
+use std::io;
+use std::sync::Arc;
+
 use crate::{SequenceId, TokenId};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a request was refused, or a token could not be computed.
-#[derive(Debug, thiserror::Error)]
+/// Why a request was refused, or a token could not be computed. Clones are cheap: one failure may end many requests.
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A sampling parameter has a value that says nothing about sampling.
@@ -62,7 +65,7 @@ pub enum Error {
     /// A setting leaves nothing that could run.
     #[error("{setting}: expected {expected}, found {found}")]
     Setting {
-        /// The setting, as [`SchedulerConfig`](crate::SchedulerConfig) names it.
+        /// The setting, as [`SchedulerConfig`](crate::SchedulerConfig) or [`EngineConfig`](crate::EngineConfig) names it.
         setting: &'static str,
         /// What would have been right, and why.
         expected: String,
@@ -93,8 +96,55 @@ pub enum Error {
     },
     /// The model refused the tokens, or failed on them.
     #[error(transparent)]
-    Model(#[from] nv_qwen3::Error),
+    Model(Arc<nv_qwen3::Error>),
     /// A tensor operation failed on its device.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(Arc<candle_core::Error>),
+    /// The step panicked that the request was part of.
+    #[error("the step that computed the request panicked: {message}")]
+    Panic {
+        /// What the panic says.
+        message: String,
+    },
+    /// The system refuses the memory of the KV cache.
+    #[error("kv_cache_memory: the system refuses {bytes} bytes; ask for less")]
+    KvCacheMemory {
+        /// How many were asked for.
+        bytes: usize,
+        /// What the system says.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A share of the free memory is asked for where nobody says how much there is.
+    #[error(
+        "kv_cache_memory: this system does not say how much memory is free; give a number of bytes"
+    )]
+    UnknownMemory,
+    /// The system refuses the engine's thread.
+    #[error("the system does not start the engine's thread: {kind}")]
+    Spawn {
+        /// What the system says.
+        kind: io::ErrorKind,
+    },
+    /// More requests wait than the engine takes.
+    #[error("{max_num_waiting} requests wait already: try again later")]
+    TooManyRequests {
+        /// How many may wait.
+        max_num_waiting: usize,
+    },
+    /// The engine takes no more requests: it is shutting down, or its thread has died.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl From<nv_qwen3::Error> for Error {
+    fn from(error: nv_qwen3::Error) -> Self {
+        Self::Model(Arc::new(error))
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Candle(Arc::new(error))
+    }
 }

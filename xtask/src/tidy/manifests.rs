@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nv-text", &[]),
     ("nv-qwen3", &["nv-config", "nv-weights", "nv-kernels"]),
     ("nv-synth", &["nv-config", "nv-qwen3"]),
-    ("nv-engine", &["nv-qwen3"]),
+    ("nv-engine", &["nv-config", "nv-kernels", "nv-qwen3"]),
     (
         "nano-vllm-rs",
         &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-synth", "nv-engine"],
@@ -38,7 +38,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("candle-nn", &["nv-weights", "nv-qwen3", "nv-benches"]),
     ("clap", &["nano-vllm-rs", "xtask"]),
     ("hf-hub", &["nv-weights"]),
-    ("memmap2", &["nv-weights"]),
+    ("memmap2", &["nv-weights", "nv-engine"]),
     ("minijinja", &["nv-text"]),
     ("tokenizers", &["nv-text"]),
 ];

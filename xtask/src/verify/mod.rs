@@ -7,6 +7,7 @@
 mod metrics;
 mod modes;
 mod report;
+mod serving;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use crate::reference::{Reference, sha256};
 pub use metrics::{Distance, argmax, deviation, num_other_bits};
 pub use modes::{MODES, Mode};
 pub use report::{Greedy, Report, Row, Tier};
+pub use serving::{Circumstances, Preemption, Served, Serving, Way, ways};
 
 /// The largest absolute difference of a float32 logit from the reference's, on logits of unit scale.
 pub const F32_TOLERANCE: f64 = 2e-4;

@@ -2,7 +2,7 @@
 
 mod bench;
 mod copies;
-mod generator;
+mod engine;
 mod memory;
 mod nv;
 

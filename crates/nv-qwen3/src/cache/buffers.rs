@@ -74,7 +74,8 @@ impl Buffers {
         if step.kv_len() <= old {
             return;
         }
-        self.layout.block_size = step.kv_len().max(2 * old).max(FIRST).next_multiple_of(8);
+        // A group of keys is laid out alike in all sizes that are multiples of 16: growth can move it as it is.
+        self.layout.block_size = step.kv_len().max(2 * old).max(FIRST).next_multiple_of(16);
         let regions = step.batch * self.layout.num_kv_heads;
         let (old, new) =
             (old * self.layout.head_dim, self.layout.block_size * self.layout.head_dim);

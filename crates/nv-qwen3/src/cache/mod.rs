@@ -199,6 +199,24 @@ mod tests {
     }
 
     #[test]
+    fn growth_after_a_prompt_of_any_length_keeps_it() {
+        for prompt_len in 1..150 {
+            let [mut kernels, mut tensors] = caches().map(|mut cache| {
+                step(&mut cache, 1, prompt_len, 0).unwrap();
+                cache
+            });
+            // The last of these steps is past what the first had room for.
+            for (seq_len, start_pos) in [(1, prompt_len), (prompt_len + 64, prompt_len + 1)] {
+                let [a, b] = [&mut kernels, &mut tensors]
+                    .map(|cache| step(cache, 1, seq_len, start_pos).unwrap());
+                let difference = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+                let difference = difference.to_scalar::<f32>().unwrap();
+                assert!(difference < 1e-5, "a prompt of {prompt_len}: {difference}");
+            }
+        }
+    }
+
+    #[test]
     fn a_step_that_was_not_committed_leaves_no_trace() {
         for (mut cache, mut clean) in caches().into_iter().zip(caches()) {
             step(&mut cache, 1, 3, 0).unwrap();

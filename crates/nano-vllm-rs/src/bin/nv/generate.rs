@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::config::GenerationConfig;
-use nano_vllm_rs::engine::{FinishReason, Generator, SamplingParams, TokenId};
+use nano_vllm_rs::engine::{
+    Engine, EngineConfig, FinishReason, KvCacheMemory, Request, SamplingParams, TokenId,
+};
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
 
@@ -32,6 +34,9 @@ const LARGER: &str =
 /// What `--max-tokens` is if neither the user nor the model says.
 const DEFAULT_MAX_TOKENS: usize = 256;
 
+/// Prompt tokens that are computed at once: bounds the memory that a long prompt takes, and the wait for Ctrl-C.
+const PREFILL_CHUNK: usize = 256;
+
 pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let prompt = prompt(args)?;
     let start = Instant::now();
@@ -39,18 +44,41 @@ pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let (text, qwen3) = load(args, &model, &prompt);
     let Text { tokenizer, prompt } = text?;
     let params = sampling_params(args, &model.generation_config()?)?;
-    let mut qwen3 = qwen3?;
+    let qwen3 = qwen3?;
     if verbose {
         say(copied(&model, args));
     }
-    let generator = Generator::new(&mut qwen3, prompt, params)?;
-    let mut generator = generator.with_cancel_flag(interrupt::flag()?);
-    let times = stream(&mut generator, &tokenizer, start)?;
-    say(summary(&generator, &tokenizer, &times));
-    Ok(match generator.finish_reason() {
-        Some(FinishReason::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
-        _ => ExitCode::SUCCESS,
+    let mut engine = engine(qwen3, prompt.len(), &params)?;
+    if verbose {
+        say(engine.kv_cache_size());
+    }
+    engine.add_request(Request::new(prompt.clone(), params.clone()))?;
+    let generated = stream(&mut engine, &tokenizer, interrupt::flag()?, start)?;
+    say(summary(&generated, prompt.len(), &params, &tokenizer));
+    Ok(match generated.finish_reason {
+        Some(_) => ExitCode::SUCCESS,
+        None => ExitCode::from(interrupt::EXIT_CODE),
     })
+}
+
+/// An engine for one request.
+fn engine(
+    qwen3: Qwen3ForCausalLM,
+    num_prompt_tokens: usize,
+    params: &SamplingParams,
+) -> Result<Engine> {
+    let room = qwen3.config().max_position_embeddings.saturating_sub(num_prompt_tokens);
+    let max_tokens = params.max_tokens().unwrap_or(room).min(room);
+    Ok(Engine::new(
+        qwen3,
+        EngineConfig {
+            kv_cache_memory: KvCacheMemory::Tokens((num_prompt_tokens + max_tokens).max(2)),
+            max_num_batched_tokens: PREFILL_CHUNK,
+            max_num_seqs: 1,
+            enable_prefix_caching: false,
+            ..EngineConfig::default()
+        },
+    )?)
 }
 
 /// What the model is to go on from, and what turns its tokens into text.
@@ -154,8 +182,12 @@ fn sampling_params(args: &GenerateArgs, recommended: &GenerationConfig) -> Resul
         .with_eos_token_ids(recommended.eos_token_id.clone()))
 }
 
-/// How long the parts of a generation took.
-struct Times {
+/// What was generated, and how long its parts took.
+#[derive(Default)]
+struct Generated {
+    num_tokens: usize,
+    /// `None` if it was interrupted.
+    finish_reason: Option<FinishReason>,
     /// Until the first token was there, loading included.
     first_token: Duration,
     /// Until the first token was there, loading left out.
@@ -164,57 +196,68 @@ struct Times {
     generation: Duration,
 }
 
-/// Prints the text as it comes, from a model that began to be loaded at `load_start`.
+/// Prints the text of the engine's request as it comes, from a model that began to be loaded at `load_start`.
 fn stream(
-    generator: &mut Generator<'_>,
+    engine: &mut Engine,
     tokenizer: &Tokenizer,
+    interrupted: &AtomicBool,
     load_start: Instant,
-) -> Result<Times> {
+) -> Result<Generated> {
     let mut out = io::stdout().lock();
     let mut text = tokenizer.stream(true);
     let start = Instant::now();
-    let mut first_and_last = None;
-    for token_id in generator {
-        let token_id = token_id?;
-        let now = Instant::now();
-        first_and_last = Some((first_and_last.map_or(now, |(first, _)| first), now));
-        out.write_all(text.push(token_id).as_bytes())?;
-        out.flush()?;
+    let mut first_token = None;
+    let mut generated = Generated::default();
+    while engine.has_unfinished_requests() && !interrupted.load(Ordering::Relaxed) {
+        for output in engine.step() {
+            generated.finish_reason = output.finished.transpose()?;
+            let now = Instant::now();
+            for token_id in output.token_ids {
+                let first = *first_token.get_or_insert(now);
+                generated.num_tokens += 1;
+                generated.first_token = first - load_start;
+                generated.prompt = first - start;
+                generated.generation = now - first;
+                out.write_all(text.push(token_id).as_bytes())?;
+            }
+            out.flush()?;
+        }
     }
-    let now = Instant::now();
-    let (first, last) = first_and_last.unwrap_or((now, now));
     writeln!(out, "{}", text.finish())?;
-    Ok(Times { first_token: first - load_start, prompt: first - start, generation: last - first })
+    Ok(generated)
 }
 
 /// What was done, at what speed, and why it ended.
-fn summary(generator: &Generator<'_>, tokenizer: &Tokenizer, times: &Times) -> String {
-    let num_prompt_tokens = generator.num_computed_tokens().min(generator.num_prompt_tokens());
-    let num_tokens = generator.token_ids().len();
-    let end = match generator.finish_reason() {
+fn summary(
+    generated: &Generated,
+    num_prompt_tokens: usize,
+    params: &SamplingParams,
+    tokenizer: &Tokenizer,
+) -> String {
+    let &Generated { num_tokens, finish_reason, first_token, prompt, generation } = generated;
+    let end = match finish_reason {
         Some(FinishReason::Stop { token_id }) => match tokenizer.id_to_token(token_id) {
             Some(token) => format!("ended by {token}"),
             None => format!("ended by token {token_id}"),
         },
         Some(FinishReason::Length) => "cut at --max-tokens".into(),
         Some(FinishReason::ContextFull) => "cut at the end of the model's context".into(),
-        Some(FinishReason::Cancelled) => "interrupted".into(),
+        None => "interrupted".into(),
         reason => format!("{reason:?}"),
     };
     let first_token = match num_tokens {
         0 => String::new(),
-        _ => format!("; first token after {}", seconds(times.first_token.as_secs_f64())),
+        _ => format!("; first token after {}", seconds(first_token.as_secs_f64())),
     };
     let mut summary = format!(
         "prompt: {}{}{}; generated: {}{}; {end}",
         plural(num_prompt_tokens, "token"),
-        speed(num_prompt_tokens, times.prompt),
+        speed(num_prompt_tokens, prompt),
         first_token,
         plural(num_tokens, "token"),
         // The first token comes with the prompt.
-        speed(num_tokens.saturating_sub(1), times.generation),
+        speed(num_tokens.saturating_sub(1), generation),
     );
-    let params = generator.params();
     if !params.is_greedy() {
         let _ = write!(summary, "; --seed {}", params.seed());
     }

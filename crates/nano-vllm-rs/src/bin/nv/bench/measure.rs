@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nano_vllm_rs::engine::{Generator, SamplingParams, TokenId};
 use nano_vllm_rs::kernels::{Pool, Precision};
-use nano_vllm_rs::model::{Cpu, DType, Device, Qwen3ForCausalLM, Tensor};
+use nano_vllm_rs::model::{Cpu, DType, Qwen3ForCausalLM};
 use nano_vllm_rs::text::Tokenizer;
 use nano_vllm_rs::weights::{Checkpoint, Dtype};
 
@@ -19,8 +18,9 @@ use super::limits::Machine;
 use super::memory::peak_private;
 use super::patience::{Interrupted, LONGEST_PROMPT, TooSlow, within};
 use super::report::{Memory, Report, Row, Skipped};
+use super::server::Server;
 use super::timing::{Budget, Timing};
-use super::workload::{BATCH_CHUNK, BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
+use super::workload::{BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
 use crate::args::{BenchArgs, Section};
 use crate::format::{bytes, grouped, seconds};
 use crate::model::Model;
@@ -44,7 +44,7 @@ pub(super) fn measure(
     let (precision, dtype_name) =
         if dtype == DType::BF16 { (Precision::Bf16, "bf16") } else { (Precision::F32, "f32") };
     let cpu = Cpu::new(args.threads.map_or_else(Pool::default_threads, usize::from))?;
-    let qwen3 = build(model, &model.checkpoint, dtype, &cpu)?;
+    let server = Server::new(build(model, &model.checkpoint, dtype, &cpu)?)?;
     let costs = costs(model, dtype)?;
     let machine = Machine::new(cpu, precision, Arc::clone(&model.checkpoint));
 
@@ -65,7 +65,7 @@ pub(super) fn measure(
     };
     let budget = if args.quick { Budget::QUICK } else { Budget::FULL };
     let mut bench =
-        Bench { args, name, model, dtype, qwen3, machine, costs, budget, interrupted, report };
+        Bench { args, name, model, dtype, server, machine, costs, budget, interrupted, report };
     match bench.sections() {
         Err(error) if error.is::<Interrupted>() => bench.report.interrupted = true,
         result => result?,
@@ -79,7 +79,7 @@ struct Bench<'a> {
     name: &'a str,
     model: &'a Model,
     dtype: DType,
-    qwen3: Qwen3ForCausalLM,
+    server: Server,
     machine: Machine,
     costs: Costs,
     budget: Budget,
@@ -118,9 +118,11 @@ impl Bench<'_> {
             return Ok(());
         }
         let num_tokens = MEMORY_PROMPT.min(self.model.config.max_position_embeddings - 1);
-        let (token, peak) =
-            peak_private(|| next(&mut generator(&mut self.qwen3, num_tokens, self.interrupted)?));
-        token?;
+        let (computed, peak) = peak_private(|| {
+            self.server.begin(1, num_tokens)?;
+            self.server.next(self.interrupted)
+        });
+        computed?;
         match peak {
             None => {
                 let why = "this system does not tell private memory from shared".to_owned();
@@ -217,8 +219,10 @@ impl Bench<'_> {
         } else {
             let timing = match workload {
                 Workload::Prefill { num_tokens } => self.prefill(num_tokens),
-                Workload::Decode { context } => self.decode(context),
-                Workload::Batch { num_sequences } => self.batch(num_sequences),
+                Workload::Decode { context } => self.decode(1, context, DECODE_STEPS),
+                Workload::Batch { num_sequences } => {
+                    self.decode(num_sequences, BATCH_CONTEXT, BATCH_STEPS)
+                }
             };
             match timing {
                 Err(error) if error.is::<TooSlow>() => error.to_string(),
@@ -236,56 +240,25 @@ impl Bench<'_> {
     fn prefill(&mut self, num_tokens: usize) -> Result<Timing> {
         self.budget.repeat(&self.machine, || {
             let stop = AtomicBool::new(false);
-            let mut generator = generator(&mut self.qwen3, num_tokens, &stop)?;
+            self.server.begin(1, num_tokens)?;
             let start = Instant::now();
-            prompt_within(self.interrupted, &stop, || next(&mut generator))?;
+            prompt_within(self.interrupted, &stop, || self.server.next(&stop))?;
             Ok(start.elapsed())
         })
     }
 
-    fn decode(&mut self, context: usize) -> Result<Timing> {
+    fn decode(&mut self, num_sequences: usize, context: usize, num_steps: u32) -> Result<Timing> {
         let stop = AtomicBool::new(false);
-        let mut generator = generator(&mut self.qwen3, context, &stop)?;
-        prompt_within(self.interrupted, &stop, || next(&mut generator))?;
-        // A step that may have to make room.
-        next(&mut generator)?;
+        self.server.begin(num_sequences, context)?;
+        prompt_within(self.interrupted, &stop, || self.server.next(&stop))?;
+        // The first step without prompts.
+        self.server.next(self.interrupted)?;
         self.budget.repeat(&self.machine, || {
-            check(self.interrupted)?;
             let start = Instant::now();
-            for _ in 0..DECODE_STEPS {
-                next(&mut generator)?;
+            for _ in 0..num_steps {
+                self.server.next(self.interrupted)?;
             }
-            Ok(start.elapsed() / DECODE_STEPS)
-        })
-    }
-
-    fn batch(&mut self, num_sequences: usize) -> Result<Timing> {
-        let vocab_size = self.model.config.vocab_size;
-        let mut position = 0;
-        let mut step = |seq_len| -> Result<()> {
-            let token_ids = token_ids(num_sequences * seq_len, vocab_size);
-            let input_ids = Tensor::from_vec(token_ids, (num_sequences, seq_len), &Device::Cpu)?;
-            self.qwen3.forward(&input_ids, position)?;
-            position += seq_len;
-            Ok(())
-        };
-        let stop = AtomicBool::new(false);
-        prompt_within(self.interrupted, &stop, || {
-            for _ in 0..BATCH_CONTEXT / BATCH_CHUNK {
-                check(&stop)?;
-                step(BATCH_CHUNK)?;
-            }
-            Ok(())
-        })?;
-        // A step that may have to make room.
-        step(1)?;
-        self.budget.repeat(&self.machine, || {
-            check(self.interrupted)?;
-            let start = Instant::now();
-            for _ in 0..BATCH_STEPS {
-                step(1)?;
-            }
-            Ok(start.elapsed() / BATCH_STEPS)
+            Ok(start.elapsed() / num_steps)
         })
     }
 }
@@ -319,29 +292,6 @@ fn costs(model: &Model, dtype: DType) -> Result<Costs> {
     Ok(Costs::new(&model.config, bytes_a_weight, bytes_an_element))
 }
 
-/// A greedy continuation, without an end, of a prompt of `num_tokens`.
-fn generator<'a>(
-    qwen3: &'a mut Qwen3ForCausalLM,
-    num_tokens: usize,
-    interrupted: &'a AtomicBool,
-) -> Result<Generator<'a>> {
-    let prompt = token_ids(num_tokens, qwen3.config().vocab_size);
-    let params = SamplingParams::default().with_temperature(0.0)?;
-    Ok(Generator::new(qwen3, prompt, params)?.with_cancel_flag(interrupted))
-}
-
-fn next(generator: &mut Generator<'_>) -> Result<TokenId> {
-    // There is room for every token, and none that ends the text.
-    Ok(generator.next().ok_or(Interrupted)??)
-}
-
-/// Ids from all over the vocabulary.
-fn token_ids(len: usize, vocab_size: usize) -> Vec<TokenId> {
-    // Vocabularies have fewer than 2^32 entries: ids are u32.
-    #[expect(clippy::cast_possible_truncation, reason = "less than vocab_size")]
-    (0..len).map(|i| (i.wrapping_mul(7919) % vocab_size) as TokenId).collect()
-}
-
 /// A text of `START_PROMPT` tokens, or the fewest more, and how many it has.
 fn prompt(tokenizer: &Tokenizer) -> Result<(String, usize)> {
     let mut text = "In".to_owned();
@@ -354,6 +304,6 @@ fn prompt(tokenizer: &Tokenizer) -> Result<(String, usize)> {
     }
 }
 
-fn check(interrupted: &AtomicBool) -> Result<()> {
+pub(super) fn check(interrupted: &AtomicBool) -> Result<()> {
     if interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
 }

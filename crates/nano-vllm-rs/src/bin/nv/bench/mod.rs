@@ -9,6 +9,7 @@ mod measure;
 mod memory;
 mod patience;
 mod report;
+mod server;
 mod timing;
 mod workload;
 

@@ -8,9 +8,6 @@ use crate::format::{grouped, plural};
 /// What each sequence of a batch holds, in tokens.
 pub(super) const BATCH_CONTEXT: usize = 128;
 
-/// How much of it is computed at once: a divisor of it, so that a wait for Ctrl-C is short.
-pub(super) const BATCH_CHUNK: usize = 16;
-
 /// Steps that are timed together.
 pub(super) const DECODE_STEPS: u32 = 8;
 pub(super) const BATCH_STEPS: u32 = 4;
@@ -57,6 +54,14 @@ impl Workload {
             Self::Prefill { num_tokens } => plural(num_tokens, "token"),
             Self::Decode { context } => format!("context {}", grouped(context as u64)),
             Self::Batch { num_sequences } => plural(num_sequences, "sequence"),
+        }
+    }
+
+    /// Sequences that run at once.
+    pub(super) fn num_sequences(self) -> usize {
+        match self {
+            Self::Prefill { .. } | Self::Decode { .. } => 1,
+            Self::Batch { num_sequences } => num_sequences,
         }
     }
 

@@ -1,0 +1,162 @@
+//! What the engine knows of a request that has not ended.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::prompt_lookup::PromptLookup;
+use crate::request::{FinishReason, Request, RequestId, RequestOutput};
+use crate::sampler::Sampler;
+use crate::sampling_params::SamplingParams;
+use crate::sampling_state::SamplingState;
+use crate::scheduler::SequenceId;
+use crate::stats::Latencies;
+use crate::{TokenId, TokenLogprobs};
+
+/// A request and its continuations.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) id: RequestId,
+    pub(super) params: SamplingParams,
+    pub(super) num_prompt_tokens: usize,
+    /// Tokens of the prompt, from the second on, whose log-probabilities are out.
+    pub(super) num_prompt_logprobs: usize,
+    pub(super) num_cached_tokens: usize,
+    /// The continuations that have begun, the first from the start; `None` for those that have ended.
+    sequences: Vec<Option<RunningSequence>>,
+    arrival: Instant,
+    /// When the first step began that the request was part of.
+    first_step: Option<Instant>,
+}
+
+/// A continuation that has not ended.
+#[derive(Debug, Clone)]
+pub(super) struct RunningSequence {
+    pub(super) state: SamplingState,
+    pub(super) lookup: Option<PromptLookup>,
+    /// When its last token came.
+    last_token: Option<Instant>,
+}
+
+impl Running {
+    pub(super) fn new(id: RequestId, request: &Request, lookup: Option<PromptLookup>) -> Self {
+        let state = SamplingState::new(&request.params, 0, &request.prompt_token_ids);
+        Self {
+            id,
+            params: request.params.clone(),
+            num_prompt_tokens: request.prompt_token_ids.len(),
+            num_prompt_logprobs: 0,
+            num_cached_tokens: 0,
+            sequences: vec![Some(RunningSequence { state, lookup, last_token: None })],
+            arrival: Instant::now(),
+            first_step: None,
+        }
+    }
+
+    /// Which continuation a sequence is; `None` if it is another request's.
+    pub(super) fn index_of(&self, id: SequenceId) -> Option<usize> {
+        let index = usize::try_from(id.0.checked_sub(self.id.0)?).ok()?;
+        (index < self.params.n()).then_some(index)
+    }
+
+    /// Whether there are continuations that begin with the first one's first token.
+    pub(super) fn is_to_fork(&self) -> bool {
+        self.sequences.len() < self.params.n()
+    }
+
+    /// Begins the other continuations.
+    pub(super) fn fork(&mut self) {
+        let first = self.sequences[0].clone();
+        self.sequences.extend((1..self.params.n()).map(|index| {
+            first
+                .clone()
+                .map(|first| RunningSequence { state: first.state.fork(index as u64), ..first })
+        }));
+    }
+
+    /// A continuation, unless it has ended.
+    pub(super) fn sequence(&mut self, index: usize) -> Option<&mut RunningSequence> {
+        self.sequences.get_mut(index)?.as_mut()
+    }
+
+    /// The continuations that have not ended, those that have not begun among them.
+    pub(super) fn unfinished(&self) -> impl Iterator<Item = usize> + use<'_> {
+        (0..self.params.n()).filter(|&index| self.sequences.get(index).is_none_or(Option::is_some))
+    }
+
+    /// Nothing new of a continuation.
+    pub(super) fn output(&self, index: usize) -> RequestOutput {
+        let num_cached_tokens = self.num_cached_tokens;
+        RequestOutput { num_cached_tokens, ..RequestOutput::empty(self.id, index) }
+    }
+
+    /// Chooses the next token of a continuation by its `logits` and adds it to `output`; it ends the continuation if
+    /// `output` says so then.
+    pub(super) fn sample(
+        &mut self,
+        sampler: &mut Sampler,
+        logits: &[f32],
+        max_model_len: usize,
+        output: &mut RequestOutput,
+    ) -> Result<TokenId> {
+        let sequence = self.sequences[output.index].as_mut();
+        let state = &mut sequence.expect("only what has not ended is sampled").state;
+        let token_id = sampler.sample(logits, &self.params, state)?;
+        state.push(token_id);
+        let num_tokens = state.num_output_tokens();
+        let finished = if self.params.stops_at(token_id) {
+            Some(FinishReason::Stop { token_id })
+        } else {
+            output.token_ids.push(token_id);
+            if let Some(num_top) = self.params.logprobs() {
+                output.logprobs.push(TokenLogprobs::new(logits, token_id, num_top)?);
+            }
+            if self.params.max_tokens() == Some(num_tokens) {
+                Some(FinishReason::Length)
+            } else {
+                (self.num_prompt_tokens + num_tokens == max_model_len)
+                    .then_some(FinishReason::ContextFull)
+            }
+        };
+        output.finished = finished.map(Ok);
+        Ok(token_id)
+    }
+
+    /// Takes note of the request's part in a step that begins.
+    pub(super) fn begin_step(&mut self, now: Instant, latencies: &mut Latencies) {
+        if self.first_step.is_none() {
+            self.first_step = Some(now);
+            latencies.queue.record(now - self.arrival, 1);
+        }
+    }
+
+    /// Takes note of `num_tokens` new tokens of a continuation, at least one; returns whether the first of them is the
+    /// request's first.
+    pub(super) fn end_step(
+        &mut self,
+        index: usize,
+        num_tokens: usize,
+        now: Instant,
+        latencies: &mut Latencies,
+    ) -> bool {
+        let Some(sequence) = self.sequences[index].as_mut() else { return false };
+        let last_token = sequence.last_token.replace(now);
+        if let Some(last) = last_token {
+            let num_tokens = u32::try_from(num_tokens).unwrap_or(u32::MAX);
+            latencies.inter_token.record(now - last, num_tokens);
+        }
+        let is_first = last_token.is_none() && index == 0;
+        if is_first {
+            let prefill = self.first_step.map_or(Duration::ZERO, |first_step| now - first_step);
+            latencies.prefill.record(prefill, 1);
+            latencies.time_to_first_token.record(now - self.arrival, 1);
+        }
+        is_first
+    }
+
+    /// Ends a continuation; returns whether it was the last one.
+    pub(super) fn finish(&mut self, index: usize, now: Instant, latencies: &mut Latencies) -> bool {
+        self.sequences[index] = None;
+        latencies.end_to_end.record(now - self.arrival, 1);
+        self.unfinished().next().is_none()
+    }
+}

@@ -1,0 +1,446 @@
+//! An engine on a thread of its own, for those who can't wait for steps: servers, and many callers at once.
+//!
+//! Requests go in by one channel, and outputs come back by one a request, all of them bounded. They are tokio's, without its
+//! runtime: of the well-kept channels they can be waited for in async code and by threads alike. Nobody who is slow
+//! holds the engine up: a request's channel has room for all that the request can put out.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc as std_mpsc;
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::request::{Gathered, Generation, Request, RequestId, RequestOutput};
+use crate::stats::EngineStats;
+
+/// Messages on their way to the engine at most; it takes all of them between two steps.
+const MAX_NUM_COMMANDS: usize = 256;
+
+/// The way to an engine that runs on its own thread. Clones lead to the same engine.
+///
+/// When all handles are gone the engine serves what it has to the end, then its thread ends.
+///
+/// ```
+/// use nv_engine::{Engine, EngineHandle, Request};
+///
+/// # fn example(engine: Engine, request: Request) -> nv_engine::Result<()> {
+/// let (handle, thread) = EngineHandle::spawn(engine)?;
+/// let mut stream = handle.blocking_add_request(request)?;
+/// while let Some(output) = stream.blocking_next() {
+///     println!("{:?}", output.token_ids);
+/// }
+/// handle.blocking_shut_down();
+/// thread.join().expect("the engine does not panic");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// What is new of one request, as it comes. Dropped, it aborts the request.
+#[derive(Debug)]
+pub struct RequestStream {
+    id: RequestId,
+    outputs: mpsc::Receiver<RequestOutput>,
+    /// The continuations that have not ended.
+    unfinished: Vec<usize>,
+    aborts: std_mpsc::Sender<RequestId>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Add(Box<Request>, oneshot::Sender<Result<RequestStream>>),
+    Stats(oneshot::Sender<EngineStats>),
+    /// To take no more requests; the answer comes when all have ended.
+    ShutDown(oneshot::Sender<()>),
+}
+
+impl EngineHandle {
+    /// Starts a thread that runs `engine` as long as there is anything to do, and sleeps else.
+    ///
+    /// # Errors
+    /// [`Error::Spawn`] if the system refuses a thread.
+    pub fn spawn<M: Model + Send + 'static>(
+        engine: Engine<M>,
+    ) -> Result<(Self, JoinHandle<Engine<M>>)> {
+        let (commands, receiver) = mpsc::channel(MAX_NUM_COMMANDS);
+        let (aborts, aborted) = std_mpsc::channel();
+        let thread = Thread {
+            engine,
+            commands: receiver,
+            aborts,
+            aborted,
+            streams: BTreeMap::new(),
+            is_closed: false,
+            shut_down: Vec::new(),
+        };
+        let builder = thread::Builder::new().name("nv-engine".to_owned());
+        let thread = builder
+            .spawn(move || thread.run())
+            .map_err(|error| Error::Spawn { kind: error.kind() })?;
+        Ok((Self { commands }, thread))
+    }
+
+    /// Hands a request to the engine; waits until the step under way is done.
+    ///
+    /// # Errors
+    /// As [`Engine::add_request`]; [`Error::Stopped`] if the engine takes no more.
+    pub async fn add_request(&self, request: Request) -> Result<RequestStream> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Add(Box::new(request), reply)).await?;
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// As [`Self::add_request`], for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Self::add_request`].
+    ///
+    /// # Panics
+    /// In async code.
+    pub fn blocking_add_request(&self, request: Request) -> Result<RequestStream> {
+        let (reply, answer) = oneshot::channel();
+        self.blocking_send(Command::Add(Box::new(request), reply))?;
+        answer.blocking_recv().unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Counts and state, between two steps.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if the engine's thread has ended.
+    pub async fn stats(&self) -> Result<EngineStats> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Stats(reply)).await?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// As [`Self::stats`], for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Self::stats`].
+    ///
+    /// # Panics
+    /// In async code.
+    pub fn blocking_stats(&self) -> Result<EngineStats> {
+        let (reply, answer) = oneshot::channel();
+        self.blocking_send(Command::Stats(reply))?;
+        answer.blocking_recv().map_err(|_| Error::Stopped)
+    }
+
+    /// Has the engine take no more requests, and waits until those that it has have ended; then its thread ends.
+    pub async fn shut_down(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.send(Command::ShutDown(reply)).await.is_ok() {
+            // An engine that has died has shut down too.
+            let _ = answer.await;
+        }
+    }
+
+    /// As [`Self::shut_down`], for threads that may block.
+    ///
+    /// # Panics
+    /// In async code.
+    pub fn blocking_shut_down(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.blocking_send(Command::ShutDown(reply)).is_ok() {
+            let _ = answer.blocking_recv();
+        }
+    }
+
+    async fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).await.map_err(|_| Error::Stopped)
+    }
+
+    fn blocking_send(&self, command: Command) -> Result<()> {
+        self.commands.blocking_send(command).map_err(|_| Error::Stopped)
+    }
+}
+
+impl RequestStream {
+    /// The request.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// What is new; `None` once every continuation has ended.
+    ///
+    /// If the engine dies meanwhile, those that have not ended do so with [`Error::Stopped`].
+    pub async fn next(&mut self) -> Option<RequestOutput> {
+        let output = self.outputs.recv().await;
+        self.received(output)
+    }
+
+    /// As [`Self::next`], for threads that may block.
+    ///
+    /// # Panics
+    /// In async code.
+    pub fn blocking_next(&mut self) -> Option<RequestOutput> {
+        let output = self.outputs.blocking_recv();
+        self.received(output)
+    }
+
+    /// The whole request, when it is done.
+    ///
+    /// # Errors
+    /// What the request ended with, if it failed.
+    pub async fn collect(mut self) -> Result<Generation> {
+        let mut gathered = Gathered::new(self.id, self.unfinished.len());
+        while let Some(output) = self.next().await {
+            gathered.push(output);
+        }
+        gathered.finish()
+    }
+
+    fn received(&mut self, output: Option<RequestOutput>) -> Option<RequestOutput> {
+        let output = output.or_else(|| {
+            let index = *self.unfinished.first()?;
+            let finished = Some(Err(Error::Stopped));
+            Some(RequestOutput { finished, ..RequestOutput::empty(self.id, index) })
+        })?;
+        if output.finished.is_some() {
+            self.unfinished.retain(|&index| index != output.index);
+        }
+        Some(output)
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        if !self.unfinished.is_empty() {
+            // An engine that is gone has nothing to abort.
+            let _ = self.aborts.send(self.id);
+        }
+    }
+}
+
+/// What runs on the engine's thread.
+struct Thread<M> {
+    engine: Engine<M>,
+    commands: mpsc::Receiver<Command>,
+    /// What streams are given to abort their requests by: never full, so that dropping one waits for nobody.
+    aborts: std_mpsc::Sender<RequestId>,
+    aborted: std_mpsc::Receiver<RequestId>,
+    /// Where the outputs of requests go that have not ended, and how many of its continuations have not.
+    streams: BTreeMap<RequestId, (mpsc::Sender<RequestOutput>, usize)>,
+    /// Whether no more requests are taken.
+    is_closed: bool,
+    /// Who is told when the last request has ended.
+    shut_down: Vec<oneshot::Sender<()>>,
+}
+
+impl<M: Model> Thread<M> {
+    fn run(mut self) -> Engine<M> {
+        loop {
+            self.take_commands();
+            for id in self.aborted.try_iter() {
+                self.engine.abort(id);
+                self.streams.remove(&id);
+            }
+            if self.engine.has_unfinished_requests() {
+                for output in self.engine.step() {
+                    self.deliver(output);
+                }
+            } else if self.is_closed {
+                break;
+            }
+        }
+        for reply in self.shut_down {
+            // Whoever asked need not have waited.
+            let _ = reply.send(());
+        }
+        self.engine
+    }
+
+    /// Takes what has come; waits for something if there is nothing to do.
+    fn take_commands(&mut self) {
+        loop {
+            let command = match self.commands.try_recv() {
+                Ok(command) => Some(command),
+                Err(TryRecvError::Disconnected) => None,
+                Err(TryRecvError::Empty) => {
+                    if self.engine.has_unfinished_requests() || self.is_closed {
+                        return;
+                    }
+                    self.commands.blocking_recv()
+                }
+            };
+            match command {
+                // A stream that nobody waits for any more aborts its request as it is dropped.
+                Some(Command::Add(request, reply)) => drop(reply.send(self.add(*request))),
+                Some(Command::Stats(reply)) => drop(reply.send(self.engine.stats())),
+                Some(Command::ShutDown(reply)) => {
+                    self.is_closed = true;
+                    self.shut_down.push(reply);
+                }
+                None => {
+                    self.is_closed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, request: Request) -> Result<RequestStream> {
+        if self.is_closed {
+            return Err(Error::Stopped);
+        }
+        let (n, num_prompt_tokens) = (request.params.n(), request.prompt_token_ids.len());
+        let id = self.engine.add_request(request)?;
+        // An output has a token, or log-probabilities of the prompt, or an end.
+        let max_num_tokens = self.engine.scheduler_config().max_model_len;
+        let capacity = n * (max_num_tokens + 1) + num_prompt_tokens;
+        let (sender, outputs) = mpsc::channel(capacity.min(Semaphore::MAX_PERMITS));
+        self.streams.insert(id, (sender, n));
+        let unfinished = (0..n).collect();
+        Ok(RequestStream { id, outputs, unfinished, aborts: self.aborts.clone() })
+    }
+
+    fn deliver(&mut self, output: RequestOutput) {
+        let id = output.request_id;
+        let Some((sender, num_unfinished)) = self.streams.get_mut(&id) else { return };
+        *num_unfinished -= usize::from(output.finished.is_some());
+        let is_over = *num_unfinished == 0;
+        // If the receiver is gone, its abort is on the way.
+        if let Err(TrySendError::Full(_)) = sender.try_send(output) {
+            unreachable!("there is room for all outputs");
+        }
+        if is_over {
+            self.streams.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{FakeModel, PANICS, config, engine, request, slow_engine};
+    use crate::{EngineConfig, FinishReason};
+
+    fn spawn(config: &EngineConfig) -> (EngineHandle, JoinHandle<Engine<FakeModel>>) {
+        EngineHandle::spawn(engine(100, config)).unwrap()
+    }
+
+    fn blocking_collect(mut stream: RequestStream) -> Result<Generation> {
+        let mut gathered = Gathered::new(stream.id, stream.unfinished.len());
+        while let Some(output) = stream.blocking_next() {
+            gathered.push(output);
+        }
+        gathered.finish()
+    }
+
+    #[test]
+    fn threads_are_served_together_as_if_alone() {
+        let (handle, thread) = spawn(&config());
+        let requests: Vec<Request> = (0..16).map(|i| request(i % 5, 9, 20)).collect();
+        let expected = engine(100, &config()).generate(requests.clone());
+        let callers = requests.into_iter().map(|request| {
+            let handle = handle.clone();
+            thread::spawn(move || blocking_collect(handle.blocking_add_request(request).unwrap()))
+        });
+        let callers: Vec<_> = callers.collect();
+        for (caller, expected) in callers.into_iter().zip(expected) {
+            let found = caller.join().unwrap().unwrap();
+            let expected = expected.unwrap();
+            assert_eq!(found.completions[0].token_ids, expected.completions[0].token_ids);
+            assert_eq!(found.completions[0].finish_reason, FinishReason::Length);
+        }
+        assert_eq!(handle.blocking_stats().unwrap().num_finished, 16);
+        drop(handle);
+        let engine = thread.join().unwrap();
+        assert_eq!(engine.stats().scheduler.num_used_blocks, 0);
+    }
+
+    #[test]
+    fn async_code_waits_for_many_at_once_on_one_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (handle, thread) = spawn(&config());
+        runtime.block_on(async {
+            let callers: Vec<_> = (0..6)
+                .map(|i| {
+                    let handle = handle.clone();
+                    tokio::spawn(async move {
+                        handle.add_request(request(i, 9, 20)).await?.collect().await
+                    })
+                })
+                .collect();
+            for caller in callers {
+                let generation = caller.await.unwrap().unwrap();
+                assert_eq!(generation.completions[0].token_ids.len(), 20);
+            }
+            assert_eq!(handle.stats().await.unwrap().num_finished, 6);
+            handle.shut_down().await;
+            assert!(matches!(handle.add_request(request(1, 9, 20)).await, Err(Error::Stopped)));
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_is_dropped_aborts_its_request() {
+        let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
+        let mut stream = handle.blocking_add_request(request(1, 9, 180)).unwrap();
+        assert_eq!(stream.blocking_next().unwrap().token_ids.len(), 1);
+        drop(stream);
+        // One that waited to be read, and one that was read to its end, are not aborted.
+        let slow = handle.blocking_add_request(request(2, 9, 180)).unwrap();
+        blocking_collect(handle.blocking_add_request(request(3, 9, 20)).unwrap()).unwrap();
+        handle.blocking_shut_down();
+        assert_eq!(blocking_collect(slow).unwrap().completions[0].token_ids.len(), 180);
+        let stats = thread.join().unwrap().stats();
+        assert_eq!((stats.num_aborted, stats.num_finished), (1, 2));
+        assert_eq!(stats.scheduler.num_used_blocks, 0);
+    }
+
+    #[test]
+    fn shutting_down_serves_what_there_is_and_takes_nothing_new() {
+        let (handle, thread) = spawn(&EngineConfig { max_num_seqs: 1, ..config() });
+        let streams: Vec<RequestStream> =
+            (0..5).map(|i| handle.blocking_add_request(request(i, 9, 100)).unwrap()).collect();
+        handle.blocking_shut_down();
+        let refused = handle.blocking_add_request(request(1, 9, 20));
+        assert!(matches!(refused, Err(Error::Stopped)));
+        assert!(matches!(handle.blocking_stats(), Err(Error::Stopped)));
+        for stream in streams {
+            let generation = blocking_collect(stream).unwrap();
+            assert_eq!(generation.completions[0].token_ids.len(), 100);
+        }
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn refusals_and_failures_reach_those_who_asked() {
+        let (handle, thread) = spawn(&config());
+        let refused = handle.blocking_add_request(request(1, 0, 20));
+        assert!(matches!(refused, Err(Error::EmptyPrompt)));
+        let bad = Request { prompt_token_ids: vec![PANICS], ..request(1, 9, 20) };
+        let failed = blocking_collect(handle.blocking_add_request(bad).unwrap());
+        assert!(matches!(failed, Err(Error::Panic { .. })));
+        blocking_collect(handle.blocking_add_request(request(1, 9, 20)).unwrap()).unwrap();
+        drop(handle);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn an_engine_that_dies_ends_what_it_had_with_an_error() {
+        let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
+        let mut several = request(1, 9, 180);
+        several.params = several.params.with_n(2).unwrap();
+        let mut stream = handle.blocking_add_request(several).unwrap();
+        // As if the thread had gone: its end of the channel is closed.
+        stream.outputs.close();
+        while stream.outputs.try_recv().is_ok() {}
+        for index in 0..2 {
+            let output = stream.blocking_next().unwrap();
+            assert_eq!(output.index, index);
+            assert!(matches!(output.finished, Some(Err(Error::Stopped))));
+        }
+        assert!(stream.blocking_next().is_none());
+        drop((stream, handle));
+        thread.join().unwrap();
+    }
+}
