@@ -15,7 +15,7 @@ pub struct EngineConfig {
     pub kv_cache_memory: KvCacheMemory,
     /// What keys and values are rounded to, F32 or BF16; by default what the model computes in.
     pub kv_dtype: Option<DType>,
-    /// Tokens a block, a multiple of 8. Default 16.
+    /// Tokens a block, a multiple of 8. Default 32: smaller ones share more of equal beginnings, larger ones attend faster.
     pub block_size: usize,
     /// Tokens that one step computes at most. Default 2,048.
     pub max_num_batched_tokens: usize,
@@ -40,7 +40,7 @@ impl Default for EngineConfig {
         Self {
             kv_cache_memory: KvCacheMemory::Share(0.4),
             kv_dtype: None,
-            block_size: 16,
+            block_size: 32,
             max_num_batched_tokens: 2048,
             max_num_seqs: 64,
             max_model_len: None,

@@ -22,6 +22,11 @@ use clap::Parser;
 
 use args::{Args, Command};
 
+/// The activations of each step are megabytes that come and go: an allocator that keeps them for the next step saves
+/// the system from clearing new pages, a tenth of a prompt's time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let Args { command, verbose } = Args::parse();
     let result = match command {
