@@ -12,11 +12,12 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::json::tojson;
+use crate::message::ChatMessage;
 
 /// The template that is used unless another is called for.
 const DEFAULT: &str = "default";
@@ -31,48 +32,6 @@ const FUEL: u64 = 10_000_000;
 /// The fields of `tokenizer_config.json` that templates can read, under the same names.
 const SPECIAL_TOKENS: &[&str] =
     &["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// One turn of a conversation.
-///
-/// Fields bear the names that templates and the OpenAI API use.
-///
-/// ```
-/// use nv_text::ChatMessage;
-///
-/// let message: ChatMessage = serde_json::from_str(r#"{"role": "user", "content": "Hello!"}"#)?;
-/// assert_eq!(message, ChatMessage::new("user", "Hello!"));
-/// # Ok::<(), serde_json::Error>(())
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// Who speaks: `system`, `user`, `assistant` or `tool`.
-    pub role: String,
-    /// What is said; null if an assistant only calls tools.
-    #[serde(default)]
-    pub content: Option<String>,
-    /// What an assistant thought before it spoke.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reasoning_content: Option<String>,
-    /// The tools that an assistant calls: `{"function": {"name": …, "arguments": {…}}}`, or without the outer layer.
-    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<Value>,
-    /// Other fields, which a template may read: `name`, `tool_call_id`, …
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-impl ChatMessage {
-    /// A message that says `content`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: Some(content.into()), ..Self::default() }
-    }
-}
-
-fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
-}
 
 /// What a render is given besides the messages. The default is that of transformers.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -129,7 +88,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Read`] if a file can't be read; [`Error::File`] around [`Error::Json`],
-    /// [`Error::ChatTemplateField`] or [`Error::Compile`] if its content is not usable.
+    /// [`Error::Field`] or [`Error::Compile`] if its content is not usable.
     pub fn load(
         tokenizer_config: Option<&Path>,
         chat_template: Option<&Path>,
@@ -175,7 +134,10 @@ impl ChatTemplate {
     }
 
     fn from_field(field: Option<&Value>) -> Result<Option<Self>> {
-        let unexpected = |expected, found: String| Error::ChatTemplateField { expected, found };
+        let unexpected = |expected, found| {
+            let field = "chat_template".to_owned();
+            Error::Field { field, expected, found }
+        };
         let named = match field {
             None | Some(Value::Null) => return Ok(None),
             Some(Value::String(source)) => return Self::new(source).map(Some),
@@ -285,6 +247,7 @@ fn read(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
     use serde_json::json;
 
     use super::*;
@@ -309,22 +272,51 @@ mod tests {
         enable_thinking: Option<bool>,
         #[serde(default)]
         tools: Vec<Value>,
+        #[serde(default)]
+        template_kwargs: Map<String, Value>,
+    }
+
+    #[derive(Deserialize)]
+    struct Construct {
+        template: String,
+        expected: String,
+    }
+
+    #[derive(Deserialize)]
+    struct Fixture {
+        cases: Vec<Case>,
+        construct_messages: Vec<ChatMessage>,
+        constructs: Vec<Construct>,
     }
 
     #[test]
     fn qwen3_conversations_render_as_in_transformers() {
         let template = ChatTemplate::new(&fixture("qwen3.jinja")).unwrap();
-        let mut file: Map<String, Value> = serde_json::from_str(&fixture("cases.json")).unwrap();
-        let cases: Vec<Case> = serde_json::from_value(file["cases"].take()).unwrap();
+        let Fixture { cases, .. } = serde_json::from_str(&fixture("cases.json")).unwrap();
         assert!(!cases.is_empty());
         for Case { name, messages, options, expected } in cases {
             let options = ChatOptions {
                 add_generation_prompt: options.add_generation_prompt,
                 enable_thinking: options.enable_thinking,
                 tools: options.tools,
-                template_kwargs: Map::new(),
+                template_kwargs: options.template_kwargs,
             };
             assert_eq!(template.render(&messages, &options).unwrap(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn other_templates_render_as_in_transformers() {
+        let Fixture { construct_messages, constructs, .. } =
+            serde_json::from_str(&fixture("cases.json")).unwrap();
+        assert!(!constructs.is_empty());
+        let options = ChatOptions {
+            template_kwargs: [("mood".to_owned(), "calm".into())].into_iter().collect(),
+            ..ChatOptions::default()
+        };
+        for Construct { template, expected } in constructs {
+            let text = ChatTemplate::new(&template).unwrap().render(&construct_messages, &options);
+            assert_eq!(text.unwrap(), expected, "{template}");
         }
     }
 
@@ -357,22 +349,6 @@ mod tests {
             "1",
         );
         check("{% for i in [1, 2] %}{{ loop.nextitem }}{% endfor %}", "2");
-    }
-
-    #[test]
-    fn messages_keep_what_they_do_not_know() {
-        let check = |json: Value, back: Value| {
-            let message: ChatMessage = serde_json::from_value(json).unwrap();
-            assert_eq!(serde_json::to_value(message).unwrap(), back);
-        };
-        let said = json!({"role": "user", "content": "Hi", "name": "Ada"});
-        check(said.clone(), said);
-        let silent = json!({"role": "assistant", "content": null});
-        check(json!({"role": "assistant"}), silent.clone());
-        check(json!({"role": "assistant", "tool_calls": null, "reasoning_content": null}), silent);
-        let calls = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]});
-        check(calls.clone(), calls);
-        assert!(serde_json::from_value::<ChatMessage>(json!({"content": "Hi"})).is_err());
     }
 
     #[test]

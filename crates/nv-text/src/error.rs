@@ -1,4 +1,4 @@
-//! What can go wrong between text and token ids.
+//! What can go wrong between a conversation, its text, and token ids.
 
 use std::io;
 use std::path::PathBuf;
@@ -50,9 +50,11 @@ pub enum Error {
         /// Where the JSON ends to make sense.
         source: serde_json::Error,
     },
-    /// `chat_template` is there, but holds no default template.
-    #[error("field `chat_template`: expected {expected}, found {found}")]
-    ChatTemplateField {
+    /// A field, of a file or a request, holds something else than it should.
+    #[error("field `{field}`: expected {expected}, found {found}")]
+    Field {
+        /// Which one, with the path to it: `tool_calls[0].function.name`.
+        field: String,
         /// What would have been right.
         expected: &'static str,
         /// What is there.

@@ -1,14 +1,18 @@
 //! Text in and out of a Qwen3 checkpoint.
 //!
 //! [`Tokenizer`] turns text into token ids and back, as `tokenizer.json` has it. [`ChatTemplate`] turns a
-//! conversation into the text that the model continues. [`TokenStream`] turns the ids that a model generates into
-//! text as they come.
+//! conversation, [`ChatMessage`]s as the OpenAI API has them, into the text that the model continues. What the model
+//! generates goes the other way as it comes: [`TokenStream`] turns ids into text, [`StopStrings`] ends it,
+//! [`ChatParser`] takes it apart into reasoning, content and tool calls.
 //!
 //! ```no_run
 //! use std::path::Path;
 //!
-//! use nv_text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
+//! use nv_text::{
+//!     ChatDelta, ChatMessage, ChatOptions, ChatParser, ChatTemplate, Reasoning, StopStrings, Tokenizer, ToolCalls,
+//! };
 //!
+//! # fn generate(ids: &[u32]) -> impl Iterator<Item = u32> { ids.to_vec().into_iter() }
 //! let dir = Path::new("Qwen3-0.6B");
 //! let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
 //! let template = ChatTemplate::load(Some(&dir.join("tokenizer_config.json")), None)?
@@ -17,18 +21,50 @@
 //! let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
 //! let prompt = template.render(&[ChatMessage::new("user", "Hello!")], &options)?;
 //! let ids = tokenizer.encode(&prompt, false)?;
-//! assert_eq!(tokenizer.decode(&ids, false), prompt);
+//!
+//! let mut stream = tokenizer.stream(true);
+//! let mut stop = StopStrings::new(&["END"], false)?;
+//! let mut parser = ChatParser::new(Reasoning::after_prompt(&prompt), ToolCalls::Off);
+//! let mut content = String::new();
+//! let mut show = |deltas: Vec<ChatDelta>| {
+//!     for delta in deltas {
+//!         if let ChatDelta::Content(text) = delta {
+//!             content += &text;
+//!         }
+//!     }
+//! };
+//! for id in generate(&ids) {
+//!     let check = stop.push(stream.push(id));
+//!     show(parser.push(check.text));
+//!     if check.stop_string.is_some() {
+//!         break;
+//!     }
+//! }
+//! // What was held back, from the first stage to the last.
+//! show(parser.push(stop.push(&stream.finish()).text));
+//! show(parser.push(&stop.finish()));
+//! show(parser.finish());
 //! # Ok::<(), nv_text::Error>(())
 //! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod chat_delta;
+mod chat_parser;
 mod chat_template;
 mod error;
 mod json;
+mod literals;
+mod message;
+mod stop;
 mod stream;
 mod tokenizer;
+mod tool_call;
 
-pub use chat_template::{ChatMessage, ChatOptions, ChatTemplate};
+pub use chat_delta::{ChatAnswer, ChatDelta, GeneratedToolCall};
+pub use chat_parser::{ChatParser, Reasoning, ToolCalls};
+pub use chat_template::{ChatOptions, ChatTemplate};
 pub use error::{Error, Result};
+pub use message::{ChatMessage, FunctionCall, ToolCall, deserialize_messages};
+pub use stop::{StopCheck, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;

@@ -77,7 +77,7 @@ TWO_CALLS = [
         "Looking both up.",
         tool_calls=[
             call("get_weather", {"place": "Zürich", "nested": {"b": [1, 2.0, None, True], "a": "<&'\">"}}),
-            {"name": "get_time", "arguments": "{\"already\":  \"a string\"}"},
+            {"name": "get_time", "arguments": "{\"written\":\"as\",  \"text\": [1e5, 1.50, \"\\u00e9\\/\"]}"},
         ],
     ),
     tool("rain"),
@@ -115,23 +115,86 @@ CASES = [
     ("two calls, answered", TWO_CALLS[:-1], {"tools": [WEATHER, TIME]}),
     ("tool first", [tool("unasked"), user("?")], {}),
     ("tool response as user", [user("?"), assistant("a", tool_calls=[call("f", {})]), user("<tool_response>\nx\n</tool_response>"), assistant("b")], {}),
-    ("unknown role", [user("?"), {"role": "critic", "content": "unheard"}, assistant("!")], {}),
+    ("malformed arguments", [user("?"), assistant("a", tool_calls=[call("f", "{\"x\":  "), call("g", "[1,  2]"), call("h", "")])], {}),
+    ("parts of text", [user([{"type": "text", "text": "Look:"}, {"type": "text", "text": "{{ x }}\n"}]), assistant([])], {}),
+    ("developer", [{"role": "developer", "content": "Be brief."}, user("?")], {}),
+    ("silent call", [user("?"), assistant(None, tool_calls=[call("f", {})], reasoning_content=None, refusal=None)], {}),
+    ("kwargs", [user("Hello!")], {"add_generation_prompt": True, "template_kwargs": {"enable_thinking": False, "unknown": [1]}}),
     ("empty contents", [system(""), user(""), assistant(""), user("")], {"add_generation_prompt": True}),
     ("unicode", [system("Ünïcödé 🤖"), user("नमस्ते שלום 你好 👩‍👩‍👧‍👦 e\u0301 \u200b\ufeff\x00\x1f"), assistant("\u2028\x85\xa0ok\xa0")], {}),
     ("jinja in contents", [user("{{ 1 + 1 }} {% raw %} {# no #}"), assistant("<|im_end|>\n<|im_start|>user")], {}),
     ("line ends", [user("a\r\nb\rc\n\n"), assistant("\r\n\nd \n")], {"add_generation_prompt": True}),
 ]
 
+# What other templates are made of; each renders the same conversation.
+CONSTRUCTS = [
+    "{%- for m in messages %}{{ loop.index }}/{{ loop.length }} {{ loop.first }} {{ loop.cycle('a', 'b') }}: {{ m['role']|upper }}\n{% endfor %}",
+    "{%- for m in messages if m.role != 'tool' %}{{ loop.revindex0 }}{{ m.content|trim|length }};{% else %}none{% endfor %}",
+    "{%- for m in messages[1:] %}{% if loop.last %}{% break %}{% endif %}{{ m.role }},{% endfor %}{{ messages[-1].content }}",
+    "{%- for m in messages|rejectattr('role', 'equalto', 'user')|list %}{{ m.role }} {% endfor %}{{ messages|map(attribute='role')|join('+') }}",
+    "{%- set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content|length %}{% endfor %}{{ ns.n }}",
+    "{%- macro turn(m, end='<end>') -%}[{{ m.role }}]{{ m.content }}{{ end }}{%- endmacro %}{{ turn(messages[0]) }}{{ turn(messages[1], end='!') }}",
+    "{{- messages[1].tool_calls[0].function.arguments|tojson(indent=2) }}",
+    "{%- for key, value in messages[1].tool_calls[0].function.arguments.items() %}{{ key }}={{ value }} ({{ value is string }}, {{ value is mapping }}, {{ value is none }});{% endfor %}",
+    "{%- for key in messages[1].tool_calls[0].function.arguments|dictsort %}{{ key[0] }} {% endfor %}",
+    "{{- messages[0].content.split('\n')|last }}|{{ messages[0].content.replace('a', 'A').strip().title() }}|{{ messages[0].content.startswith('Wh') }}|{{ messages[0].content.find('t') }}",
+    "{{- mood|default('none') }} {{ nothing|default('unset') }} {{ mood is defined and mood in ['calm', 'wild'] }} {{ 'x' if nothing is defined else 'y' }}",
+    "{{- 7 // 2 }} {{ -7 // 2 }} {{ 7 % 3 }} {{ 2 ** 5 }} {{ 7 / 2 }} {{ 1.0 }} {{ 1 == 1.0 }} {{ 'a' ~ 1 ~ none ~ true }} {{ [1, 'b', none] }}",
+    "{%- if messages[0]['role'] == 'user' and not (add_generation_prompt or tools) %}{{ 'plain' }}{% elif tools %}{{ tools|length }}{% endif %}",
+    "  {#- a comment -#}  {%+ if true %} kept {% endif %}\n\n{% raw %}{{ raw }}{% endraw %}\n",
+]
+CONSTRUCT_MESSAGES = [
+    user(" What is\nthat? "),
+    assistant("I look.", tool_calls=[call("f", {"b": "text", "a": {"n": [1, 2.5]}, "c": None, "t": True})]),
+    tool("a cat"),
+    assistant("A cat."),
+]
+
+
+def as_templates_read(message):
+    """A message of the OpenAI API as this crate shows it to templates, and vLLM too (`chat_utils.py`)."""
+    message = json.loads(json.dumps(message))
+    if message["role"] == "developer":
+        message["role"] = "system"
+    if not isinstance(message["content"], str):
+        message["content"] = "\n".join(part["text"] for part in message["content"] or [])
+    for tool_call in message.get("tool_calls", []):
+        function = tool_call.get("function", tool_call)
+        arguments = function["arguments"]
+        if isinstance(arguments, str):
+            try:
+                parsed = json.loads(arguments or "{}")
+            except ValueError:
+                continue
+            function["arguments"] = parsed if isinstance(parsed, dict) else arguments
+    return message
+
+
+def render(template, messages, add_generation_prompt=False, template_kwargs=None, **options):
+    messages = [as_templates_read(message) for message in messages]
+    options |= template_kwargs or {}
+    (text,), _ = render_jinja_template(
+        [messages], chat_template=template, add_generation_prompt=add_generation_prompt, **options
+    )
+    return text
+
 
 def main():
     template = (HERE / "qwen3.jinja").read_text(encoding="utf-8")
     cases = []
     for name, messages, options in CASES:
-        (text,), _ = render_jinja_template([messages], chat_template=template, **options)
+        text = render(template, messages, **options)
         cases.append({"name": name, "messages": messages, "options": options, "expected": text})
+    constructs = []
+    for source in CONSTRUCTS:
+        text = render(source, CONSTRUCT_MESSAGES, template_kwargs={"mood": "calm"})
+        constructs.append({"template": source, "expected": text})
     made_with = {"transformers": transformers.__version__, "jinja2": jinja2.__version__}
-    lines = ",\n".join(json.dumps(case) for case in cases)
-    text = f'{{"made_with": {json.dumps(made_with)}, "cases": [\n{lines}\n]}}\n'
+    lines = lambda items: ",\n".join(json.dumps(item) for item in items)
+    text = (
+        f'{{"made_with": {json.dumps(made_with)}, "cases": [\n{lines(cases)}\n],\n'
+        f'"construct_messages": {json.dumps(CONSTRUCT_MESSAGES)}, "constructs": [\n{lines(constructs)}\n]}}\n'
+    )
     (HERE / "cases.json").write_text(text, encoding="utf-8")
 
 
