@@ -19,6 +19,7 @@ use nv_qwen3::Qwen3ForCausalLM;
 
 use crate::TokenId;
 use crate::error::{Error, Result};
+use crate::kv_cache_size::KvCacheSize;
 use crate::model::{Model, PagedQwen3};
 use crate::prompt_lookup::PromptLookup;
 use crate::request::{Gathered, Generation, Request, RequestId, RequestOutput};
@@ -135,7 +136,7 @@ impl<M: Model> Engine<M> {
     /// [`FinishReason::ContextFull`](crate::FinishReason::ContextFull) there.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`]; [`Error::RequestTooLong`] if the request could not be served with all the cache for itself;
+    /// [`Error::EmptyPrompt`]; [`Error::PromptTooLong`] for the model; [`Error::RequestTooLong`] if the request could not be served with all the cache for itself;
     /// [`Error::TokenId`] for a token that the model doesn't know; [`Error::SamplingParameter`] as
     /// [`SamplingParams::check`](crate::SamplingParams::check), and for more than 1,024 continuations;
     /// [`Error::TooManyRequests`] if as many wait as may.
@@ -154,7 +155,12 @@ impl<M: Model> Engine<M> {
         {
             return Err(Error::TooManyRequests { max_num_waiting });
         }
-        let room = self.model.max_position_embeddings().saturating_sub(prompt.len()).max(1);
+        let max_position_embeddings = self.model.max_position_embeddings();
+        if prompt.len() >= max_position_embeddings {
+            let num_tokens = prompt.len();
+            return Err(Error::PromptTooLong { num_tokens, max_position_embeddings });
+        }
+        let room = max_position_embeddings - prompt.len();
         let id = RequestId(self.next_id);
         let running = Running::new(id, &request, self.lookup.clone());
         self.scheduler.add_sequence(NewSequence {
@@ -279,6 +285,11 @@ impl<M: Model> Engine<M> {
     /// and continuation together.
     pub fn scheduler_config(&self) -> &SchedulerConfig {
         self.scheduler.config()
+    }
+
+    /// The KV cache; prints as what a user wants to know of it.
+    pub fn kv_cache_size(&self) -> KvCacheSize {
+        self.model.kv_cache_size()
     }
 
     /// The model.

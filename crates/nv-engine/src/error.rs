@@ -25,6 +25,16 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty: expected at least one token")]
     EmptyPrompt,
+    /// The prompt leaves no room for a continuation.
+    #[error(
+        "the prompt has {num_tokens} tokens: expected fewer than the model's {max_position_embeddings} positions"
+    )]
+    PromptTooLong {
+        /// Tokens in the prompt.
+        num_tokens: usize,
+        /// The longest sequence of the model, prompt and continuation together.
+        max_position_embeddings: usize,
+    },
     /// A request asks for more tokens than can be served, however empty the KV cache.
     #[error(
         "the request has {num_prompt_tokens} prompt tokens and wants {max_tokens} more: expected at most \

@@ -50,7 +50,8 @@ pub enum ToolCalls {
     /// They come out when they are complete. A malformed one is content.
     Whole,
     /// They come out as they are written: the name, then the arguments in pieces. One that turns out to be malformed
-    /// before its arguments begin is content; later, its arguments are what the model wrote up to the closing tag.
+    /// before its arguments begin is content. Later it stays a call: arguments that don't end hold all that comes before
+    /// the closing tag, and what comes between their end and the tag is content.
     Streamed,
 }
 
@@ -234,7 +235,7 @@ fn content_tag(tool_calls: ToolCalls) -> Literals {
 }
 
 /// Leaves out the line ends between two tags and what is said between them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct LineEnds {
     /// Whether nothing else has come since a tag.
     is_after_tag: bool,
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn calls_follow_reasoning() {
-        let text = format!("<think>\nI {F}\n</think>\n\nNow.\n{G}");
+        let text = format!("<think>\nI {F}\n</think>\n\nNow.\n{G}\n{F}");
         let parser = ChatParser::new(Reasoning::Optional, ToolCalls::Streamed);
         assert_eq!(
             run(parser, &[&text]),
@@ -362,6 +363,8 @@ mod tests {
                 ChatDelta::Content("Now.".to_owned()),
                 ChatDelta::ToolCallName { index: 0, name: "g".to_owned() },
                 ChatDelta::ToolCallArguments { index: 0, arguments: "{}".to_owned() },
+                ChatDelta::ToolCallName { index: 1, name: "f".to_owned() },
+                ChatDelta::ToolCallArguments { index: 1, arguments: "{\"x\": 1}".to_owned() },
             ]
         );
     }

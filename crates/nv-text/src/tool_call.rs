@@ -207,13 +207,24 @@ impl ToolCallParser {
 mod tests {
     use super::*;
 
-    /// What comes out of the text behind an opening tag, given as a whole, and what is not read of it.
+    /// What comes out of the text behind an opening tag, and what is not read of it: the same however it is cut.
     fn run(text: &str, streamed: bool) -> (Vec<ChatDelta>, Outcome, &str) {
-        let mut call = ToolCallParser::new(3, streamed);
-        let mut deltas = Vec::new();
-        let end = call.push(text, &mut deltas).unwrap_or(text.len());
-        let outcome = call.finish(&mut deltas);
-        (deltas, outcome, &text[end..])
+        let run_in_pieces = |piece_ends: &[usize]| {
+            let mut call = ToolCallParser::new(3, streamed);
+            let mut deltas = Vec::new();
+            let mut start = 0;
+            let end = piece_ends.iter().find_map(|&end| {
+                let piece = &text[std::mem::replace(&mut start, end)..end];
+                call.push(piece, &mut deltas).map(|num_read| end - piece.len() + num_read)
+            });
+            let outcome = call.finish(&mut deltas);
+            (deltas, outcome, &text[end.unwrap_or(text.len())..])
+        };
+        let whole = run_in_pieces(&[text.len()]);
+        let char_ends: Vec<_> =
+            text.char_indices().map(|(start, char)| start + char.len_utf8()).collect();
+        assert_eq!(run_in_pieces(&char_ends), whole, "{text}");
+        whole
     }
 
     fn deltas(name: &str, arguments: &str) -> Vec<ChatDelta> {
@@ -317,6 +328,7 @@ mod tests {
         check("{\"x\": \"line\nline\"}}\n", "</tool_call>", "");
         check("{}", "", "");
         check("{}", "</tool_call>", "");
+        check("{}", "\n</tool_c", "");
         check("{}", "}}</tool_call>", "}}");
         check("{}", ", \"id\": 1}\n</tool_call>", ", \"id\": 1}\n");
         check("{}", ", </tool", ", </tool");

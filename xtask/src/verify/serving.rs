@@ -89,7 +89,7 @@ pub fn ways() -> Vec<Way> {
     while !missing.is_empty() {
         let num_new = |way: &&Way| pairs(way).iter().filter(|pair| missing.contains(pair)).count();
         // The first of the best, so that the choice is the same each time.
-        let best = all.iter().rev().max_by_key(num_new).expect("there are ways");
+        let Some(best) = all.iter().rev().max_by_key(num_new) else { break };
         for pair in pairs(best) {
             missing.remove(&pair);
         }
@@ -181,7 +181,7 @@ impl Serving {
     /// If the model can't be loaded or run.
     pub fn alone(&self, params: &SamplingParams) -> Result<Served> {
         let mut model = self.qwen3(1)?;
-        let prompt = self.prompt(&model);
+        let prompt = Self::prompt(&model);
         let mut state = SamplingState::new(params, 0, &prompt);
         let mut sampler = Sampler::new();
         let (mut next, mut start_pos) = (prompt, 0);
@@ -199,20 +199,20 @@ impl Serving {
         Ok(served)
     }
 
-    /// What an engine gives for the same request in the same words, served in this `way`.
+    /// What an engine gives for the same request, served in this `way`.
     ///
     /// # Errors
     /// If the model can't be loaded or run, or the request was not served in that way.
     pub fn serve(&self, way: &Way, params: &SamplingParams) -> Result<(Served, Circumstances)> {
         let mut engine = self.engine(way)?;
-        let prompt = self.prompt(engine.model().inner.qwen3());
+        let prompt = Self::prompt(engine.model().inner.qwen3());
         if way.hits_prefix {
             let once = SamplingParams::default().with_max_tokens(1)?;
             engine.generate(vec![Request::new(prompt.clone(), once)]).remove(0)?;
         }
         for i in 0..way.num_others {
             // Texts of their own, which outlast the request. Nobody guesses them, so that budget is left for prompts.
-            let mut others = prompt[..1 + i % 7].to_vec();
+            let mut others = prompt[..=i % 7].to_vec();
             others[0] = TokenId::try_from(i)?;
             let params = SamplingParams::default().with_temperature(3.0)?.with_seed(i as u64);
             engine.add_request(Request::new(others, params))?;
@@ -224,7 +224,7 @@ impl Serving {
         }
         let params = params.clone().with_max_tokens(NUM_OUTPUT_TOKENS)?;
         let id = engine.add_request(Request::new(prompt, params))?;
-        ensure!(id.sequence(0) == engine.model().watched, "another sequence was watched");
+        ensure!(id.sequence(0) == engine.model().sequence_id, "another sequence was watched");
         let found = Self::run(&mut engine, id, way.preemption)?;
         ensure!(
             engine.stats().scheduler.num_running == way.num_others,
@@ -286,8 +286,8 @@ impl Serving {
             ..EngineConfig::default()
         };
         // Requests are numbered as they come.
-        let watched = SequenceId((way.num_others + usize::from(way.hits_prefix)) as u64);
-        let model = Watched { inner, watched, positions: Vec::new(), rows: HashMap::new() };
+        let sequence_id = SequenceId((way.num_others + usize::from(way.hits_prefix)) as u64);
+        let model = Watched { inner, sequence_id, positions: Vec::new(), rows: HashMap::new() };
         Ok(Engine::with_model(model, &config)?)
     }
 
@@ -298,7 +298,7 @@ impl Serving {
     }
 
     /// Ids that repeat themselves, so that there is something to guess.
-    fn prompt(&self, model: &Qwen3ForCausalLM) -> Vec<TokenId> {
+    fn prompt(model: &Qwen3ForCausalLM) -> Vec<TokenId> {
         let vocab_size = model.config().vocab_size;
         (0..NUM_PROMPT_TOKENS)
             .map(|i| i % 17)
@@ -311,7 +311,7 @@ impl Serving {
 #[derive(Debug)]
 struct Watched {
     inner: PagedQwen3,
-    watched: SequenceId,
+    sequence_id: SequenceId,
     /// For each token of the step its position, if it is the watched sequence's.
     positions: Vec<Option<usize>>,
     /// The bits of the logits behind a position, the last ones that were computed: behind a wrong guess, those that
@@ -336,7 +336,8 @@ impl Model for Watched {
         self.positions.clear();
         for (sequence, &id) in batch.sequences.iter().zip(batch.sequence_ids) {
             let positions = &batch.positions[sequence.first_token..][..sequence.num_tokens];
-            self.positions.extend(positions.iter().map(|&at| (id == self.watched).then_some(at)));
+            self.positions
+                .extend(positions.iter().map(|&at| (id == self.sequence_id).then_some(at)));
         }
         self.inner.forward(batch)
     }

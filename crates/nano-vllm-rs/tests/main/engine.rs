@@ -93,7 +93,7 @@ fn prompts_that_no_model_can_take_are_refused() {
     check(vec![], "the prompt is empty: expected at least one token");
     check(
         prompt(CONTEXT),
-        "the request has 1024 prompt tokens and wants 1 more: expected at most 1024 together (the KV cache holds 2048)",
+        "the prompt has 1024 tokens: expected fewer than the model's 1024 positions",
     );
     check(vec![1, 2048], "token 2048 has no logit: expected an id below 2048");
 }

@@ -49,6 +49,9 @@ pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
         say(copied(&model, args));
     }
     let mut engine = engine(qwen3, prompt.len(), &params)?;
+    if verbose {
+        say(engine.kv_cache_size());
+    }
     engine.add_request(Request::new(prompt.clone(), params.clone()))?;
     let generated = stream(&mut engine, &tokenizer, interrupt::flag()?, start)?;
     say(summary(&generated, prompt.len(), &params, &tokenizer));
