@@ -8,11 +8,11 @@ use std::io::{Write, stdout};
 use nano_vllm_rs::server::{ServerConfig, run};
 
 fn main() {
-    let config = ServerConfig { max_num_waiting: 16, ..ServerConfig::new("scripted") };
+    let api_keys = vec!["key".to_owned()];
+    let config = ServerConfig { max_num_waiting: 16, api_keys, ..ServerConfig::new("scripted") };
     let listening = |address| {
         let mut out = stdout().lock();
-        writeln!(out, "listening on http://{address} for at most {}", scripted::MAX_MODEL_LEN)
-            .unwrap();
+        writeln!(out, "listening on http://{address}").unwrap();
         out.flush().unwrap();
     };
     run(scripted::server(config), "127.0.0.1", 0, listening).unwrap();

@@ -18,7 +18,7 @@ const EOS: u32 = 256;
 const ANSWER: u32 = 257;
 const VOCAB_SIZE: usize = 258;
 const BLOCK_SIZE: usize = 8;
-pub(crate) const MAX_MODEL_LEN: usize = 2048;
+const MAX_MODEL_LEN: usize = 2048;
 
 const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}\
     {% for message in messages %}\
