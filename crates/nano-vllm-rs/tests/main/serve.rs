@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::nv::{command, nv, stderr};
-use crate::server::{client, get, post};
+use crate::server::client::{self, get, post};
 
 struct Serving {
     child: Child,

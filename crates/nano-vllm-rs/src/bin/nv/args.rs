@@ -304,7 +304,7 @@ fn top_p(text: &str) -> anyhow::Result<f64> {
 fn kv_cache_memory(text: &str) -> anyhow::Result<KvCacheMemory> {
     match text.parse::<f64>() {
         Ok(share) if share > 0.0 && share <= 1.0 => Ok(KvCacheMemory::Share(share)),
-        _ => Ok(KvCacheMemory::Bytes(size(text).context("expected a size or a part of 1")?)),
+        _ => Ok(KvCacheMemory::Bytes(size(text)?)),
     }
 }
 

@@ -40,7 +40,7 @@ fn bodies_that_are_no_json_are_refused() {
         (b"null", "found null"),
         (b"[]", "found a list"),
         (b"{\"prompt\": \"\xFF\xFE\"}", "invalid utf-8"),
-        (b"{\"prompt\": \"\\ud800\"}", "surrogate"),
+        (b"{\"prompt\": \"\\ud800\"}", "hex escape"),
         (b"{\"temperature\": NaN}", "expected value"),
         (b"{\"temperature\": 1e999}", "number out of range"),
     ] {

@@ -21,22 +21,25 @@ fn texts(answer: &Value) -> Vec<&str> {
 
 #[test]
 fn prompts_are_texts_or_tokens_or_lists_of_them() {
-    let tokens: Vec<u8> = b"<say>by tokens</say>".to_vec();
+    let tokens = |text: &str| [text.bytes().map(u32::from).collect(), vec![257]].concat();
     let check = |prompt: Value, expected: &[&str]| {
         let answer = ask(json!({"prompt": prompt}));
         assert_eq!(texts(&answer), expected, "{prompt}");
         assert_eq!(answer["object"], "text_completion");
     };
-    // What is said begins after the last token of the prompt.
-    check(json!("<say>one</say>\n"), &["one"]);
-    check(json!(["<say>one</say>\n", "<say>two</say>\n"]), &["one", "two"]);
-    check(json!([&tokens[..], &[257]].concat()), &["by tokens"]);
-    check(json!([tokens, b"<say>second</say>\n"]), &["by tokens", "second"]);
+    // What is said begins after the token 257, `<answer>`.
+    check(json!("<say>one</say><answer>"), &["one"]);
+    check(json!(["<say>one</say><answer>", "<say>two</say><answer>"]), &["one", "two"]);
+    check(json!(tokens("<say>by tokens</say>")), &["by tokens"]);
+    check(
+        json!([tokens("<say>by tokens</say>"), tokens("<say>second</say>")]),
+        &["by tokens", "second"],
+    );
 }
 
 #[test]
 fn choices_of_prompts_follow_each_other() {
-    let prompt = ["<say>one</say>\n", "<say>two</say>\n"];
+    let prompt = ["<say>one</say><answer>", "<say>two</say><answer>"];
     let answer = ask(json!({"prompt": prompt, "n": 2}));
     assert_eq!(texts(&answer), ["one", "one", "two", "two"]);
     assert_eq!(answer["usage"]["completion_tokens"], 16);
@@ -52,12 +55,13 @@ fn choices_of_prompts_follow_each_other() {
 
 #[test]
 fn an_echo_judges_the_prompt_too() {
-    let prompt = "é<say>ab</say>\n";
+    let prompt = "é<say>ab</say><answer>";
     let answer = ask(json!({"prompt": prompt, "echo": true, "logprobs": 1}));
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], format!("{prompt}ab"));
     let logprobs = &choice["logprobs"];
-    let num_tokens = prompt.len() + 2;
+    // The bytes, of which the last token takes eight, and what is said.
+    let num_tokens = prompt.len() - 7 + 2;
     for column in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
         assert_eq!(logprobs[column].as_array().unwrap().len(), num_tokens, "{column}");
     }
@@ -65,19 +69,19 @@ fn an_echo_judges_the_prompt_too() {
     assert!(logprobs["top_logprobs"][1].is_object());
     let offsets: Vec<_> = logprobs["text_offset"].as_array().unwrap().iter().collect();
     assert_eq!(offsets[..3], [0, 0, 1]);
-    assert_eq!(offsets[num_tokens - 2..], [15, 16]);
+    assert_eq!(offsets[num_tokens - 2..], [22, 23]);
     assert_eq!(logprobs["tokens"][num_tokens - 1], "b");
 
     let answer = ask(json!({"prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": 0}));
     assert_eq!(texts(&answer), [prompt]);
     assert_eq!(answer["usage"]["completion_tokens"], 0);
     let tokens = answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap();
-    assert_eq!(tokens.len(), prompt.len());
+    assert_eq!(tokens.len(), num_tokens - 2);
 }
 
 #[test]
 fn sixteen_tokens_are_the_default() {
-    let request = json!({"prompt": "<forever>", "temperature": 0});
+    let request = json!({"prompt": "<forever><answer>", "temperature": 0});
     let answer = post(shared(), "/v1/completions", &request).json();
     assert_eq!(answer["usage"]["completion_tokens"], 16);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");

@@ -2,7 +2,7 @@
 
 mod bad_requests;
 mod chat;
-mod client;
+pub(crate) mod client;
 mod completions;
 mod limits;
 mod paths;
@@ -13,8 +13,6 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use nano_vllm_rs::server::{ServerConfig, run};
-
-pub(crate) use client::{get, post};
 
 /// Starts a server that lives as long as the tests.
 fn serve(config: ServerConfig) -> SocketAddr {

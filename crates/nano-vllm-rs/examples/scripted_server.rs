@@ -1,6 +1,6 @@
 //! A server that says what it is told to, for the clients that `cargo xtask openai` tests: it needs no checkpoint.
 
-#[path = "main/server/scripted.rs"]
+#[path = "../tests/main/server/scripted.rs"]
 mod scripted;
 
 use std::io::{Write, stdout};
