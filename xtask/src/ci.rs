@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{root, tidy, verify};
+use crate::{openai, root, tidy, verify};
 
 enum Step {
     Cargo(&'static [&'static str]),
@@ -38,12 +38,15 @@ const STEPS: &[Step] = &[
         "nv-qwen3",
         "--package",
         "nv-engine",
+        "--package",
+        "nv-server",
         "--",
         "--deny",
         "warnings",
     ]),
     Step::Cargo(&["doc", "--workspace", "--no-deps"]),
     Step::Cargo(&["test"]),
+    Step::Task("openai", openai::run),
     // With the dependencies of the step before: in release, dev-dependencies would have them compiled once more.
     Step::Cargo(&["bench", "--profile", "dev", "--", "--test"]),
 ];

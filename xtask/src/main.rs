@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{asan, ci, fetch, reference, simulate, synth, tidy, verify};
+use xtask::{asan, ci, fetch, load, openai, reference, simulate, synth, tidy, verify};
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "The project's tasks")]
@@ -22,6 +22,10 @@ enum Task {
     Ci,
     /// Download a model and print where its files are
     Fetch(fetch::Args),
+    /// Serve the demo checkpoint to many clients at once, some of which go away, and report what they got
+    Load(load::Args),
+    /// Test the server with the official Python client of the OpenAI API
+    Openai,
     /// Have transformers write reference logits; without arguments, all committed ones
     Reference(reference::Args),
     /// Serve imagined requests with real schedulers and report throughput, memory and waits
@@ -51,6 +55,8 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Asan => asan::run(out),
         Task::Ci => ci::run(out),
         Task::Fetch(args) => fetch::run(&args, out),
+        Task::Load(args) => load::run(&args, out),
+        Task::Openai => openai::run(out),
         Task::Reference(args) => reference::run(args, out),
         Task::Simulate(args) => simulate::run(&args, out),
         Task::Synth(args) => synth::run(&args, out),

@@ -49,6 +49,8 @@ pub use nv_config as config;
 pub use nv_engine as engine;
 pub use nv_kernels as kernels;
 pub use nv_qwen3 as qwen3;
+#[cfg(feature = "server")]
+pub use nv_server as server;
 pub use nv_text as text;
 pub use nv_weights as weights;
 

@@ -118,6 +118,13 @@ impl Tokenizer {
         self.inner.tokenizer.id_to_token(id)
     }
 
+    /// The bytes that a token stands for, which need be no whole characters; none if `id` is no token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.extend_bytes(id, false, &mut bytes);
+        bytes
+    }
+
     /// Whether `id` is a special token: one that structures a conversation and is no part of what was said.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.special_ids.contains(&id)
@@ -293,6 +300,9 @@ pub(crate) mod tests {
         check("th", 256, false);
         check("Ġ", 0x20, false);
         assert_eq!(tokenizer.token_to_id("nothing"), None);
+        assert_eq!(tokenizer.token_bytes(256), b"th");
+        assert_eq!(tokenizer.token_bytes(0xE2), [0xE2]);
+        assert_eq!(tokenizer.token_bytes(260), b"");
         assert_eq!(tokenizer.id_to_token(260), None);
         assert!(!tokenizer.is_special(260));
     }

@@ -13,9 +13,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nv-qwen3", &["nv-config", "nv-weights", "nv-kernels"]),
     ("nv-synth", &["nv-config", "nv-qwen3"]),
     ("nv-engine", &["nv-config", "nv-kernels", "nv-qwen3"]),
+    ("nv-server", &["nv-config", "nv-text", "nv-engine"]),
     (
         "nano-vllm-rs",
-        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-synth", "nv-engine"],
+        &[
+            "nv-config",
+            "nv-weights",
+            "nv-kernels",
+            "nv-text",
+            "nv-qwen3",
+            "nv-synth",
+            "nv-engine",
+            "nv-server",
+        ],
     ),
     ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3", "nv-synth", "nv-engine"]),
     (
@@ -31,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The packages that may name an external crate whose job is theirs alone.
 const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["nano-vllm-rs", "xtask"]),
+    ("axum", &["nv-server"]),
     (
         "candle-core",
         &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
@@ -41,6 +52,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("memmap2", &["nv-weights", "nv-engine"]),
     ("minijinja", &["nv-text"]),
     ("tokenizers", &["nv-text"]),
+    ("tokio", &["nv-engine", "nv-server"]),
 ];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {

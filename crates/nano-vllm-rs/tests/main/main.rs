@@ -5,6 +5,8 @@ mod copies;
 mod engine;
 mod memory;
 mod nv;
+mod serve;
+mod server;
 
 use std::path::{Path, PathBuf};
 

@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "server")]
+use anyhow::Context;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum, value_parser};
+#[cfg(feature = "server")]
+use nano_vllm_rs::engine::KvCacheMemory;
 use nano_vllm_rs::engine::SamplingParams;
 use nv_synth::PublishedSize;
 
@@ -23,6 +27,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Generate(GenerateArgs),
     Inspect(InspectArgs),
+    #[cfg(feature = "server")]
+    Serve(ServeArgs),
     Bench(BenchArgs),
 }
 
@@ -102,6 +108,102 @@ pub(crate) struct InspectArgs {
     pub(crate) all: bool,
 }
 
+/// Serve a model by the OpenAI API, until Ctrl-C or SIGTERM; requests that run are finished then, unless a second one comes.
+///
+/// The address goes to stdout once the server listens, the log to stderr. What is asked and answered is never logged.
+#[cfg(feature = "server")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Folder or Hugging Face id of the model [default: the demo checkpoint of the repository].
+    #[arg(value_name = "ID|DIR", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) model: Option<String>,
+
+    /// Branch, tag or commit of a model of the hub [default: main].
+    #[arg(long, value_name = "REVISION", requires = "model")]
+    pub(crate) revision: Option<String>,
+
+    /// Name or address to listen on; 0.0.0.0 for every network.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: String,
+
+    /// Port to listen on; 0 for a free one.
+    #[arg(long, default_value_t = 8000)]
+    pub(crate) port: u16,
+
+    /// What requests call the model; may be given several times [default: its id, or its folder's name].
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) served_model_name: Vec<String>,
+
+    /// A key that requests must have; may be given several times [default: nobody is asked].
+    #[arg(long, value_name = "KEY", env = "NV_API_KEY", hide_env_values = true)]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) api_key: Vec<String>,
+
+    /// An origin whose pages may use the server from a browser, `*` for all; may be given several times.
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) cors_origin: Vec<String>,
+
+    /// Sequences that run at once at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) max_num_seqs: usize,
+
+    /// Sequences that wait beyond those that run, before requests are refused.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_num_waiting: usize,
+
+    /// Tokens that one step computes at most.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub(crate) max_num_batched_tokens: usize,
+
+    /// Tokens of prompt and answer together at most [default: as many as the model knows positions].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_model_len: Option<usize>,
+
+    /// Memory of the KV cache: a size such as 4GiB, or a part of what is free.
+    #[arg(long, value_name = "SIZE|PART", value_parser = kv_cache_memory, default_value = "0.4")]
+    pub(crate) kv_cache_memory: KvCacheMemory,
+
+    /// What keys and values are rounded to [default: what the model computes in].
+    #[arg(long)]
+    pub(crate) kv_dtype: Option<DtypeArg>,
+
+    /// Compute every prompt from its beginning, even if another began alike.
+    #[arg(long)]
+    pub(crate) no_prefix_caching: bool,
+
+    /// Tokens that are guessed ahead from what came before; they change the speed, never the text.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) num_speculative_tokens: usize,
+
+    /// Bytes of a request's body at most, such as 16MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MiB")]
+    pub(crate) max_body_size: usize,
+
+    /// Seconds after which a request is ended [default: never].
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..))]
+    pub(crate) request_timeout: Option<u64>,
+
+    /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
+    #[arg(long)]
+    pub(crate) dtype: Option<DtypeArg>,
+
+    /// What to compute on.
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: DeviceArg,
+
+    /// CPU threads [default: one a physical core].
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// The least that is worth a line of the log.
+    #[arg(long, default_value = "info")]
+    pub(crate) log_level: LogLevel,
+
+    /// How the log is written.
+    #[arg(long, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
 /// Measure a model on the CPU, and the machine's own limits beside it.
 ///
 /// Every row gives its time, the time that the machine's limits would allow, and how close the two are. Limits are measured again
@@ -160,6 +262,22 @@ pub(crate) enum Section {
     Batch,
 }
 
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum DtypeArg {
     F32,
@@ -179,6 +297,28 @@ fn temperature(text: &str) -> anyhow::Result<f64> {
 
 fn top_p(text: &str) -> anyhow::Result<f64> {
     Ok(SamplingParams::default().with_top_p(text.parse()?)?.top_p())
+}
+
+/// A number of bytes, or a share.
+#[cfg(feature = "server")]
+fn kv_cache_memory(text: &str) -> anyhow::Result<KvCacheMemory> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(KvCacheMemory::Share(share)),
+        _ => Ok(KvCacheMemory::Bytes(size(text)?)),
+    }
+}
+
+/// A number of bytes, with a unit or without.
+#[cfg(feature = "server")]
+fn size(text: &str) -> anyhow::Result<usize> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
+    let unit = units.iter().find_map(|&(name, unit)| Some((text.strip_suffix(name)?, unit)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    let number = number.trim_end().parse::<usize>();
+    number
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .with_context(|| format!("`{text}` is no number of bytes, such as 4GiB"))
 }
 
 fn published_size() -> impl TypedValueParser<Value = PublishedSize> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nano_vllm_rs::config::GenerationConfig;
 use nano_vllm_rs::engine::{
     Engine, EngineConfig, FinishReason, KvCacheMemory, Request, SamplingParams, TokenId,
@@ -23,9 +23,6 @@ use crate::args::{DeviceArg, GenerateArgs};
 use crate::format::{plural, seconds};
 use crate::model::Model;
 use crate::{copies, interrupt, say};
-
-/// The checkpoint that runs unless another is asked for.
-const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
 
 /// How to run a larger one.
 const LARGER: &str =
@@ -141,15 +138,10 @@ fn prompt(args: &GenerateArgs) -> Result<String> {
 }
 
 fn open(args: &GenerateArgs) -> Result<Model> {
-    if let Some(name) = &args.model {
-        return Model::open(name, args.revision.as_deref());
+    match &args.model {
+        Some(name) => Model::open(name, args.revision.as_deref()),
+        None => Model::open_demo("--model", LARGER),
     }
-    ensure!(
-        Path::new(DEMO).is_dir(),
-        "the demo checkpoint is not at {DEMO}, where it was when nv was built: name a model with --model"
-    );
-    say(format_args!("This is the demo checkpoint, a very small model. A larger one: {LARGER}"));
-    Model::open(DEMO, None)
 }
 
 /// The tokens that the model is to go on from.

@@ -10,6 +10,8 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod model;
+#[cfg(feature = "server")]
+mod serve;
 mod table;
 mod tensor_names;
 
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Generate(args) => generate::run(&args, verbose),
         Command::Inspect(args) => inspect::run(&args, verbose),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(&args, verbose),
         Command::Bench(args) => bench::run(&args, verbose),
     };
     match result {

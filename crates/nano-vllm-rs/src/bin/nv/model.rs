@@ -12,6 +12,10 @@ use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
 use nano_vllm_rs::weights::Checkpoint;
 
 use crate::args::{DeviceArg, DtypeArg};
+use crate::say;
+
+/// The checkpoint that runs unless another is asked for.
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
 
 /// A model whose config is read and whose weights are mapped.
 pub(crate) struct Model {
@@ -31,6 +35,18 @@ impl Model {
         let config = load_config(&files.config)?;
         let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
         Ok(Self { files, config, checkpoint })
+    }
+
+    /// Opens the demo checkpoint of the repository, and says how to run a `larger` one; `option` is what names another.
+    pub(crate) fn open_demo(option: &str, larger: &str) -> Result<Self> {
+        ensure!(
+            Path::new(DEMO).is_dir(),
+            "the demo checkpoint is not at {DEMO}, where it was when nv was built: name a model with {option}"
+        );
+        say(format_args!(
+            "This is the demo checkpoint, a very small model. A larger one: {larger}"
+        ));
+        Self::open(DEMO, None)
     }
 
     /// What the makers of the model recommend; if they don't say, greedy with the config's end tokens.

@@ -1,0 +1,19 @@
+//! A server that says what it is told to, for the clients that `cargo xtask openai` tests: it needs no checkpoint.
+
+#[path = "../tests/main/server/scripted.rs"]
+mod scripted;
+
+use std::io::{Write, stdout};
+
+use nano_vllm_rs::server::{ServerConfig, run};
+
+fn main() {
+    let api_keys = vec!["key".to_owned()];
+    let config = ServerConfig { max_num_waiting: 16, api_keys, ..ServerConfig::new("scripted") };
+    let listening = |address| {
+        let mut out = stdout().lock();
+        writeln!(out, "listening on http://{address}").unwrap();
+        out.flush().unwrap();
+    };
+    run(scripted::server(config), "127.0.0.1", 0, listening).unwrap();
+}

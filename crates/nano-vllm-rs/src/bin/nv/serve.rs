@@ -1,0 +1,109 @@
+//! `nv serve`: a model by the OpenAI API.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use nano_vllm_rs::engine::{Engine, EngineConfig};
+use nano_vllm_rs::model::DType;
+use nano_vllm_rs::server::{self, Outcome, ServedModel, Server, ServerConfig};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::args::{DtypeArg, LogFormat, LogLevel, ServeArgs};
+use crate::model::Model;
+use crate::{copies, interrupt, say};
+
+/// How to serve a larger one.
+const LARGER: &str = "cargo run --release -- serve Qwen/Qwen3-0.6B";
+
+pub(crate) fn run(args: &ServeArgs, verbose: bool) -> Result<ExitCode> {
+    start_log(args);
+    let model = match &args.model {
+        Some(name) => Model::open(name, args.revision.as_deref())?,
+        None => Model::open_demo("its folder or id", LARGER)?,
+    };
+    let qwen3 = model.load(args.dtype, args.device, args.threads)?;
+    if verbose {
+        let dtype = model.dtype(args.dtype);
+        say(copies::table(&model.config, &model.checkpoint, dtype).to_string().trim_end());
+    }
+    let engine_config = EngineConfig {
+        kv_cache_memory: args.kv_cache_memory,
+        kv_dtype: args.kv_dtype.map(DType::from),
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_num_seqs: args.max_num_seqs,
+        max_model_len: args.max_model_len,
+        enable_prefix_caching: !args.no_prefix_caching,
+        num_speculative_tokens: args.num_speculative_tokens,
+        ..EngineConfig::default()
+    };
+    say(engine_config.kv_cache_size(&qwen3)?);
+    let engine = Engine::new(qwen3, engine_config)?;
+    let served = ServedModel {
+        tokenizer: model.tokenizer()?,
+        chat_template: model.chat_template()?,
+        generation_config: model.generation_config()?,
+    };
+    let server = Server::new(engine, served, server_config(args))?;
+    let mut listening = Ok(());
+    let outcome = server::run(server, &args.host, args.port, |address| {
+        let mut out = io::stdout().lock();
+        listening = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
+    })?;
+    // Nobody need read it.
+    drop(listening);
+    Ok(match outcome {
+        Outcome::Drained => ExitCode::SUCCESS,
+        Outcome::Interrupted => ExitCode::from(interrupt::EXIT_CODE),
+    })
+}
+
+fn server_config(args: &ServeArgs) -> ServerConfig {
+    let mut names = args.served_model_name.clone();
+    if names.is_empty() {
+        names.push(match &args.model {
+            None => "demo".to_owned(),
+            Some(name) => folder_name(name).unwrap_or_else(|| name.clone()),
+        });
+    }
+    ServerConfig {
+        served_model_names: names,
+        api_keys: args.api_key.clone(),
+        cors_origins: args.cors_origin.clone(),
+        max_body_bytes: args.max_body_size,
+        max_num_waiting: args.max_num_waiting,
+        request_timeout: args.request_timeout.map(Duration::from_secs),
+    }
+}
+
+impl From<DtypeArg> for DType {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// What a model in a folder is called: where the folder lies is nobody else's concern.
+fn folder_name(name: &str) -> Option<String> {
+    let path = Path::new(name).canonicalize().ok().filter(|path| path.is_dir())?;
+    Some(path.file_name()?.to_string_lossy().into_owned())
+}
+
+fn start_log(args: &ServeArgs) {
+    let level = match args.log_level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let log =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(false);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

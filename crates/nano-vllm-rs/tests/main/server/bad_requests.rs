@@ -1,0 +1,169 @@
+//! Whatever comes in: an error that names the field, and a server that goes on.
+
+use serde_json::{Value, json};
+
+use super::client::{get, post, receive, send};
+use super::shared;
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// Sends a body as it is.
+fn send_body(path: &str, body: &[u8]) -> super::client::Answer {
+    receive(send(shared(), "POST", path, "content-type: application/json\r\n", body))
+}
+
+#[track_caller]
+fn check(path: &str, body: &Value, param: Option<&str>, message: &str) {
+    let answer = post(shared(), path, body);
+    assert_eq!(answer.status, 400, "{body}: {answer:?}");
+    let error = &answer.json()["error"];
+    assert_eq!(error["type"], "invalid_request_error");
+    assert_eq!(error["param"].as_str(), param, "{body}: {error}");
+    let found = error["message"].as_str().unwrap();
+    assert!(found.contains(message), "{body}: {found}");
+    assert_eq!(get(shared(), "/health").status, 200);
+}
+
+/// A chat with one field that is wrong.
+#[track_caller]
+fn check_field(field: &str, value: Value, message: &str) {
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}], field: value});
+    check(CHAT, &body, Some(field), message);
+}
+
+#[test]
+fn bodies_that_are_no_json_are_refused() {
+    for (body, message) in [
+        (&b""[..], "EOF"),
+        (b"{\"messages\": [", "EOF"),
+        (b"null", "found null"),
+        (b"[]", "found a list"),
+        (b"{\"prompt\": \"\xFF\xFE\"}", "invalid utf-8"),
+        (b"{\"prompt\": \"\\ud800\"}", "hex escape"),
+        (b"{\"temperature\": NaN}", "expected value"),
+        (b"{\"temperature\": 1e999}", "number out of range"),
+    ] {
+        for path in [CHAT, COMPLETIONS, "/tokenize", "/detokenize"] {
+            let answer = send_body(path, body);
+            assert_eq!(answer.status, 400, "{answer:?}");
+            let error = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+    let deep = format!("{{\"prompt\": {}}}", "[".repeat(100_000));
+    assert_eq!(send_body(COMPLETIONS, deep.as_bytes()).status, 400);
+    // A page of another origin can send this without asking.
+    let plain = "content-type: text/plain\r\n";
+    assert_eq!(receive(send(shared(), "POST", CHAT, plain, b"{}")).status, 415);
+    assert_eq!(receive(send(shared(), "POST", CHAT, "", b"{}")).status, 415);
+}
+
+#[test]
+fn wrong_types_and_values_are_refused_by_name() {
+    check_field("temperature", json!("hot"), "expected f64");
+    check_field("temperature", json!(-1), "expected a finite number from 0");
+    check_field("top_p", json!(0), "expected a number above 0");
+    check_field("top_p", json!(1.5), "up to 1");
+    check_field("top_k", json!(-2), "expected -1 or more");
+    check_field("min_p", json!(2), "from 0 to 1");
+    check_field("repetition_penalty", json!(0), "above 0");
+    check_field("presence_penalty", json!(3), "from -2 to 2");
+    check_field("n", json!(0), "at least 1");
+    check_field("n", json!(-1), "expected usize");
+    check_field("n", json!(1_000_000), "at most 1024");
+    check_field("max_tokens", json!(0), "at least 1");
+    check_field("max_tokens", json!(-5), "expected usize");
+    check_field("max_tokens", json!(1_000_000_000), "at most 2048 together");
+    check_field("max_tokens", json!(1e9), "floating point");
+    check_field("max_tokens", json!(u64::MAX), "at most 2048 together");
+    check_field("max_completion_tokens", json!(4096), "at most 2048 together");
+    check_field("min_tokens", json!(5000), "at most max_tokens");
+    check_field("seed", json!(1.5), "expected i64");
+    check_field("stop", json!(5), "a string or a list of strings");
+    check_field("logit_bias", json!({"a": 1}), "token ids as keys");
+    check_field("logit_bias", json!({"1": 1000}), "from -100 to 100");
+    check_field("logit_bias", json!({"100000": 1}), "below the vocabulary's");
+    check_field("logprobs", json!(5), "expected a boolean");
+    check_field("top_logprobs", json!(2), "only with `logprobs`");
+    check_field("top_logprobs", json!(21), "at most 20");
+    check_field("stream", json!("yes"), "expected a boolean");
+    check_field("stream_options", json!({"include_usage": true}), "only with `stream`");
+    check_field("stop_token_ids", json!([999_999]), "below the vocabulary's");
+    check_field("allowed_token_ids", json!([]), "at least one token id");
+    check_field("priority", json!("high"), "expected i32");
+    check_field("cache_salt", json!(""), "at least one character");
+    check_field("response_format", json!("json"), "expected an object");
+    check_field("tools", json!({}), "expected a sequence");
+    check_field("tool_choice", json!("auto"), "only with `tools`");
+    check_field("tool_choice", json!(5), "a string or an object");
+    check_field("chat_template_kwargs", json!([]), "expected a map");
+}
+
+#[test]
+fn conversations_that_make_no_sense_are_refused_by_their_message() {
+    let check = |messages: Value, param, message| {
+        check(CHAT, &json!({"messages": messages}), Some(param), message);
+    };
+    check(json!([]), "messages", "found an empty list");
+    check(json!("Hi"), "messages", "a list of at least one message");
+    check(Value::Null, "messages", "found nothing");
+    let second = json!([{"role": "user", "content": "a"}, {"role": "critic", "content": "b"}]);
+    check(second, "messages[1].role", "found \"critic\"");
+    check(json!([{"role": "user"}]), "messages[0].content", "a string or a list of parts");
+    let image = json!([{"role": "user", "content": [{"type": "image_url"}]}]);
+    check(image, "messages[0].content[0].type", "\"text\"");
+    // The template's own words.
+    check(
+        json!([{"role": "user", "content": "refuse"}]),
+        "messages",
+        "the template does not want to",
+    );
+}
+
+#[test]
+fn prompts_that_make_no_sense_are_refused() {
+    let check = |prompt: Value, param, message| {
+        check(COMPLETIONS, &json!({"prompt": prompt, "max_tokens": 1}), Some(param), message);
+    };
+    check(Value::Null, "prompt", "found nothing");
+    check(json!(""), "prompt", "the prompt is empty");
+    check(json!([]), "prompt", "found an empty list");
+    check(json!(["a", 1]), "prompt[1]", "found a number");
+    check(json!([1, -1]), "prompt[1]", "a token id");
+    check(json!([5_000_000]), "prompt", "expected an id below 258");
+    check(json!([[1], [2.5]]), "prompt[1][0]", "a token id");
+    check(json!(vec!["a"; 3000]), "prompt", "at most 2048 prompts");
+    check(json!("a".repeat(5000)), "max_tokens", "at most 2048 together");
+}
+
+#[test]
+fn what_is_not_supported_is_refused_and_not_ignored() {
+    let check = |path, field: &str, value: Value| {
+        let body = json!({
+            "messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", field: value,
+            "tools": if field == "tool_choice" { json!([{"type": "function", "function": {"name": "f"}}]) } else { json!([]) },
+        });
+        check(path, &body, Some(field), "is not supported yet");
+    };
+    for path in [CHAT, COMPLETIONS] {
+        check(path, "guided_json", json!({"type": "object"}));
+        check(path, "guided_regex", json!("a+"));
+        check(path, "response_format", json!({"type": "json_object"}));
+        check(path, "best_of", json!(2));
+    }
+    check(CHAT, "functions", json!([{"name": "f"}]));
+    check(CHAT, "modalities", json!(["audio"]));
+    check(CHAT, "tool_choice", json!("required"));
+    check(CHAT, "tool_choice", json!({"type": "function", "function": {"name": "f"}}));
+    check(COMPLETIONS, "suffix", json!("end"));
+}
+
+#[test]
+fn unknown_fields_are_ignored_as_vllm_does() {
+    let body = json!({
+        "messages": [{"role": "user", "content": "Hi"}], "unheard_of": 1, "user": "me", "n": null,
+        "suffix": null, "response_format": {"type": "text"}, "guided_json": null, "best_of": 1,
+    });
+    assert_eq!(post(shared(), CHAT, &body).status, 200);
+}

@@ -1,0 +1,144 @@
+//! Who gets in, how much of it, and what happens to those that leave.
+
+use std::time::Duration;
+
+use nano_vllm_rs::server::ServerConfig;
+use serde_json::{Value, json};
+
+use super::client::{get, metric, post, receive, send, start, wait_for_metric};
+use super::serve;
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn request(said: &str, fields: Value) -> Value {
+    let mut request = json!({"messages": [{"role": "user", "content": said}], "temperature": 0});
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    request
+}
+
+fn config() -> ServerConfig {
+    ServerConfig::new("scripted")
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_request() {
+    let address = serve(config());
+    for (num_before, stream) in [(0., true), (1., false)] {
+        let fields = json!({"stream": stream, "max_tokens": 2000});
+        let connection = start(address, CHAT, &request("<forever>", fields));
+        wait_for_metric(address, "vllm:num_requests_running", 1.);
+        assert!(metric(address, "vllm:kv_cache_usage_perc") > 0.);
+        drop(connection);
+        wait_for_metric(address, "vllm:num_requests_running", 0.);
+        wait_for_metric(address, "vllm:kv_cache_usage_perc", 0.);
+        let aborts = "vllm:request_success_total{finished_reason=\"abort\"";
+        assert!((metric(address, aborts) - num_before - 1.).abs() < 0.1);
+    }
+    assert!(metric(address, "vllm:generation_tokens_total") < 3000.);
+}
+
+#[test]
+fn a_stop_string_ends_what_the_engine_does() {
+    let address = serve(config());
+    let fields = json!({"stop": "o!Hel"});
+    let answer = post(address, CHAT, &request("<forever>", fields)).json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "Hell");
+    wait_for_metric(address, "vllm:kv_cache_usage_perc", 0.);
+    assert!(metric(address, "vllm:generation_tokens_total") < 500.);
+    let stops = "vllm:request_success_total{finished_reason=\"stop\"";
+    assert!((metric(address, stops) - 1.).abs() < 0.1);
+    assert!((metric(address, "vllm:e2e_request_latency_seconds_count") - 1.).abs() < 0.1);
+}
+
+#[test]
+fn more_than_the_queue_holds_is_refused() {
+    // The engine runs four.
+    let address = serve(ServerConfig { max_num_waiting: 2, ..config() });
+    let forever = request("<forever>", json!({"stream": true}));
+    let running: Vec<_> = (0..6).map(|_| start(address, CHAT, &forever)).collect();
+    wait_for_metric(address, "vllm:num_requests_running", 4.);
+    wait_for_metric(address, "vllm:num_requests_waiting", 2.);
+    let refused = post(address, CHAT, &request("Hi", json!({})));
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    drop(running);
+    wait_for_metric(address, "vllm:num_requests_running", 0.);
+    assert_eq!(post(address, CHAT, &request("Hi", json!({}))).status, 200);
+    // More than there is ever room for gets all of it.
+    assert_eq!(post(address, CHAT, &request("Hi", json!({"n": 50}))).status, 200);
+}
+
+#[test]
+fn a_key_is_asked_for() {
+    let keys = vec!["right".to_owned(), "second".to_owned()];
+    let address = serve(ServerConfig { api_keys: keys, ..config() });
+    let ask = |key: &str| {
+        let headers = format!("content-type: application/json\r\n{key}");
+        let body = request("Hi", json!({})).to_string();
+        receive(send(address, "POST", CHAT, &headers, body.as_bytes()))
+    };
+    for key in ["", "authorization: Bearer wrong\r\n", "authorization: right\r\n"] {
+        let answer = ask(key);
+        assert_eq!(answer.status, 401);
+        assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+        assert_eq!(answer.json()["error"]["code"], "invalid_api_key");
+    }
+    assert_eq!(ask("authorization: Bearer right\r\n").status, 200);
+    assert_eq!(ask("authorization: Bearer second\r\n").status, 200);
+    for path in ["/v1/models", "/v1/models/scripted"] {
+        assert_eq!(get(address, path).status, 401, "{path}");
+    }
+    for path in ["/health", "/ready", "/metrics", "/version", "/openapi.json", "/"] {
+        assert_eq!(get(address, path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn a_body_that_is_too_long_is_not_read() {
+    let address = serve(ServerConfig { max_body_bytes: 10_000, ..config() });
+    let answer = post(address, CHAT, &request(&"a".repeat(11_000), json!({})));
+    assert_eq!(answer.status, 413);
+    let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("longer than 10000 bytes"), "{message}");
+}
+
+#[test]
+fn a_request_that_takes_too_long_is_ended() {
+    let limit = Duration::from_millis(100);
+    let address = serve(ServerConfig { request_timeout: Some(limit), ..config() });
+    let answer = post(address, CHAT, &request("<forever>", json!({})));
+    assert_eq!(answer.status, 504);
+    assert_eq!(answer.json()["error"]["message"], "the request was not done after 0.1 s");
+    let chunks = post(address, CHAT, &request("<forever>", json!({"stream": true}))).chunks();
+    let (last, text) = chunks.split_last().unwrap();
+    assert_eq!(last["error"]["code"], "timeout");
+    assert!(text.len() > 2 && text.iter().all(|chunk| chunk.get("error").is_none()));
+    wait_for_metric(address, "vllm:kv_cache_usage_perc", 0.);
+}
+
+#[test]
+fn pages_of_other_origins_are_let_in_only_if_asked_for() {
+    const ORIGIN: &str = "origin: https://example.org\r\n";
+    let allowed = |config| {
+        let preflight = format!(
+            "{ORIGIN}access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n"
+        );
+        let address = serve(config);
+        let answers = [
+            receive(send(address, "OPTIONS", CHAT, &preflight, b"")),
+            receive(send(address, "GET", "/version", ORIGIN, b"")),
+        ];
+        answers.map(|answer| answer.header("access-control-allow-origin").map(str::to_owned))
+    };
+    let with = |origins: &[&str]| ServerConfig {
+        cors_origins: origins.iter().map(|&origin| origin.to_owned()).collect(),
+        api_keys: vec!["key".to_owned()],
+        ..config()
+    };
+    assert_eq!(allowed(with(&[])), [None, None]);
+    assert_eq!(allowed(with(&["https://other.org"])), [None, None]);
+    let origin = Some("https://example.org".to_owned());
+    assert_eq!(allowed(with(&["https://example.org"])), [origin.clone(), origin]);
+    assert_eq!(allowed(with(&["*"])), [Some("*".to_owned()), Some("*".to_owned())]);
+}

@@ -1,0 +1,29 @@
+//! The server over loopback, with a model that says what it is told to.
+
+mod bad_requests;
+mod chat;
+pub(crate) mod client;
+mod completions;
+mod limits;
+mod paths;
+mod scripted;
+
+use std::net::SocketAddr;
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+
+use nano_vllm_rs::server::{ServerConfig, run};
+
+/// Starts a server that lives as long as the tests.
+fn serve(config: ServerConfig) -> SocketAddr {
+    let (sender, receiver) = mpsc::channel();
+    let server = scripted::server(config);
+    thread::spawn(move || run(server, "127.0.0.1", 0, |address| sender.send(address).unwrap()));
+    receiver.recv().unwrap()
+}
+
+/// One for the tests that only ask.
+fn shared() -> SocketAddr {
+    static SERVER: OnceLock<SocketAddr> = OnceLock::new();
+    *SERVER.get_or_init(|| serve(ServerConfig::new("scripted")))
+}

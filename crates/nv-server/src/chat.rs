@@ -1,0 +1,194 @@
+//! `/v1/chat/completions`: a conversation and how it goes on.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use nv_engine::TokenId;
+use nv_text::{ChatMessage, ChatOptions, ChatParser, Reasoning, ToolCalls, deserialize_messages};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::chat_answer::{ChatAnswers, ChatChunks, Form};
+use crate::error::{Error, Result};
+use crate::fields::{Fields, kind};
+use crate::generation::Generation;
+use crate::params::{Params, num_logprobs};
+use crate::server::Server;
+use crate::sse;
+
+/// Fields of chats that change what is answered, and that this server lacks.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("functions", "use `tools`"),
+    ("function_call", "use `tool_choice`"),
+    ("audio", "only text is answered"),
+    ("prediction", "the server guesses ahead by itself, if started so"),
+    ("chat_template", "the model's own template is used"),
+    ("documents", "put them into the messages"),
+    ("continue_final_message", "use /v1/completions"),
+    ("echo", "use /v1/completions"),
+];
+
+/// A conversation as a prompt.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    messages: Vec<ChatMessage>,
+    options: ChatOptions,
+    add_special_tokens: bool,
+}
+
+/// A conversation's text and tokens.
+#[derive(Debug)]
+pub(crate) struct ChatPrompt {
+    pub(crate) text: String,
+    pub(crate) token_ids: Vec<TokenId>,
+}
+
+/// Messages, whose errors say which one it is.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Messages(#[serde(deserialize_with = "deserialize_messages")] Vec<ChatMessage>);
+
+impl Conversation {
+    /// Takes the fields that say what the prompt is.
+    pub(crate) fn take(fields: &mut Fields, server: &Server) -> Result<Self> {
+        // Its errors bring the name of the field, and the way to it.
+        let messages = fields.take_value("messages");
+        let messages =
+            messages.ok_or_else(|| Error::field("messages", "expected a list, found nothing"))?;
+        let messages: Messages = serde_json::from_value(messages).map_err(|error| {
+            let text = error.to_string();
+            let named = text.strip_prefix("field `").and_then(|rest| rest.split_once("`: "));
+            let (field, reason) = named.unwrap_or(("messages", &text));
+            Error::field(field, reason)
+        })?;
+        let template_kwargs = fields.take::<Map<String, Value>>("chat_template_kwargs")?;
+        Ok(Self {
+            messages: messages.0,
+            options: ChatOptions {
+                add_generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
+                enable_thinking: None,
+                tools: tools(fields, server)?,
+                template_kwargs: template_kwargs.unwrap_or_default(),
+            },
+            add_special_tokens: fields.take("add_special_tokens")?.unwrap_or(false),
+        })
+    }
+
+    pub(crate) fn encode(&self, server: &Server) -> Result<ChatPrompt> {
+        let text = server.chat_template().render(&self.messages, &self.options)?;
+        let token_ids = server.tokenizer().encode(&text, self.add_special_tokens)?;
+        Ok(ChatPrompt { text, token_ids })
+    }
+}
+
+/// Answers a conversation.
+pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Result<Response> {
+    let mut fields = fields;
+    let mut params = Params::take(&mut fields, &server)?;
+    fields.refuse(UNSUPPORTED)?;
+    check_modalities(&mut fields)?;
+    let mut conversation = Conversation::take(&mut fields, &server)?;
+    let offers_tools = may_call_tools(&mut fields, &conversation.options.tools)?;
+    if !offers_tools {
+        conversation.options.tools.clear();
+    }
+    let parallel_tool_calls = fields.take("parallel_tool_calls")?.unwrap_or(true);
+    let has_logprobs = fields.take("logprobs")?.unwrap_or(false);
+    match (has_logprobs, num_logprobs(&mut fields, "top_logprobs")?) {
+        (true, num_top) => params.sampling = params.sampling.with_logprobs(num_top.unwrap_or(0)),
+        (false, Some(1..)) => {
+            return Err(Error::field("top_logprobs", "expected only with `logprobs`"));
+        }
+        (false, _) => {}
+    }
+    // The newer name goes before the older.
+    let (older, newer) = (fields.take("max_tokens")?, fields.take("max_completion_tokens")?);
+    let max_tokens = match newer {
+        Some(_) => ("max_completion_tokens", newer),
+        None => ("max_tokens", older),
+    };
+    fields.finish();
+
+    let ChatPrompt { text, token_ids } =
+        server.compute(move |server| conversation.encode(server)).await?;
+    let tool_calls = match (offers_tools, params.delivery.stream) {
+        (false, _) => ToolCalls::Off,
+        (true, false) => ToolCalls::Whole,
+        (true, true) => ToolCalls::Streamed,
+    };
+    let form = Form {
+        parser: ChatParser::new(Reasoning::after_prompt(&text), tool_calls),
+        parallel_tool_calls,
+        has_logprobs,
+        has_prompt_logprobs: params.sampling.prompt_logprobs().is_some(),
+    };
+    let request = params.request(token_ids, max_tokens, &server)?;
+    let mut generation = Generation::start(&server, vec![request], &params.text).await?;
+    if params.delivery.stream {
+        let chunks = ChatChunks::new(server, form, generation.num_choices(), params.delivery);
+        return Ok(sse::stream(generation, chunks));
+    }
+    let mut answers = ChatAnswers::new(server, form, generation.num_choices());
+    while let Some(piece) = generation.next().await? {
+        answers.push(piece);
+    }
+    Ok(Json(answers.finish(generation.usage())).into_response())
+}
+
+/// The tools that are offered, checked as far as templates rely on it.
+fn tools(fields: &mut Fields, server: &Server) -> Result<Vec<Value>> {
+    let tools = fields.take::<Vec<Value>>("tools")?.unwrap_or_default();
+    if !tools.is_empty() && !server.has_chat_template() {
+        let reason = "the model brings no chat template that could show them to it";
+        return Err(Error::Unsupported { field: "tools", reason });
+    }
+    for (index, tool) in tools.iter().enumerate() {
+        let check = |name: &str, value: Option<&Value>, expected: &str, is_right: bool| {
+            let found = value.map_or("nothing", kind);
+            let reason = format!("expected {expected}, found {found}");
+            is_right
+                .then_some(())
+                .ok_or_else(|| Error::field(format!("tools[{index}]{name}"), reason))
+        };
+        let get = |name| tool.pointer(name);
+        check("", Some(tool), "an object", tool.is_object())?;
+        let kind = get("/type");
+        check(".type", kind, r#"the string "function""#, kind == Some(&"function".into()))?;
+        let name = get("/function/name");
+        check(".function.name", name, "a string", name.is_some_and(Value::is_string))?;
+    }
+    Ok(tools)
+}
+
+/// Whether the answer may call `tools`.
+fn may_call_tools(fields: &mut Fields, tools: &[Value]) -> Result<bool> {
+    const FIELD: &str = "tool_choice";
+    let unsupported = Err(Error::Unsupported {
+        field: FIELD,
+        reason: "a call can't be enforced; use \"auto\" and ask for it in the prompt",
+    });
+    match fields.take_value(FIELD) {
+        None => Ok(!tools.is_empty()),
+        Some(Value::String(choice)) => match (&*choice, tools.is_empty()) {
+            ("none", _) => Ok(false),
+            ("auto" | "required", true) => Err(Error::field(FIELD, "expected only with `tools`")),
+            ("auto", false) => Ok(true),
+            ("required", false) => unsupported,
+            _ => Err(Error::field(FIELD, r#"expected "none", "auto", "required" or an object"#)),
+        },
+        Some(Value::Object(_)) => unsupported,
+        Some(other) => Err(Error::field(
+            FIELD,
+            format!("expected a string or an object, found {}", kind(&other)),
+        )),
+    }
+}
+
+fn check_modalities(fields: &mut Fields) -> Result<()> {
+    const FIELD: &str = "modalities";
+    let modalities = fields.take::<Vec<String>>(FIELD)?.unwrap_or_default();
+    if modalities.iter().any(|modality| modality != "text") {
+        return Err(Error::Unsupported { field: FIELD, reason: "only text is answered" });
+    }
+    Ok(())
+}

@@ -1,0 +1,361 @@
+//! What a chat is answered: whole, or in chunks.
+
+use nv_engine::TokenLogprobs;
+use nv_text::{ChatAnswer, ChatDelta, ChatParser};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::choice::{Finish, Piece};
+use crate::generation::Usage;
+use crate::ids::unique_id;
+use crate::logprobs::{ChatLogprobs, prompt_logprobs};
+use crate::params::Delivery;
+use crate::server::{Server, unix_time};
+use crate::sse::Chunks;
+use crate::usage::{ChunkUsage, StopReason, UsageJson};
+
+/// What answers are taken apart by, and what they hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Form {
+    /// For an answer that has not begun.
+    pub(crate) parser: ChatParser,
+    /// Whether an answer may call several tools; else calls after the first are left out.
+    pub(crate) parallel_tool_calls: bool,
+    pub(crate) has_logprobs: bool,
+    pub(crate) has_prompt_logprobs: bool,
+}
+
+/// Answers that are put together, to be sent whole.
+#[derive(Debug)]
+pub(crate) struct ChatAnswers {
+    server: Server,
+    has_prompt_logprobs: bool,
+    prompt_logprobs: Vec<TokenLogprobs>,
+    answers: Vec<Answer>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    deltas: Deltas,
+    gathered: ChatAnswer,
+    logprobs: Option<ChatLogprobs>,
+    finish: Option<Finish>,
+}
+
+/// An answer's deltas, from pieces of text.
+#[derive(Debug)]
+struct Deltas {
+    /// `None` once the answer has ended.
+    parser: Option<ChatParser>,
+    parallel_tool_calls: bool,
+    calls_tools: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ChatCompletion {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    choices: Vec<ChatChoice>,
+    usage: UsageJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Vec<Value>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ChatChoice {
+    index: usize,
+    message: Message,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: &'static str,
+    stop_reason: Option<StopReason>,
+}
+
+#[derive(Debug, Serialize)]
+struct Message {
+    role: &'static str,
+    content: Option<String>,
+    refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Debug, Serialize)]
+struct ToolCall {
+    id: String,
+    r#type: &'static str,
+    function: Function,
+}
+
+#[derive(Debug, Serialize)]
+struct Function {
+    name: String,
+    arguments: String,
+}
+
+impl Deltas {
+    fn new(form: &Form) -> Self {
+        Self {
+            parser: Some(form.parser.clone()),
+            parallel_tool_calls: form.parallel_tool_calls,
+            calls_tools: false,
+        }
+    }
+
+    /// What becomes certain with a piece; its last one ends the answer.
+    fn push(&mut self, piece: &Piece) -> Vec<ChatDelta> {
+        let Some(parser) = &mut self.parser else { return Vec::new() };
+        let mut deltas = parser.push(&piece.text);
+        if piece.finish.is_some()
+            && let Some(parser) = self.parser.take()
+        {
+            deltas.extend(parser.finish());
+        }
+        if !self.parallel_tool_calls {
+            deltas.retain(|delta| match delta {
+                ChatDelta::ToolCallName { index, .. }
+                | ChatDelta::ToolCallArguments { index, .. } => *index == 0,
+                ChatDelta::Reasoning(_) | ChatDelta::Content(_) => true,
+            });
+        }
+        let is_call = |delta: &ChatDelta| matches!(delta, ChatDelta::ToolCallName { .. });
+        self.calls_tools |= deltas.iter().any(is_call);
+        deltas
+    }
+
+    fn finish_reason(&self, finish: &Finish) -> &'static str {
+        match finish.reason() {
+            "stop" if self.calls_tools => "tool_calls",
+            reason => reason,
+        }
+    }
+}
+
+impl ChatAnswers {
+    pub(crate) fn new(server: Server, form: Form, num_choices: usize) -> Self {
+        let answer = || Answer {
+            deltas: Deltas::new(&form),
+            gathered: ChatAnswer::default(),
+            logprobs: form.has_logprobs.then(ChatLogprobs::default),
+            finish: None,
+        };
+        Self {
+            server,
+            has_prompt_logprobs: form.has_prompt_logprobs,
+            prompt_logprobs: Vec::new(),
+            answers: std::iter::repeat_with(answer).take(num_choices).collect(),
+        }
+    }
+
+    pub(crate) fn push(&mut self, piece: Piece) {
+        let answer = &mut self.answers[piece.index];
+        answer.gathered.extend(answer.deltas.push(&piece));
+        if let Some(logprobs) = &mut answer.logprobs {
+            logprobs.extend(&piece.tokens, self.server.tokenizer());
+        }
+        self.prompt_logprobs.extend(piece.prompt_logprobs);
+        answer.finish = piece.finish.or(answer.finish.take());
+    }
+
+    pub(crate) fn finish(self, usage: Usage) -> ChatCompletion {
+        let tokenizer = self.server.tokenizer();
+        let prompt_logprobs =
+            self.has_prompt_logprobs.then(|| prompt_logprobs(&self.prompt_logprobs, tokenizer));
+        ChatCompletion {
+            id: unique_id("chatcmpl-"),
+            object: "chat.completion",
+            created: unix_time(),
+            model: self.server.model_name().to_owned(),
+            choices: self.answers.into_iter().enumerate().map(Answer::into_choice).collect(),
+            usage: usage.into(),
+            prompt_logprobs,
+        }
+    }
+}
+
+impl Answer {
+    fn into_choice((index, answer): (usize, Self)) -> ChatChoice {
+        let Self { deltas, gathered, logprobs, finish } = answer;
+        let finish = finish.unwrap_or(Finish::Length);
+        let ChatAnswer { reasoning_content, content, tool_calls } = gathered;
+        let is_only_calls = content.is_empty() && !tool_calls.is_empty();
+        let tool_calls = tool_calls.into_iter().map(|call| ToolCall {
+            id: unique_id("call_"),
+            r#type: "function",
+            function: Function { name: call.name, arguments: call.arguments },
+        });
+        ChatChoice {
+            index,
+            message: Message {
+                role: "assistant",
+                content: (!is_only_calls).then_some(content),
+                refusal: None,
+                reasoning_content: Some(reasoning_content).filter(|text| !text.is_empty()),
+                tool_calls: tool_calls.collect(),
+            },
+            logprobs,
+            finish_reason: deltas.finish_reason(&finish),
+            stop_reason: StopReason::of(&finish),
+        }
+    }
+}
+
+/// Answers as chunks.
+#[derive(Debug)]
+pub(crate) struct ChatChunks {
+    server: Server,
+    id: String,
+    created: u64,
+    has_logprobs: bool,
+    delivery: Delivery,
+    answers: Vec<Deltas>,
+}
+
+#[derive(Debug, Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<ChunkChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<ChunkUsage>,
+}
+
+#[derive(Debug, Serialize)]
+struct ChunkChoice {
+    index: usize,
+    delta: Delta,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<StopReason>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCallDelta>,
+}
+
+#[derive(Debug, Serialize)]
+struct ToolCallDelta {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionDelta,
+}
+
+#[derive(Debug, Serialize)]
+struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
+}
+
+impl ChatChunks {
+    pub(crate) fn new(server: Server, form: Form, num_choices: usize, delivery: Delivery) -> Self {
+        Self {
+            server,
+            id: unique_id("chatcmpl-"),
+            created: unix_time(),
+            has_logprobs: form.has_logprobs,
+            delivery,
+            answers: (0..num_choices).map(|_| Deltas::new(&form)).collect(),
+        }
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Usage) -> String {
+        let usage = ChunkUsage::new(usage, choices.is_empty(), self.delivery);
+        crate::sse::to_json(&Chunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: self.server.model_name(),
+            choices,
+            usage,
+        })
+    }
+}
+
+impl Chunks for ChatChunks {
+    fn begin(&mut self, usage: Usage) -> Vec<String> {
+        let first = |index| {
+            let (role, content) = (Some("assistant"), Some(String::new()));
+            let delta = Delta { role, content, ..Delta::default() };
+            let choice = ChunkChoice {
+                index,
+                delta,
+                logprobs: None,
+                finish_reason: None,
+                stop_reason: None,
+            };
+            self.chunk(vec![choice], usage)
+        };
+        (0..self.answers.len()).map(first).collect()
+    }
+
+    fn push(&mut self, piece: Piece, usage: Usage) -> Vec<String> {
+        let index = piece.index;
+        let mut deltas: Vec<Delta> =
+            self.answers[index].push(&piece).into_iter().map(Delta::from).collect();
+        let mut logprobs = (self.has_logprobs && !piece.tokens.is_empty()).then(|| {
+            let mut logprobs = ChatLogprobs::default();
+            logprobs.extend(&piece.tokens, self.server.tokenizer());
+            logprobs
+        });
+        if deltas.is_empty() && (logprobs.is_some() || piece.finish.is_some()) {
+            deltas.push(Delta::default());
+        }
+        let num_deltas = deltas.len();
+        let chunk = |(at, delta)| {
+            let finish = piece.finish.as_ref().filter(|_| at + 1 == num_deltas);
+            let choice = ChunkChoice {
+                index,
+                delta,
+                logprobs: logprobs.take(),
+                finish_reason: finish.map(|finish| self.answers[index].finish_reason(finish)),
+                stop_reason: finish.and_then(StopReason::of),
+            };
+            self.chunk(vec![choice], usage)
+        };
+        deltas.into_iter().enumerate().map(chunk).collect()
+    }
+
+    fn end(&mut self, usage: Usage) -> Vec<String> {
+        let last = self.delivery.include_usage.then(|| self.chunk(Vec::new(), usage));
+        last.into_iter().collect()
+    }
+}
+
+impl From<ChatDelta> for Delta {
+    fn from(delta: ChatDelta) -> Self {
+        let call = |index, id: Option<String>, name, arguments| {
+            let function = FunctionDelta { name, arguments };
+            let r#type = id.is_some().then_some("function");
+            vec![ToolCallDelta { index, id, r#type, function }]
+        };
+        match delta {
+            ChatDelta::Content(text) => Self { content: Some(text), ..Self::default() },
+            ChatDelta::Reasoning(text) => Self { reasoning_content: Some(text), ..Self::default() },
+            ChatDelta::ToolCallName { index, name } => Self {
+                tool_calls: call(index, Some(unique_id("call_")), Some(name), String::new()),
+                ..Self::default()
+            },
+            ChatDelta::ToolCallArguments { index, arguments } => {
+                Self { tool_calls: call(index, None, None, arguments), ..Self::default() }
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What a completion is answered: whole, or in chunks.
+
+use nv_engine::{TokenId, TokenLogprobs};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::choice::{Finish, Piece};
+use crate::generation::Usage;
+use crate::ids::unique_id;
+use crate::logprobs::{CompletionLogprobs, prompt_logprobs};
+use crate::params::Delivery;
+use crate::server::{Server, unix_time};
+use crate::sse::{self, Chunks};
+use crate::usage::{ChunkUsage, StopReason};
+
+/// A prompt, as text and as tokens.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    pub(crate) text: String,
+    pub(crate) token_ids: Vec<TokenId>,
+}
+
+/// What answers hold.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the request")]
+pub(crate) struct Form {
+    /// Continuations of each prompt, which come one after the other.
+    pub(crate) n: usize,
+    pub(crate) prompts: Vec<Prompt>,
+    /// Whether the text begins with the prompt.
+    pub(crate) echo: bool,
+    pub(crate) has_logprobs: bool,
+    pub(crate) has_prompt_logprobs: bool,
+    /// Whether what is generated is left out.
+    pub(crate) is_only_prompt: bool,
+}
+
+/// Answers that are put together, to be sent whole.
+#[derive(Debug)]
+pub(crate) struct CompletionAnswers {
+    server: Server,
+    form: Form,
+    answers: Vec<Answer>,
+    /// Those of each prompt.
+    prompt_logprobs: Vec<Vec<TokenLogprobs>>,
+}
+
+#[derive(Debug, Default)]
+struct Answer {
+    pieces: Vec<Piece>,
+    finish: Option<Finish>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Completion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<CompletionChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<ChunkUsage>,
+}
+
+#[derive(Debug, Serialize)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Vec<Value>>,
+}
+
+impl Form {
+    fn prompt(&self, index: usize) -> &Prompt {
+        &self.prompts[index / self.n]
+    }
+
+    fn num_choices(&self) -> usize {
+        self.n * self.prompts.len()
+    }
+
+    /// Characters before the continuation.
+    fn offset(&self, index: usize) -> usize {
+        if self.echo { self.prompt(index).text.chars().count() } else { 0 }
+    }
+}
+
+impl CompletionAnswers {
+    pub(crate) fn new(server: Server, form: Form) -> Self {
+        Self {
+            answers: (0..form.num_choices()).map(|_| Answer::default()).collect(),
+            prompt_logprobs: form.prompts.iter().map(|_| Vec::new()).collect(),
+            server,
+            form,
+        }
+    }
+
+    pub(crate) fn push(&mut self, mut piece: Piece) {
+        let index = piece.index;
+        self.prompt_logprobs[index / self.form.n].append(&mut piece.prompt_logprobs);
+        let answer = &mut self.answers[index];
+        answer.finish = piece.finish.take().or(answer.finish.take());
+        if !self.form.is_only_prompt {
+            answer.pieces.push(piece);
+        }
+    }
+
+    pub(crate) fn finish(self, usage: Usage) -> Value {
+        let choices = self.answers.iter().enumerate();
+        let num_completion_tokens =
+            if self.form.is_only_prompt { 0 } else { usage.num_completion_tokens };
+        let usage = Usage { num_completion_tokens, ..usage };
+        serde_json::json!(Completion {
+            id: &unique_id("cmpl-"),
+            object: "text_completion",
+            created: unix_time(),
+            model: self.server.model_name(),
+            choices: choices.map(|(index, answer)| self.choice(index, answer)).collect(),
+            usage: Some(ChunkUsage::Tokens(usage.into())),
+        })
+    }
+
+    fn choice(&self, index: usize, answer: &Answer) -> CompletionChoice {
+        let (form, tokenizer) = (&self.form, self.server.tokenizer());
+        let prompt = form.prompt(index);
+        let of_prompt = &self.prompt_logprobs[index / form.n];
+        let echoed = if form.echo { &*prompt.text } else { "" };
+        let texts = [echoed].into_iter().chain(answer.pieces.iter().map(|piece| &*piece.text));
+        let logprobs = form.has_logprobs.then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            if form.echo {
+                logprobs.extend_prompt(&prompt.token_ids, of_prompt, tokenizer);
+            }
+            for piece in &answer.pieces {
+                logprobs.extend(&piece.tokens, form.offset(index), tokenizer);
+            }
+            logprobs
+        });
+        CompletionChoice {
+            index,
+            text: texts.collect(),
+            logprobs,
+            finish_reason: answer.finish.as_ref().map(Finish::reason),
+            stop_reason: answer.finish.as_ref().and_then(StopReason::of),
+            prompt_logprobs: form
+                .has_prompt_logprobs
+                .then(|| prompt_logprobs(of_prompt, tokenizer)),
+        }
+    }
+}
+
+/// Answers as chunks.
+#[derive(Debug)]
+pub(crate) struct CompletionChunks {
+    server: Server,
+    form: Form,
+    delivery: Delivery,
+    id: String,
+    created: u64,
+}
+
+impl CompletionChunks {
+    pub(crate) fn new(server: Server, form: Form, delivery: Delivery) -> Self {
+        Self { server, form, delivery, id: unique_id("cmpl-"), created: unix_time() }
+    }
+
+    fn chunk(&self, choice: Option<CompletionChoice>, usage: Usage) -> String {
+        let usage = ChunkUsage::new(usage, choice.is_none(), self.delivery);
+        sse::to_json(&Completion {
+            id: &self.id,
+            object: "text_completion",
+            created: self.created,
+            model: self.server.model_name(),
+            choices: choice.into_iter().collect(),
+            usage,
+        })
+    }
+}
+
+impl Chunks for CompletionChunks {
+    fn begin(&mut self, usage: Usage) -> Vec<String> {
+        let num_echoed = if self.form.echo { self.form.num_choices() } else { 0 };
+        let echo = |index| CompletionChoice {
+            index,
+            text: self.form.prompt(index).text.clone(),
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            prompt_logprobs: None,
+        };
+        (0..num_echoed).map(|index| self.chunk(Some(echo(index)), usage)).collect()
+    }
+
+    fn push(&mut self, piece: Piece, usage: Usage) -> Vec<String> {
+        let Piece { index, text, tokens, finish, .. } = piece;
+        let logprobs = (self.form.has_logprobs && !tokens.is_empty()).then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            logprobs.extend(&tokens, self.form.offset(index), self.server.tokenizer());
+            logprobs
+        });
+        if text.is_empty() && logprobs.is_none() && finish.is_none() {
+            return Vec::new();
+        }
+        let choice = CompletionChoice {
+            index,
+            text,
+            logprobs,
+            finish_reason: finish.as_ref().map(Finish::reason),
+            stop_reason: finish.as_ref().and_then(StopReason::of),
+            prompt_logprobs: None,
+        };
+        vec![self.chunk(Some(choice), usage)]
+    }
+
+    fn end(&mut self, usage: Usage) -> Vec<String> {
+        let last = self.delivery.include_usage.then(|| self.chunk(None, usage));
+        last.into_iter().collect()
+    }
+}

@@ -1,0 +1,143 @@
+//! `/v1/completions`: texts and how they go on.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use nv_engine::TokenId;
+use serde_json::Value;
+
+use crate::completion_answer::{CompletionAnswers, CompletionChunks, Form, Prompt};
+use crate::error::{Error, Result};
+use crate::fields::{Fields, kind};
+use crate::generation::Generation;
+use crate::params::{Params, num_logprobs};
+use crate::server::Server;
+use crate::sse;
+
+/// What the OpenAI API says of a completion that doesn't.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Prompts of one request at most, as the OpenAI API has it.
+const MAX_NUM_PROMPTS: usize = 2048;
+
+const UNSUPPORTED: &[(&str, &str)] = &[("suffix", "the model only goes on with a text")];
+
+/// What is to be continued, as it came.
+#[derive(Debug)]
+enum Input {
+    Text(String),
+    TokenIds(Vec<TokenId>),
+}
+
+/// Continues texts.
+pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Result<Response> {
+    let mut fields = fields;
+    let mut params = Params::take(&mut fields, &server)?;
+    fields.refuse(UNSUPPORTED)?;
+    let inputs = inputs(fields.take_value("prompt"))?;
+    let add_special_tokens = fields.take("add_special_tokens")?.unwrap_or(true);
+    let echo = fields.take("echo")?.unwrap_or(false);
+    let logprobs = num_logprobs(&mut fields, "logprobs")?;
+    let max_tokens = fields.take("max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS);
+    fields.finish();
+
+    let has_prompt_logprobs = params.sampling.prompt_logprobs().is_some();
+    if let Some(num_top) = logprobs {
+        params.sampling = params.sampling.with_logprobs(num_top);
+        if echo {
+            if params.delivery.stream {
+                let reason = "with `logprobs` ask for it without `stream`";
+                return Err(Error::Unsupported { field: "echo", reason });
+            }
+            let num_top = params.sampling.prompt_logprobs().unwrap_or(0).max(num_top);
+            params.sampling = params.sampling.with_prompt_logprobs(num_top);
+        }
+    }
+    // To judge a prompt, nothing need be added to it.
+    let is_only_prompt = max_tokens == 0 && params.sampling.prompt_logprobs().is_some();
+    let max_tokens = ("max_tokens", Some(max_tokens.max(usize::from(is_only_prompt))));
+    let skip_special_tokens = params.text.skip_special_tokens;
+    let prompts = server
+        .compute(move |server| {
+            let prompt = |input| encode(input, add_special_tokens, skip_special_tokens, server);
+            inputs.into_iter().map(prompt).collect::<Result<Vec<_>>>()
+        })
+        .await?;
+    let requests = prompts.iter();
+    let requests = requests
+        .map(|prompt| params.request(prompt.token_ids.clone(), max_tokens, &server))
+        .collect::<Result<Vec<_>>>()?;
+    let mut generation = Generation::start(&server, requests, &params.text).await?;
+    let form = Form {
+        n: params.sampling.n(),
+        prompts,
+        echo,
+        has_logprobs: logprobs.is_some(),
+        has_prompt_logprobs,
+        is_only_prompt,
+    };
+    if params.delivery.stream {
+        return Ok(sse::stream(generation, CompletionChunks::new(server, form, params.delivery)));
+    }
+    let mut answers = CompletionAnswers::new(server, form);
+    while let Some(piece) = generation.next().await? {
+        answers.push(piece);
+    }
+    Ok(Json(answers.finish(generation.usage())).into_response())
+}
+
+/// A prompt is a string or a list of token ids, or there is a list of them.
+fn inputs(prompt: Option<Value>) -> Result<Vec<Input>> {
+    const EXPECTED: &str =
+        "expected a string, a list of strings, a list of token ids or a list of such lists";
+    let unexpected =
+        |field: &str, found: &str| Error::field(field, format!("{EXPECTED}, found {found}"));
+    let items = match prompt {
+        None => return Err(unexpected("prompt", "nothing")),
+        Some(Value::String(text)) => return Ok(vec![Input::Text(text)]),
+        Some(Value::Array(items)) if items.is_empty() => {
+            return Err(unexpected("prompt", "an empty list"));
+        }
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(unexpected("prompt", kind(&other))),
+    };
+    if items.iter().all(Value::is_number) {
+        return Ok(vec![Input::TokenIds(token_ids(items, "prompt")?)]);
+    }
+    if items.len() > MAX_NUM_PROMPTS {
+        let reason = format!("expected at most {MAX_NUM_PROMPTS} prompts, found {}", items.len());
+        return Err(Error::field("prompt", reason));
+    }
+    let input = |(index, item)| match item {
+        Value::String(text) => Ok(Input::Text(text)),
+        Value::Array(ids) => Ok(Input::TokenIds(token_ids(ids, &format!("prompt[{index}]"))?)),
+        other => Err(unexpected(&format!("prompt[{index}]"), kind(&other))),
+    };
+    items.into_iter().enumerate().map(input).collect()
+}
+
+fn token_ids(items: Vec<Value>, field: &str) -> Result<Vec<TokenId>> {
+    let token_id = |(index, item): (usize, Value)| {
+        let token_id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
+        token_id.ok_or_else(|| Error::field(format!("{field}[{index}]"), "expected a token id"))
+    };
+    items.into_iter().enumerate().map(token_id).collect()
+}
+
+fn encode(
+    input: Input,
+    add_special_tokens: bool,
+    skip_special_tokens: bool,
+    server: &Server,
+) -> Result<Prompt> {
+    let tokenizer = server.tokenizer();
+    Ok(match input {
+        Input::Text(text) => {
+            let token_ids = tokenizer.encode(&text, add_special_tokens)?;
+            Prompt { text, token_ids }
+        }
+        Input::TokenIds(token_ids) => {
+            Prompt { text: tokenizer.decode(&token_ids, skip_special_tokens), token_ids }
+        }
+    })
+}

@@ -1,0 +1,186 @@
+//! The fields of a request's body, taken one by one, so that errors name them and nothing is overlooked.
+//!
+//! Knows no field by name.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::server::Server;
+
+/// What an error repeats of a value at most, in characters.
+const MAX_REASON: usize = 200;
+
+/// The fields of a JSON object that were not taken yet.
+#[derive(Debug)]
+pub(crate) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self> {
+        let json = |reason: String| Error::Json { reason };
+        let text = str::from_utf8(body).map_err(|error| json(error.to_string()))?;
+        let value = serde_json::from_str(text).map_err(|error| json(error.to_string()))?;
+        match value {
+            Value::Object(map) => Ok(Self(map)),
+            other => Err(json(format!("found {}", kind(&other)))),
+        }
+    }
+
+    /// The value of a field; `None` if it isn't there or null.
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
+        let Some(value) = self.take_value(name) else { return Ok(None) };
+        match serde_path_to_error::deserialize(value) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                let path = error.path().to_string();
+                let field = match &*path {
+                    "." => name.to_owned(),
+                    path if path.starts_with('[') => format!("{name}{path}"),
+                    path => format!("{name}.{path}"),
+                };
+                Err(Error::Field { field, reason: shortened(&error.into_inner().to_string()) })
+            }
+        }
+    }
+
+    /// As [`Self::take`], for a field that must be there.
+    pub(crate) fn require<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T> {
+        self.take(name)?.ok_or_else(|| Error::field(name, "expected a value, found nothing"))
+    }
+
+    pub(crate) fn take_value(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether a field is there that was not taken.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// Refuses fields that mean something and are not supported; nobody asks for anything by null, false or nothing.
+    pub(crate) fn refuse(&mut self, unsupported: &[(&'static str, &'static str)]) -> Result<()> {
+        for &(field, reason) in unsupported {
+            let asks = |value: &Value| match value {
+                Value::Bool(is_on) => *is_on,
+                Value::Array(items) => !items.is_empty(),
+                Value::Null => false,
+                _ => true,
+            };
+            if self.0.remove(field).as_ref().is_some_and(asks) {
+                return Err(Error::Unsupported { field, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the reading: fields that nobody knows are ignored, as vLLM does, but not in silence.
+    pub(crate) fn finish(self) {
+        for name in self.0.keys() {
+            tracing::warn!(field = shortened(name), "unknown field ignored");
+        }
+    }
+}
+
+impl FromRequest<Server> for Fields {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, server: &Server) -> Result<Self> {
+        // A page of another origin can't send this without asking first.
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let media_type = content_type.as_deref().unwrap_or_default().split(';').next();
+        let media_type = media_type.unwrap_or_default().trim();
+        if !media_type.eq_ignore_ascii_case("application/json") {
+            let found =
+                content_type.map_or_else(|| "nothing".to_owned(), |text| format!("`{text}`"));
+            return Err(Error::ContentType { found: shortened(&found) });
+        }
+        let body = Bytes::from_request(request, server).await.map_err(|rejection| {
+            let max_body_bytes = server.config().max_body_bytes;
+            match rejection.status() {
+                axum::http::StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge { max_body_bytes },
+                _ => Error::Body { reason: rejection.body_text() },
+            }
+        })?;
+        Self::parse(&body)
+    }
+}
+
+/// What a JSON value is.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A message without the long texts that a value in it may hold.
+fn shortened(reason: &str) -> String {
+    match reason.char_indices().nth(MAX_REASON) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(json: &str) -> Fields {
+        Fields::parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn errors_name_the_field_and_the_way_to_it() {
+        let check = |json, expected: &str| {
+            let error = fields(json).take::<Vec<Vec<u32>>>("a").unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        };
+        check(r#"{"a": 1}"#, "field `a`: invalid type: integer `1`, expected a sequence");
+        check(
+            r#"{"a": [[1], [2, -3]]}"#,
+            "field `a[1][1]`: invalid value: integer `-3`, expected u32",
+        );
+        assert_eq!(fields(r#"{"a": null}"#).take::<u32>("a").unwrap(), None);
+        let missing = fields("{}").require::<u32>("a").unwrap_err();
+        assert_eq!(missing.to_string(), "field `a`: expected a value, found nothing");
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_refused() {
+        let check = |body: &[u8], expected: &str| {
+            let error = Fields::parse(body).unwrap_err().to_string();
+            assert_eq!(error, format!("the body is no JSON object: {expected}"));
+        };
+        check(b"[1]", "found a list");
+        check(b"", "EOF while parsing a value at line 1 column 0");
+        check(b"\"\xFF\"", "invalid utf-8 sequence of 1 bytes from index 1");
+        check("[".repeat(200).as_bytes(), "recursion limit exceeded at line 1 column 128");
+    }
+
+    #[test]
+    fn unsupported_fields_are_refused_only_if_they_ask_for_something() {
+        let unsupported = [("a", "use b")];
+        for json in ["{}", r#"{"a": null}"#, r#"{"a": false}"#, r#"{"a": []}"#] {
+            fields(json).refuse(&unsupported).unwrap();
+        }
+        for json in [r#"{"a": true}"#, r#"{"a": 0}"#, r#"{"a": {}}"#, r#"{"a": [1]}"#] {
+            let error = fields(json).refuse(&unsupported).unwrap_err();
+            assert_eq!(error.to_string(), "field `a` is not supported yet: use b");
+        }
+    }
+
+    #[test]
+    fn long_values_are_not_repeated() {
+        let json = format!(r#"{{"a": "{}"}}"#, "é".repeat(5000));
+        let error = fields(&json).take::<u32>("a").unwrap_err().to_string();
+        assert!(error.chars().count() < 250 && error.ends_with('…'), "{error}");
+    }
+}

@@ -1,0 +1,201 @@
+//! The continuations of one request to the server: from the engine's outputs to pieces of text.
+//!
+//! Dropped, it ends what the engine still does for it. Knows nothing of HTTP, nor of chats and completions.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use nv_engine::{Request, RequestOutput, RequestStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+use tracing::Span;
+
+use crate::choice::{Choice, Finish, Piece};
+use crate::counts::Ending;
+use crate::error::{Error, Result};
+use crate::params::TextParams;
+use crate::server::Server;
+
+/// Prompts that are being continued.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    parts: Vec<Part>,
+    server: Server,
+    start: Instant,
+    /// When the request's time is up, and how much of it there was.
+    deadline: Option<(Instant, Duration)>,
+    /// The part that is looked at first.
+    turn: usize,
+    usage: Usage,
+    has_failed: bool,
+    span: Span,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// One prompt and its continuations.
+#[derive(Debug)]
+struct Part {
+    /// `None` once all have ended.
+    stream: Option<RequestStream>,
+    choices: Vec<Choice>,
+    num_cached_tokens: usize,
+}
+
+/// Tokens so far.
+#[expect(clippy::struct_field_names, reason = "each is a number of tokens")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) num_prompt_tokens: usize,
+    pub(crate) num_cached_tokens: usize,
+    pub(crate) num_completion_tokens: usize,
+}
+
+impl Generation {
+    /// Hands requests to the engine, all or none.
+    pub(crate) async fn start(
+        server: &Server,
+        requests: Vec<Request>,
+        text: &TextParams,
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let num_sequences = requests.iter().map(|request| request.params.n()).sum();
+        let permit = server.admit(num_sequences)?;
+        let mut parts = Vec::with_capacity(requests.len());
+        let mut usage = Usage::default();
+        for request in requests {
+            let n = request.params.n();
+            usage.num_prompt_tokens += request.prompt_token_ids.len();
+            // Those before are aborted if this one is refused.
+            let stream = server.engine().add_request(request).await?;
+            let choice = || Choice::new(text.clone(), server.tokenizer());
+            let choices = std::iter::repeat_with(choice).take(n).collect();
+            parts.push(Part { stream: Some(stream), choices, num_cached_tokens: 0 });
+        }
+        let limit = server.config().request_timeout;
+        Ok(Self {
+            parts,
+            server: server.clone(),
+            start,
+            deadline: limit.map(|limit| (start + limit, limit)),
+            turn: 0,
+            usage,
+            has_failed: false,
+            span: Span::current(),
+            _permit: permit,
+        })
+    }
+
+    /// How many continuations there are.
+    pub(crate) fn num_choices(&self) -> usize {
+        self.parts.iter().map(|part| part.choices.len()).sum()
+    }
+
+    /// What is new; `None` once all have ended.
+    ///
+    /// # Errors
+    /// What one of the requests failed with, or [`Error::Timeout`]. Nothing comes after that.
+    pub(crate) async fn next(&mut self) -> Result<Option<Piece>> {
+        loop {
+            let output = match self.deadline {
+                None => self.next_output().await,
+                Some((deadline, limit)) => match timeout_at(deadline, self.next_output()).await {
+                    Ok(output) => output,
+                    Err(_) => return Err(Error::Timeout { limit }),
+                },
+            };
+            let Some((part, output)) = output else { return Ok(None) };
+            if let Some(Err(error)) = &output.finished {
+                self.has_failed = true;
+                return Err(error.clone().into());
+            }
+            if let Some(piece) = self.take(part, output) {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    /// Tokens so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// What comes next of any part, and of which.
+    async fn next_output(&mut self) -> Option<(usize, RequestOutput)> {
+        let (parts, turn) = (&mut self.parts, &mut self.turn);
+        poll_fn(|context| {
+            let num_parts = parts.len();
+            let mut is_over = true;
+            for index in (0..num_parts).map(|i| (*turn + i) % num_parts) {
+                let Some(stream) = &mut parts[index].stream else { continue };
+                // Whoever waits for a channel is still woken when the future is gone.
+                let polled = pin!(stream.next()).poll(context);
+                match polled {
+                    Poll::Ready(Some(output)) => {
+                        *turn = index + 1;
+                        return Poll::Ready(Some((index, output)));
+                    }
+                    Poll::Ready(None) => parts[index].stream = None,
+                    Poll::Pending => is_over = false,
+                }
+            }
+            if is_over { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Makes a piece of an output, unless its continuation has ended before.
+    fn take(&mut self, part_index: usize, output: RequestOutput) -> Option<Piece> {
+        let first_index: usize =
+            self.parts[..part_index].iter().map(|part| part.choices.len()).sum();
+        let part = &mut self.parts[part_index];
+        let index = first_index + output.index;
+        self.usage.num_cached_tokens += output.num_cached_tokens - part.num_cached_tokens;
+        part.num_cached_tokens = output.num_cached_tokens;
+        let choice = &mut part.choices[output.index];
+        if choice.is_finished() {
+            return None;
+        }
+        let num_tokens = choice.num_tokens();
+        let piece = choice.push(output);
+        self.usage.num_completion_tokens += choice.num_tokens() - num_tokens;
+        if let Some(finish) = &piece.finish {
+            let ending = match finish {
+                Finish::Length => Ending::Length,
+                Finish::Eos | Finish::StopToken(_) | Finish::StopString(_) => Ending::Stop,
+            };
+            self.server.counts().end(ending, self.start.elapsed());
+            if part.choices.iter().all(Choice::is_finished) {
+                // What a stop string has ended, the engine goes on with until now.
+                part.stream = None;
+            }
+        }
+        Some(Piece { index, ..piece })
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let elapsed = self.start.elapsed();
+        let ending = if self.has_failed { Ending::Error } else { Ending::Abort };
+        let choices = self.parts.iter().flat_map(|part| &part.choices);
+        let num_unfinished = choices.filter(|choice| !choice.is_finished()).count();
+        {
+            let mut counts = self.server.counts();
+            for _ in 0..num_unfinished {
+                counts.end(ending, elapsed);
+            }
+        }
+        let Usage { num_prompt_tokens, num_cached_tokens, num_completion_tokens } = self.usage;
+        tracing::info!(
+            parent: &self.span,
+            num_prompt_tokens,
+            num_cached_tokens,
+            num_completion_tokens,
+            num_unfinished,
+            seconds = elapsed.as_secs_f64(),
+            "generation ended"
+        );
+    }
+}

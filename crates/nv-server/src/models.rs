@@ -1,0 +1,34 @@
+//! `/v1/models`: what is served.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use crate::error::Result;
+use crate::server::Server;
+
+pub(crate) async fn list(State(server): State<Server>) -> Json<Value> {
+    let names = &server.config().served_model_names;
+    let models: Vec<_> = names.iter().map(|name| model(&server, name)).collect();
+    Json(json!({"object": "list", "data": models}))
+}
+
+pub(crate) async fn get(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>> {
+    server.check_model(Some(&name))?;
+    Ok(Json(model(&server, &name)))
+}
+
+fn model(server: &Server, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": server.created(),
+        "owned_by": "nano-vllm-rs",
+        "root": server.model_name(),
+        "parent": null,
+        "max_model_len": server.max_model_len(),
+    })
+}

@@ -1,0 +1,97 @@
+//! Which path leads where, and what every request goes through.
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderValue, Method, Uri, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{Html, IntoResponse};
+use axum::routing::{get, post};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use crate::error::{Error, Result};
+use crate::server::Server;
+use crate::{auth, chat, completions, health, metrics, models, request_log, tokenize};
+
+const PAGE: &str = include_str!("../assets/page.html");
+const OPENAPI: &str = include_str!("../assets/openapi.json");
+
+/// All that a server answers.
+///
+/// If it has API keys, they are asked for under `/v1` and by `/tokenize` and `/detokenize`; the page, its description
+/// and what says how the server is doing are open.
+///
+/// ```
+/// use nv_server::{Server, router};
+///
+/// # async fn example(server: Server, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// axum::serve(listener, router(server)?).await
+/// # }
+/// # impl From<nv_server::Error> for std::io::Error { fn from(_: nv_server::Error) -> Self { unreachable!() } }
+/// ```
+///
+/// # Errors
+/// [`Error::Setting`] if an origin of [`cors_origins`](crate::ServerConfig::cors_origins) can't stand in a header.
+pub fn router(server: Server) -> Result<Router> {
+    let cors = cors(&server.config().cors_origins)?;
+    let max_body_bytes = server.config().max_body_bytes;
+    let api = Router::new()
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::get))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route_layer(from_fn_with_state(server.clone(), auth::check));
+    let open = Router::new()
+        .route("/", get(|| async { Html(PAGE) }))
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(metrics::metrics))
+        .route("/version", get(health::version))
+        .route("/openapi.json", get(openapi));
+    let router = api
+        .merge(open)
+        .fallback(not_found)
+        .method_not_allowed_fallback(other_method)
+        .layer(DefaultBodyLimit::max(max_body_bytes));
+    let router = match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    Ok(router.layer(from_fn(request_log::log)).with_state(server))
+}
+
+async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}
+
+async fn not_found(uri: Uri) -> Error {
+    Error::NotFound { path: uri.path().to_owned() }
+}
+
+async fn other_method(method: Method, uri: Uri) -> Error {
+    Error::Method { method: method.to_string(), path: uri.path().to_owned() }
+}
+
+/// Which pages may use the server from a browser, beside its own; `None` if none may.
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+        .expose_headers([header::HeaderName::from_static("x-request-id")]);
+    if origins.iter().any(|origin| origin == "*") {
+        return Ok(Some(layer.allow_origin(Any).allow_headers(Any)));
+    }
+    let origin = |origin: &String| {
+        HeaderValue::from_str(origin).map_err(|_| Error::Setting {
+            setting: "cors_origins",
+            expected: "an origin such as https://example.org, or *",
+            found: format!("{origin:?}"),
+        })
+    };
+    let origins = origins.iter().map(origin).collect::<Result<Vec<_>>>()?;
+    Ok(Some(layer.allow_origin(AllowOrigin::list(origins)).allow_headers(Any)))
+}

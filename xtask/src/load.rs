@@ -1,0 +1,224 @@
+//! `cargo xtask load`: many streaming clients at once, some of which go away in the middle, and what they got.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::served::Served;
+
+/// How long the server may take to be done with what the clients left.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many clients there are, and for how long.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Clients at once.
+    #[arg(long, default_value_t = 200)]
+    clients: usize,
+    /// For how long new requests are made.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Tokens of an answer at most.
+    #[arg(long, default_value_t = 128)]
+    max_tokens: u64,
+    /// Of a hundred requests, those whose client goes away in the middle.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=100))]
+    disconnects: u64,
+    /// Seed of prompts, lengths and disconnects.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// What one client saw.
+#[derive(Debug, Default)]
+struct Seen {
+    num_done: usize,
+    num_left: usize,
+    num_refused: usize,
+    num_tokens: usize,
+    first: Vec<Duration>,
+    gaps: Vec<Duration>,
+    errors: Vec<String>,
+}
+
+/// How a request went.
+enum Ended {
+    Done,
+    Left,
+    Refused,
+}
+
+/// Starts a server, puts it under load, and prints what came of it.
+///
+/// # Errors
+/// If the server doesn't start, a client sees an error other than 429, or blocks of the KV cache stay in use.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let options = ["serve", "--port", "0", "--kv-cache-memory", "256MiB", "--log-level", "warn"];
+    let server = Served::start(["--bin", "nv"], "release", &options)?;
+    // What the first request brings about is no growth.
+    exchange(&server.address, 8, u64::MAX, 0, &mut Seen::default())?;
+    let memory = resident_bytes(server.id());
+    let start = Instant::now();
+    let is_over = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        let (server, is_over) = (&server, &is_over);
+        let clients: Vec<_> = (0..args.clients as u64)
+            .map(|index| scope.spawn(move || client(args, index, &server.address, is_over)))
+            .collect();
+        thread::sleep(Duration::from_secs(args.seconds));
+        is_over.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect()
+    });
+    let elapsed = start.elapsed();
+    wait_until_idle(&server.address)?;
+    report(seen, elapsed, [memory, resident_bytes(server.id())], out)
+}
+
+/// Makes requests one after the other.
+fn client(args: &Args, index: u64, address: &str, is_over: &AtomicBool) -> Seen {
+    let mut random = ChaCha8Rng::seed_from_u64(args.seed ^ index << 32);
+    let mut seen = Seen::default();
+    while !is_over.load(Ordering::Relaxed) {
+        let max_tokens = 1 + random.next_u64() % args.max_tokens.max(1);
+        let leaves = random.next_u64() % 100 < args.disconnects;
+        let leave_after = if leaves { random.next_u64() % max_tokens } else { u64::MAX };
+        match exchange(address, max_tokens, leave_after, random.next_u64(), &mut seen) {
+            Ok(Ended::Done) => seen.num_done += 1,
+            Ok(Ended::Left) => seen.num_left += 1,
+            Ok(Ended::Refused) => {
+                seen.num_refused += 1;
+                thread::sleep(Duration::from_millis(500));
+            }
+            Err(error) => seen.errors.push(format!("{error:#}")),
+        }
+    }
+    seen
+}
+
+/// Makes one request; goes away after so many tokens.
+fn exchange(
+    address: &str,
+    max_tokens: u64,
+    leave_after: u64,
+    seed: u64,
+    seen: &mut Seen,
+) -> Result<Ended> {
+    let prompt =
+        ["In the beginning", "And it came to pass", "The LORD", "Behold,"][seed as usize % 4];
+    let body = serde_json::json!({
+        "prompt": prompt, "max_tokens": max_tokens, "seed": seed >> 1, "stream": true, "temperature": 1, "ignore_eos": true,
+    });
+    let (body, start) = (body.to_string(), Instant::now());
+    let connection = TcpStream::connect(address)?;
+    connection.set_read_timeout(Some(Duration::from_secs(120)))?;
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: load\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    (&connection).write_all((head + &body).as_bytes())?;
+    let mut lines = BufReader::new(connection).lines();
+    let status = lines.next().context("no answer")??;
+    if status.contains(" 429 ") {
+        return Ok(Ended::Refused);
+    }
+    ensure!(status.contains(" 200 "), "{status}");
+    let mut last = None;
+    let mut num_tokens = 0;
+    for line in lines {
+        let line = line?;
+        let Some(data) = line.strip_prefix("data: ") else { continue };
+        if data == "[DONE]" {
+            return Ok(Ended::Done);
+        }
+        ensure!(!data.contains("\"error\""), "{data}");
+        let now = Instant::now();
+        match last.replace(now) {
+            None => seen.first.push(now - start),
+            Some(last) => seen.gaps.push(now - last),
+        }
+        num_tokens += 1;
+        seen.num_tokens += 1;
+        if num_tokens > leave_after {
+            return Ok(Ended::Left);
+        }
+    }
+    bail!("the stream breaks off after {num_tokens} tokens")
+}
+
+/// Waits until no block of the KV cache is in use.
+fn wait_until_idle(address: &str) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let mut connection = TcpStream::connect(address)?;
+        connection
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: load\r\nconnection: close\r\n\r\n")?;
+        let mut page = String::new();
+        connection.read_to_string(&mut page)?;
+        let usage = page.lines().find(|line| line.starts_with("vllm:kv_cache_usage_perc"));
+        let usage = usage.context("the metrics do not tell the usage of the KV cache")?;
+        if usage.ends_with(" 0") {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < PATIENCE, "blocks stay in use: {usage}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Memory of a process that is not mapped from files, where the system tells it.
+fn resident_bytes(id: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+fn report(
+    seen: Vec<Seen>,
+    elapsed: Duration,
+    memory: [Option<u64>; 2],
+    out: &mut dyn Write,
+) -> Result<()> {
+    let num_clients = seen.len();
+    let mut all = Seen::default();
+    for seen in seen {
+        all.num_done += seen.num_done;
+        all.num_left += seen.num_left;
+        all.num_refused += seen.num_refused;
+        all.num_tokens += seen.num_tokens;
+        all.first.extend(seen.first);
+        all.gaps.extend(seen.gaps);
+        all.errors.extend(seen.errors);
+    }
+    let Seen { num_done, num_left, num_refused, num_tokens, .. } = all;
+    writeln!(out, "{num_clients} clients in {:.1} s", elapsed.as_secs_f64())?;
+    writeln!(
+        out,
+        "requests: {num_done} done, {num_left} left by their clients, {num_refused} refused (429)"
+    )?;
+    let speed = num_tokens as f64 / elapsed.as_secs_f64();
+    writeln!(out, "tokens: {num_tokens}, {speed:.0} a second")?;
+    for (name, mut times) in [("first token", all.first), ("between tokens", all.gaps)] {
+        times.sort_unstable();
+        let at =
+            |part: usize| times.get((times.len() * part / 100).min(times.len().saturating_sub(1)));
+        let millis = |part| at(part).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
+        writeln!(out, "{name}: p50 {:.1} ms, p99 {:.1} ms", millis(50), millis(99))?;
+    }
+    if let [Some(before), Some(after)] =
+        memory.map(|bytes| bytes.map(|bytes| bytes as f64 / (1 << 20) as f64))
+    {
+        writeln!(out, "private memory: {before:.1} MiB before, {after:.1} MiB after")?;
+    }
+    writeln!(out, "KV usage: back to 0; errors: {}", all.errors.len())?;
+    match all.errors.first() {
+        Some(error) => bail!("{} errors, the first: {error}", all.errors.len()),
+        None => Ok(()),
+    }
+}

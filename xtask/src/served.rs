@@ -1,0 +1,72 @@
+//! Servers that tasks start as a user would, and end when they are done with them.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::root;
+
+/// A server that runs until this is dropped.
+#[derive(Debug)]
+pub struct Served {
+    child: Child,
+    /// Host and port.
+    pub address: String,
+    /// Kept open, so that the server can write to it.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Served {
+    /// Builds a target of the package `nano-vllm-rs` with `profile`, and starts it with `args`.
+    ///
+    /// # Errors
+    /// If it can't be built, or ends before it listens.
+    pub fn start(target: [&str; 2], profile: &str, args: &[&str]) -> Result<Self> {
+        let program = build(target, profile)?;
+        let mut child = Command::new(&program)
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut stdout = BufReader::new(child.stdout.take().context("its output is not piped")?);
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        let address = line.trim_end().strip_prefix("listening on http://").map(str::to_owned);
+        let served = Self { child, address: address.clone().unwrap_or_default(), _stdout: stdout };
+        ensure!(address.is_some(), "{} does not say where it listens", program.display());
+        Ok(served)
+    }
+
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // If it has ended by itself, there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Builds `--bin NAME` or `--example NAME` and says where it is.
+fn build([kind, name]: [&str; 2], profile: &str) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--package", "nano-vllm-rs", kind, name, "--profile", profile])
+        .args(["--message-format", "json"])
+        .current_dir(root())
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "cannot build {name}: {}", output.status);
+    let messages = String::from_utf8(output.stdout)?;
+    let messages =
+        messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let paths = messages.filter(|message| message["target"]["name"] == name);
+    let path = paths.filter_map(|message| Some(message["executable"].as_str()?.into())).last();
+    path.with_context(|| format!("cargo does not say where {name} is"))
+}
