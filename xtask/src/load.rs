@@ -59,6 +59,9 @@ enum Ended {
 ///
 /// # Errors
 /// If the server doesn't start, a client sees an error other than 429, or blocks of the KV cache stay in use.
+///
+/// # Panics
+/// If a client's thread does.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let options = ["serve", "--port", "0", "--kv-cache-memory", "256MiB", "--log-level", "warn"];
     let server = Served::start(["--bin", "nv"], "release", &options)?;
@@ -110,14 +113,18 @@ fn exchange(
     seed: u64,
     seen: &mut Seen,
 ) -> Result<Ended> {
-    let prompt =
-        ["In the beginning", "And it came to pass", "The LORD", "Behold,"][seed as usize % 4];
+    let prompt = match seed % 4 {
+        0 => "In the beginning",
+        1 => "And it came to pass",
+        2 => "The LORD",
+        _ => "Behold,",
+    };
     let body = serde_json::json!({
         "prompt": prompt, "max_tokens": max_tokens, "seed": seed >> 1, "stream": true, "temperature": 1, "ignore_eos": true,
     });
     let (body, start) = (body.to_string(), Instant::now());
     let connection = TcpStream::connect(address)?;
-    connection.set_read_timeout(Some(Duration::from_secs(120)))?;
+    connection.set_read_timeout(Some(Duration::from_mins(2)))?;
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: load\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n",
@@ -212,7 +219,7 @@ fn report(
         writeln!(out, "{name}: p50 {:.1} ms, p99 {:.1} ms", millis(50), millis(99))?;
     }
     if let [Some(before), Some(after)] =
-        memory.map(|bytes| bytes.map(|bytes| bytes as f64 / (1 << 20) as f64))
+        memory.map(|bytes| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)))
     {
         writeln!(out, "private memory: {before:.1} MiB before, {after:.1} MiB after")?;
     }
