@@ -34,6 +34,9 @@ pub struct Args {
     /// Seed of prompts, lengths and disconnects.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Profile that the server is built with.
+    #[arg(long, default_value = "release")]
+    profile: String,
 }
 
 /// What one client saw.
@@ -64,7 +67,7 @@ enum Ended {
 /// If a client's thread does.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let options = ["serve", "--port", "0", "--kv-cache-memory", "256MiB", "--log-level", "warn"];
-    let server = Served::start(["--bin", "nv"], "release", &options)?;
+    let server = Served::start(["--bin", "nv"], &args.profile, &options)?;
     // What the first request brings about is no growth.
     exchange(&server.address, 8, u64::MAX, 0, &mut Seen::default())?;
     let memory = resident_bytes(server.id());
