@@ -219,4 +219,7 @@ fn a_conversation_that_begins_alike_is_found_in_the_cache() {
     assert_eq!(cached(&first), Some(0));
     assert!(cached(&ask(said, json!({"cache_salt": "one"}))) > Some(50));
     assert_eq!(cached(&ask(said, json!({"cache_salt": "two"}))), Some(0));
+    // However many continuations there are, the prompt counts once.
+    let several = ask(said, json!({"cache_salt": "one", "n": 3}));
+    assert_eq!(cached(&several), cached(&ask(said, json!({"cache_salt": "one"}))));
 }
