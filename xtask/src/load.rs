@@ -34,6 +34,9 @@ pub struct Args {
     /// Seed of prompts, lengths and disconnects.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Profile that the server is built with.
+    #[arg(long, default_value = "release")]
+    profile: String,
 }
 
 /// What one client saw.
@@ -59,26 +62,33 @@ enum Ended {
 ///
 /// # Errors
 /// If the server doesn't start, a client sees an error other than 429, or blocks of the KV cache stay in use.
+///
+/// # Panics
+/// If a client's thread does.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let options = ["serve", "--port", "0", "--kv-cache-memory", "256MiB", "--log-level", "warn"];
-    let server = Served::start(["--bin", "nv"], "release", &options)?;
-    // What the first request brings about is no growth.
-    exchange(&server.address, 8, u64::MAX, 0, &mut Seen::default())?;
-    let memory = resident_bytes(server.id());
+    let options = ["serve", "--port", "0", "--kv-cache-memory", "64MiB", "--log-level", "warn"];
+    let server = Served::start(["--bin", "nv"], &args.profile, &options)?;
     let start = Instant::now();
     let is_over = AtomicBool::new(false);
-    let seen = thread::scope(|scope| {
+    let (seen, halfway) = thread::scope(|scope| {
         let (server, is_over) = (&server, &is_over);
         let clients: Vec<_> = (0..args.clients as u64)
             .map(|index| scope.spawn(move || client(args, index, &server.address, is_over)))
             .collect();
-        thread::sleep(Duration::from_secs(args.seconds));
+        let half = Duration::from_secs(args.seconds) / 2;
+        thread::sleep(half);
+        // By now every block of the KV cache was written to: what comes after is growth.
+        let halfway = private_bytes(server.id());
+        thread::sleep(half);
         is_over.store(true, Ordering::Relaxed);
-        clients.into_iter().map(|client| client.join().expect("a client does not panic")).collect()
+        let join = |client: thread::ScopedJoinHandle<'_, Seen>| {
+            client.join().expect("a client does not panic")
+        };
+        (clients.into_iter().map(join).collect(), halfway)
     });
     let elapsed = start.elapsed();
     wait_until_idle(&server.address)?;
-    report(seen, elapsed, [memory, resident_bytes(server.id())], out)
+    report(seen, elapsed, [halfway, private_bytes(server.id())], out)
 }
 
 /// Makes requests one after the other.
@@ -110,14 +120,18 @@ fn exchange(
     seed: u64,
     seen: &mut Seen,
 ) -> Result<Ended> {
-    let prompt =
-        ["In the beginning", "And it came to pass", "The LORD", "Behold,"][seed as usize % 4];
+    let prompt = match seed % 4 {
+        0 => "In the beginning",
+        1 => "And it came to pass",
+        2 => "The LORD",
+        _ => "Behold,",
+    };
     let body = serde_json::json!({
         "prompt": prompt, "max_tokens": max_tokens, "seed": seed >> 1, "stream": true, "temperature": 1, "ignore_eos": true,
     });
     let (body, start) = (body.to_string(), Instant::now());
     let connection = TcpStream::connect(address)?;
-    connection.set_read_timeout(Some(Duration::from_secs(120)))?;
+    connection.set_read_timeout(Some(Duration::from_mins(2)))?;
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: load\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n",
@@ -173,7 +187,7 @@ fn wait_until_idle(address: &str) -> Result<()> {
 }
 
 /// Memory of a process that is not mapped from files, where the system tells it.
-fn resident_bytes(id: u32) -> Option<u64> {
+fn private_bytes(id: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
@@ -211,10 +225,10 @@ fn report(
         let millis = |part| at(part).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
         writeln!(out, "{name}: p50 {:.1} ms, p99 {:.1} ms", millis(50), millis(99))?;
     }
-    if let [Some(before), Some(after)] =
-        memory.map(|bytes| bytes.map(|bytes| bytes as f64 / (1 << 20) as f64))
+    if let [Some(halfway), Some(after)] =
+        memory.map(|bytes| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)))
     {
-        writeln!(out, "private memory: {before:.1} MiB before, {after:.1} MiB after")?;
+        writeln!(out, "private memory: {halfway:.1} MiB halfway, {after:.1} MiB after")?;
     }
     writeln!(out, "KV usage: back to 0; errors: {}", all.errors.len())?;
     match all.errors.first() {

@@ -1,6 +1,6 @@
 //! `cargo xtask openai`: the official Python client of the OpenAI API against the server.
 //!
-//! Needs Python 3 with `venv`, and PyPI the first time.
+//! Needs Python 3 with `venv`, and the Python Package Index the first time.
 
 use std::io::Write;
 use std::process::Command;

@@ -66,7 +66,7 @@ fn build([kind, name]: [&str; 2], profile: &str) -> Result<PathBuf> {
     let messages = String::from_utf8(output.stdout)?;
     let messages =
         messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let paths = messages.filter(|message| message["target"]["name"] == name);
-    let path = paths.filter_map(|message| Some(message["executable"].as_str()?.into())).last();
+    let mut paths = messages.filter(|message| message["target"]["name"] == name);
+    let path = paths.find_map(|message| Some(message["executable"].as_str()?.into()));
     path.with_context(|| format!("cargo does not say where {name} is"))
 }

@@ -151,8 +151,10 @@ impl Generation {
             self.parts[..part_index].iter().map(|part| part.choices.len()).sum();
         let part = &mut self.parts[part_index];
         let index = first_index + output.index;
-        self.usage.num_cached_tokens += output.num_cached_tokens - part.num_cached_tokens;
-        part.num_cached_tokens = output.num_cached_tokens;
+        // Of a request's continuations, not all need say it.
+        let num_cached_tokens = part.num_cached_tokens.max(output.num_cached_tokens);
+        self.usage.num_cached_tokens += num_cached_tokens - part.num_cached_tokens;
+        part.num_cached_tokens = num_cached_tokens;
         let choice = &mut part.choices[output.index];
         if choice.is_finished() {
             return None;

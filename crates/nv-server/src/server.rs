@@ -29,7 +29,7 @@ pub struct ServedModel {
 }
 
 /// How the server meets its clients.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// The names that requests may call the model by; answers bear the first.
     pub served_model_names: Vec<String>,
@@ -56,6 +56,20 @@ impl ServerConfig {
             max_num_waiting: 256,
             request_timeout: None,
         }
+    }
+}
+
+impl fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the keys.
+        f.debug_struct("ServerConfig")
+            .field("served_model_names", &self.served_model_names)
+            .field("num_api_keys", &self.api_keys.len())
+            .field("cors_origins", &self.cors_origins)
+            .field("max_body_bytes", &self.max_body_bytes)
+            .field("max_num_waiting", &self.max_num_waiting)
+            .field("request_timeout", &self.request_timeout)
+            .finish()
     }
 }
 
@@ -221,9 +235,8 @@ impl Server {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the keys.
         f.debug_struct("Server")
-            .field("served_model_names", &self.config.served_model_names)
+            .field("config", &self.config)
             .field("max_model_len", &self.max_model_len)
             .finish_non_exhaustive()
     }

@@ -155,7 +155,7 @@ fn log_probabilities_come_with_the_bytes_of_tokens() {
     assert_eq!(&json!(streamed), content);
     let answer = ask("Hi", json!({"prompt_logprobs": 1}));
     let prompt = answer["prompt_logprobs"].as_array().unwrap();
-    assert_eq!(prompt.len(), answer["usage"]["prompt_tokens"].as_u64().unwrap() as usize);
+    assert_eq!(answer["usage"]["prompt_tokens"], prompt.len());
     assert!(prompt[0].is_null() && prompt[1]["115"]["decoded_token"] == "s", "{prompt:?}");
 }
 
@@ -219,4 +219,7 @@ fn a_conversation_that_begins_alike_is_found_in_the_cache() {
     assert_eq!(cached(&first), Some(0));
     assert!(cached(&ask(said, json!({"cache_salt": "one"}))) > Some(50));
     assert_eq!(cached(&ask(said, json!({"cache_salt": "two"}))), Some(0));
+    // However many continuations there are, the prompt counts once.
+    let several = ask(said, json!({"cache_salt": "one", "n": 3}));
+    assert_eq!(cached(&several), cached(&ask(said, json!({"cache_salt": "one"}))));
 }
