@@ -192,6 +192,9 @@ impl Scheduler {
             self.admit(&mut step);
         }
         self.schedule_drafts(&mut step);
+        let num_used_blocks = self.stats().num_used_blocks;
+        let max = &mut self.counts.max_num_used_blocks;
+        *max = num_used_blocks.max(*max);
     }
 
     /// Applies what a step sampled: one token, or with proposed ones those accepted and the one after them; none if
@@ -410,12 +413,7 @@ impl Scheduler {
 
     /// Schedules tokens of a running sequence, at the expense of the last ones in the order if blocks run out, and of
     /// itself if it is the last.
-    fn schedule_running(
-        &mut self,
-        slot: Slot,
-        num_new_tokens: usize,
-        step: &mut Step<'_>,
-    ) {
+    fn schedule_running(&mut self, slot: Slot, num_new_tokens: usize, step: &mut Step<'_>) {
         loop {
             let sequence = &mut self.sequences[slot];
             let start = sequence.num_computed_tokens;

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod copies;
+mod fields;
 mod format;
 mod generate;
 mod inspect;
@@ -18,12 +19,10 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::{Args, Command};
 
 fn main() -> ExitCode {
-    let Args { command, verbose } = Args::parse();
+    let Args { command, verbose } = Args::read();
     let result = match command {
         Command::Generate(args) => generate::run(&args, verbose),
         Command::Inspect(args) => inspect::run(&args, verbose),

@@ -1,0 +1,91 @@
+//! What the engine may use.
+
+use anyhow::{Context, Result, ensure};
+use nano_vllm_rs::engine::{EngineConfig, KvCacheMemory};
+
+/// Settings of the engine that serves requests together. Names are vLLM's.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40% [default: what
+    /// the requests need, up to 40%].
+    #[arg(long, value_name = "SIZE", value_parser = kv_cache_memory)]
+    pub(crate) kv_cache_memory: Option<KvCacheMemory>,
+
+    /// Run at most N sequences at once [default: 64].
+    #[arg(long, value_name = "N")]
+    max_num_seqs: Option<usize>,
+
+    /// Compute at most N tokens in a step [default: 2048].
+    #[arg(long, value_name = "N")]
+    max_num_batched_tokens: Option<usize>,
+
+    /// Serve sequences of at most N tokens [default: the model's positions].
+    #[arg(long, value_name = "N")]
+    max_model_len: Option<usize>,
+
+    /// Tokens of a block of the KV cache, a multiple of 8 [default: 16].
+    #[arg(long, value_name = "N")]
+    block_size: Option<usize>,
+
+    /// Compute equal beginnings of requests each time anew.
+    #[arg(long)]
+    no_enable_prefix_caching: bool,
+
+    /// Guess N tokens ahead in each step, which changes no text [default: 0].
+    #[arg(long, value_name = "N")]
+    num_speculative_tokens: Option<usize>,
+}
+
+impl EngineArgs {
+    /// `config` with all that is asked for.
+    pub(crate) fn change(&self, config: EngineConfig) -> EngineConfig {
+        EngineConfig {
+            kv_cache_memory: self.kv_cache_memory.unwrap_or(config.kv_cache_memory),
+            max_num_seqs: self.max_num_seqs.unwrap_or(config.max_num_seqs),
+            max_num_batched_tokens: self
+                .max_num_batched_tokens
+                .unwrap_or(config.max_num_batched_tokens),
+            max_model_len: self.max_model_len.or(config.max_model_len),
+            block_size: self.block_size.unwrap_or(config.block_size),
+            enable_prefix_caching: config.enable_prefix_caching && !self.no_enable_prefix_caching,
+            num_speculative_tokens: self
+                .num_speculative_tokens
+                .unwrap_or(config.num_speculative_tokens),
+            ..config
+        }
+    }
+}
+
+/// A number of bytes or a share.
+fn kv_cache_memory(text: &str) -> Result<KvCacheMemory> {
+    const UNITS: [(&str, u32); 4] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+    let wrong = "expected bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40%";
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent: f64 = percent.parse().context(wrong)?;
+        ensure!(percent > 0.0 && percent <= 100.0, "expected a share above 0 % and up to 100 %");
+        return Ok(KvCacheMemory::Share(percent / 100.0));
+    }
+    let unit = UNITS.iter().find_map(|(unit, bits)| Some((text.strip_suffix(unit)?, *bits)));
+    let (number, bits) = unit.unwrap_or((text, 0));
+    let number: usize = number.trim_end().parse().context(wrong)?;
+    let bytes = number.checked_mul(1 << bits).context("more bytes than any machine has")?;
+    Ok(KvCacheMemory::Bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_bytes_or_a_share() {
+        let check = |text, expected| assert_eq!(kv_cache_memory(text).unwrap(), expected);
+        check("4096", KvCacheMemory::Bytes(4096));
+        check("3KiB", KvCacheMemory::Bytes(3072));
+        check("2 GiB", KvCacheMemory::Bytes(2 << 30));
+        check("25%", KvCacheMemory::Share(0.25));
+        for wrong in ["", "GiB", "2GB", "0.5", "-1", "0%", "101%", "x%", "99999999999TiB"] {
+            assert!(kv_cache_memory(wrong).is_err(), "{wrong}");
+        }
+    }
+}
