@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::engine::{EngineConfig, KvCacheMemory};
+use nano_vllm_rs::model::Qwen3ForCausalLM;
 
 /// Settings of the engine that serves requests together. Names are vLLM's.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -10,7 +11,7 @@ pub(crate) struct EngineArgs {
     /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40% [default: what
     /// the requests need, up to 40%].
     #[arg(long, value_name = "SIZE", value_parser = kv_cache_memory)]
-    pub(crate) kv_cache_memory: Option<KvCacheMemory>,
+    kv_cache_memory: Option<KvCacheMemory>,
 
     /// Run at most N sequences at once [default: 64].
     #[arg(long, value_name = "N")]
@@ -38,16 +39,40 @@ pub(crate) struct EngineArgs {
 }
 
 impl EngineArgs {
+    /// `defaults` with all that is asked for; where nothing is said of memory, with what sequences of `lens` tokens take
+    /// together, if more than one of them up to the default.
+    pub(crate) fn config(
+        &self,
+        defaults: EngineConfig,
+        qwen3: &Qwen3ForCausalLM,
+        lens: impl Iterator<Item = usize>,
+    ) -> EngineConfig {
+        let config = self.change(defaults);
+        if self.kv_cache_memory.is_some() {
+            return config;
+        }
+        let block_size = config.block_size.max(1);
+        let (mut num_sequences, mut num_tokens) = (0, block_size);
+        for len in lens.map(|len| len.min(qwen3.config().max_position_embeddings)) {
+            num_sequences += 1;
+            num_tokens = len.next_multiple_of(block_size).saturating_add(num_tokens);
+        }
+        // Where the system doesn't say what is free, what is needed is asked for.
+        match config.kv_cache_size(qwen3) {
+            Ok(size) if num_sequences > 1 && size.num_tokens() < num_tokens => config,
+            _ => EngineConfig { kv_cache_memory: KvCacheMemory::Tokens(num_tokens), ..config },
+        }
+    }
+
     /// `config` with all that is asked for.
-    pub(crate) fn change(&self, config: EngineConfig) -> EngineConfig {
+    fn change(&self, config: EngineConfig) -> EngineConfig {
+        let Self { max_num_seqs, max_num_batched_tokens, block_size, .. } = *self;
         EngineConfig {
             kv_cache_memory: self.kv_cache_memory.unwrap_or(config.kv_cache_memory),
-            max_num_seqs: self.max_num_seqs.unwrap_or(config.max_num_seqs),
-            max_num_batched_tokens: self
-                .max_num_batched_tokens
-                .unwrap_or(config.max_num_batched_tokens),
+            max_num_seqs: max_num_seqs.unwrap_or(config.max_num_seqs),
+            max_num_batched_tokens: max_num_batched_tokens.unwrap_or(config.max_num_batched_tokens),
             max_model_len: self.max_model_len.or(config.max_model_len),
-            block_size: self.block_size.unwrap_or(config.block_size),
+            block_size: block_size.unwrap_or(config.block_size),
             enable_prefix_caching: config.enable_prefix_caching && !self.no_enable_prefix_caching,
             num_speculative_tokens: self
                 .num_speculative_tokens

@@ -96,7 +96,9 @@ fn requests(
 ) -> Result<Served> {
     let arrivals = Arrivals::new(&args.requests, num_requests);
     let planned = plan(&args.requests, num_requests, arrivals, qwen3.config().vocab_size);
-    let mut engine = Engine::new(qwen3, args.engine.change(EngineConfig::default()))?;
+    let lens = planned.iter().map(|one| one.prompt.len() + one.num_output_tokens);
+    let config = args.engine.config(EngineConfig::default(), &qwen3, lens);
+    let mut engine = Engine::new(qwen3, config)?;
     say(engine.kv_cache_size());
     serve(&mut engine, planned, arrivals, machine, costs, interrupted)
 }

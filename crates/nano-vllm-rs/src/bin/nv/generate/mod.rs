@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use nano_vllm_rs::engine::{Engine, EngineConfig, KvCacheMemory, Request, TokenId};
+use nano_vllm_rs::engine::{Engine, EngineConfig, Request, TokenId};
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 use nano_vllm_rs::text::Tokenizer;
 
@@ -84,24 +84,12 @@ fn config(args: &GenerateArgs, qwen3: &Qwen3ForCausalLM, requests: &[&Request]) 
         },
         _ => EngineConfig::default(),
     };
-    let config = args.engine.change(defaults);
-    if args.engine.kv_cache_memory.is_some() {
-        return config;
-    }
-    let max_position_embeddings = qwen3.config().max_position_embeddings;
-    let num_tokens = |request: &&Request| {
-        let num_prompt_tokens = request.prompt_token_ids.len();
-        let room = max_position_embeddings.saturating_sub(num_prompt_tokens);
-        let max_tokens = request.params.max_tokens().unwrap_or(room).min(room);
-        let each = (num_prompt_tokens + max_tokens).next_multiple_of(config.block_size.max(1));
-        each.saturating_mul(request.params.n())
-    };
-    let needed = requests.iter().map(num_tokens).fold(config.block_size, usize::saturating_add);
-    // Where the system doesn't say what is free, what is needed is asked for.
-    match config.kv_cache_size(qwen3) {
-        Ok(size) if requests.len() > 1 && size.num_tokens() < needed => config,
-        _ => EngineConfig { kv_cache_memory: KvCacheMemory::Tokens(needed), ..config },
-    }
+    let lens = requests.iter().flat_map(|request| {
+        let max_tokens = request.params.max_tokens().unwrap_or(usize::MAX);
+        let len = request.prompt_token_ids.len().saturating_add(max_tokens);
+        std::iter::repeat_n(len, request.params.n())
+    });
+    args.engine.config(defaults, qwen3, lens)
 }
 
 /// What the model is to go on from, and what turns its tokens into text.
