@@ -185,6 +185,7 @@ impl<M: Model> Engine<M> {
     /// If the model fails, or panics, the requests of the step end with that error, and the others go on. A logit that is
     /// NaN ends its own request alone.
     pub fn step(&mut self) -> Vec<RequestOutput> {
+        let start = Instant::now();
         self.scheduler.schedule(&mut self.output);
         if self.output.scheduled.is_empty() {
             return Vec::new();
@@ -219,6 +220,10 @@ impl<M: Model> Engine<M> {
             }
         }
         self.output.scheduled = scheduled;
+        let times = &mut self.counts.step_times;
+        times.model += self.step.model_time;
+        times.sampler += self.step.sampler_time;
+        times.all += start.elapsed();
         outputs
     }
 
@@ -228,6 +233,19 @@ impl<M: Model> Engine<M> {
         for index in request.unfinished() {
             self.scheduler.abort(id.sequence(index));
             self.counts.num_aborted += 1;
+        }
+        true
+    }
+
+    /// Ends one continuation of a request, after its first token, if its text is over for a reason that the engine doesn't
+    /// know; the others go on. Returns whether there was one.
+    pub fn abort_continuation(&mut self, id: RequestId, index: usize) -> bool {
+        let Some(request) = self.requests.0.get_mut(&id) else { return false };
+        let Some(is_last) = request.abort(index) else { return false };
+        self.scheduler.abort(id.sequence(index));
+        self.counts.num_aborted += 1;
+        if is_last {
+            self.requests.0.remove(&id);
         }
         true
     }

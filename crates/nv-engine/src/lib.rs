@@ -69,7 +69,7 @@ pub use scheduler::{
     Event, NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput,
     SchedulerStats, SequenceId,
 };
-pub use stats::{EngineStats, Histogram, Latencies};
+pub use stats::{EngineStats, Histogram, Latencies, StepTimes};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;

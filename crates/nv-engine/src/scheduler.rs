@@ -29,9 +29,9 @@ pub use trace::Event;
 /// Continuous batching over a paged KV cache.
 ///
 /// Sequences stand in one order: by arrival, moved by priority. A step has one budget of tokens. Sequences that
-/// run come first: those that decode get their token, and proposed ones that are left room for, then those whose
-/// prompt is not yet computed get chunks of it. What is left of the budget admits waiting sequences in order; the
-/// first that finds no room for all its tokens holds those behind it back. When blocks run out, the last running
+/// run come first: those that decode get their token, then those whose prompt is not yet computed get chunks of it.
+/// What is left of the budget admits waiting sequences in order; the first that finds no room for all its tokens holds
+/// those behind it back. Proposed tokens come last, with what nobody else wants. When blocks run out, the last running
 /// sequence in the order gives up its own and waits again at its old place.
 ///
 /// Nothing waits for ever: the first sequence of all is never preempted and has room for itself, so it ends; and only
@@ -191,6 +191,10 @@ impl Scheduler {
         if step.output.preempted.is_empty() {
             self.admit(&mut step);
         }
+        self.schedule_drafts(&mut step);
+        let num_used_blocks = self.stats().num_used_blocks;
+        let max = &mut self.counts.max_num_used_blocks;
+        *max = num_used_blocks.max(*max);
     }
 
     /// Applies what a step sampled: one token, or with proposed ones those accepted and the one after them; none if
@@ -359,18 +363,13 @@ impl Scheduler {
         self.trace.as_mut().map(mem::take).unwrap_or_default()
     }
 
-    /// One token for every running sequence that decodes, and proposed ones.
+    /// One token for every running sequence that decodes.
     fn schedule_decodes(&mut self, step: &mut Step<'_>) {
         let mut at = 0;
         while let Some(&(_, slot)) = self.running.get(at) {
             at += 1;
-            let sequence = &self.sequences[slot];
-            if sequence.decodes() {
-                // A token of the budget is kept for each of the others.
-                let num_others = self.running.len() - step.output.scheduled.len() - 1;
-                let max_draft_tokens = step.budget.saturating_sub(1 + num_others);
-                let num_draft_tokens = sequence.draft().len().min(max_draft_tokens);
-                self.schedule_running(slot, 1, num_draft_tokens, step);
+            if self.sequences[slot].decodes() {
+                self.schedule_running(slot, 1, step);
             }
         }
     }
@@ -385,45 +384,53 @@ impl Scheduler {
             let sequence = &self.sequences[slot];
             if !sequence.decodes() {
                 let num_new_tokens = sequence.num_uncomputed_tokens().min(step.budget);
-                self.schedule_running(slot, num_new_tokens, 0, step);
+                self.schedule_running(slot, num_new_tokens, step);
+            }
+        }
+    }
+
+    /// Proposed tokens of sequences that decode, as far as budget and blocks are left that no other sequence wants.
+    fn schedule_drafts(&mut self, step: &mut Step<'_>) {
+        let SchedulerOutput { scheduled, copies, .. } = &mut *step.output;
+        for scheduled in scheduled {
+            let sequence = &mut self.sequences[scheduled.slot];
+            let num_draft_tokens = sequence.draft().len().min(step.budget);
+            if num_draft_tokens == 0 || !sequence.decodes() {
+                continue;
+            }
+            let (start, reserved) = (sequence.num_computed_tokens, step.num_promised_blocks);
+            let (blocks, end) = (&mut sequence.blocks, start + 1 + num_draft_tokens);
+            if self.kv_cache.allocate_slots(blocks, start, end, reserved, copies) {
+                sequence.num_scheduled_tokens += num_draft_tokens;
+                scheduled.num_scheduled_tokens += num_draft_tokens;
+                scheduled.num_draft_tokens = num_draft_tokens;
+                step.budget -= num_draft_tokens;
+                let id = scheduled.id;
+                self.record(|_| Event::Drafted { id, num_draft_tokens });
             }
         }
     }
 
     /// Schedules tokens of a running sequence, at the expense of the last ones in the order if blocks run out, and of
     /// itself if it is the last.
-    fn schedule_running(
-        &mut self,
-        slot: Slot,
-        num_new_tokens: usize,
-        mut num_draft_tokens: usize,
-        step: &mut Step<'_>,
-    ) {
+    fn schedule_running(&mut self, slot: Slot, num_new_tokens: usize, step: &mut Step<'_>) {
         loop {
             let sequence = &mut self.sequences[slot];
             let start = sequence.num_computed_tokens;
-            let end = start + num_new_tokens + num_draft_tokens;
+            let end = start + num_new_tokens;
             let copies = &mut step.output.copies;
             if self.kv_cache.allocate_slots(&mut sequence.blocks, start, end, 0, copies) {
-                return self.push(slot, num_new_tokens, num_draft_tokens, step);
+                return self.push(slot, num_new_tokens, step);
             }
-            // Proposed tokens are no reason to preempt anybody.
-            if mem::take(&mut num_draft_tokens) == 0 && self.preempt_last(step) == slot {
+            if self.preempt_last(step) == slot {
                 return;
             }
         }
     }
 
     /// Adds a sequence that has slots for its tokens to the step.
-    fn push(
-        &mut self,
-        slot: Slot,
-        num_new_tokens: usize,
-        num_draft_tokens: usize,
-        step: &mut Step<'_>,
-    ) {
+    fn push(&mut self, slot: Slot, num_scheduled_tokens: usize, step: &mut Step<'_>) {
         let sequence = &mut self.sequences[slot];
-        let num_scheduled_tokens = num_new_tokens + num_draft_tokens;
         sequence.num_scheduled_tokens = num_scheduled_tokens;
         step.budget -= num_scheduled_tokens;
         step.num_promised_blocks += self
@@ -434,18 +441,13 @@ impl Scheduler {
         step.output.scheduled.push(ScheduledSequence {
             id,
             num_scheduled_tokens,
-            num_draft_tokens,
+            num_draft_tokens: 0,
             num_computed_tokens,
             num_cached_tokens: sequence.num_cached_tokens.unwrap_or(0),
-            samples: num_new_tokens == sequence.num_uncomputed_tokens(),
+            samples: num_scheduled_tokens == sequence.num_uncomputed_tokens(),
             slot,
         });
-        self.record(|_| Event::Scheduled {
-            id,
-            num_computed_tokens,
-            num_scheduled_tokens,
-            num_draft_tokens,
-        });
+        self.record(|_| Event::Scheduled { id, num_computed_tokens, num_scheduled_tokens });
     }
 
     /// Takes the last running sequence's blocks and its part of the step.
@@ -537,7 +539,7 @@ impl Scheduler {
         }
         let id = sequence.id;
         self.record(|_| Event::Admitted { id, num_tokens, num_cached_tokens });
-        self.push(slot, num_new_tokens, 0, step);
+        self.push(slot, num_new_tokens, step);
         true
     }
 

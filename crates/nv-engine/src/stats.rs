@@ -23,6 +23,19 @@ pub struct EngineStats {
     pub num_generated_tokens: u64,
     /// How long things took.
     pub latencies: Latencies,
+    /// What took the time of steps.
+    pub step_times: StepTimes,
+}
+
+/// The time of all steps together, and what took it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct StepTimes {
+    /// All of it.
+    pub all: Duration,
+    /// The model, up to logits.
+    pub model: Duration,
+    /// Choosing tokens by their logits, and judging them.
+    pub sampler: Duration,
 }
 
 /// How long the parts of requests took.
@@ -54,6 +67,14 @@ impl EngineStats {
     pub fn kv_cache_usage(&self) -> f64 {
         let SchedulerStats { num_used_blocks, num_blocks, .. } = self.scheduler;
         num_used_blocks as f64 / num_blocks.max(1) as f64
+    }
+}
+
+impl StepTimes {
+    /// The part of all time that neither model nor sampler took: scheduling, and keeping account of requests. From 0 to 1.
+    pub fn overhead(&self) -> f64 {
+        let rest = self.all.saturating_sub(self.model + self.sampler);
+        if self.all.is_zero() { 0.0 } else { rest.as_secs_f64() / self.all.as_secs_f64() }
     }
 }
 
@@ -137,6 +158,19 @@ mod tests {
         histogram.record(Duration::from_millis(50), 0);
         assert_eq!((histogram.counts[6], histogram.counts[8]), (3, 1));
         assert_eq!(histogram.mean(), Some(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn overhead_is_what_neither_model_nor_sampler_took() {
+        let seconds = Duration::from_secs;
+        let check = |all, model, sampler, expected: f64| {
+            let times =
+                StepTimes { all: seconds(all), model: seconds(model), sampler: seconds(sampler) };
+            assert!((times.overhead() - expected).abs() < 1e-12);
+        };
+        check(0, 0, 0, 0.0);
+        check(100, 90, 6, 0.04);
+        check(100, 90, 11, 0.0);
     }
 
     #[test]

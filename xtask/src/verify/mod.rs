@@ -2,8 +2,10 @@
 //!
 //! Each reference is computed by every tier of kernels that the machine has, in both dtypes and along every [`Mode`].
 //! float32 must be the reference up to rounding, bfloat16 must be no further from the float32 reference than
-//! transformers' own bfloat16 is, and within a tier and a dtype all ways must give the same bits.
+//! transformers' own bfloat16 is, and within a tier and a dtype all ways must give the same bits. So must an engine, in
+//! whatever way it serves.
 
+mod invariance;
 mod metrics;
 mod modes;
 mod report;
@@ -24,10 +26,13 @@ use serde_json::json;
 use crate::cases::{CASES, Case};
 use crate::reference::{Reference, sha256};
 
+pub use invariance::{Invariance, verify_serving};
 pub use metrics::{Distance, argmax, deviation, num_other_bits};
 pub use modes::{MODES, Mode};
 pub use report::{Greedy, Report, Row, Tier};
-pub use serving::{Circumstances, Preemption, Served, Serving, Way, ways};
+pub use serving::{
+    Circumstances, NUM_ALL_WAYS, Preemption, Served, Serving, Way, random_checkpoint, ways,
+};
 
 /// The largest absolute difference of a float32 logit from the reference's, on logits of unit scale.
 pub const F32_TOLERANCE: f64 = 2e-4;
@@ -74,10 +79,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         reports.push(report);
         Ok(())
     };
+    let mut serving = Vec::new();
     match &args.model {
         None => {
             for case in CASES {
                 keep(verify_case(case, &tiers)?)?;
+            }
+            // The best of the tiers: all of them would take minutes.
+            if let Some(&isa) = tiers.last() {
+                serving = verify_serving(isa)?;
             }
         }
         Some(model) => {
@@ -91,8 +101,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             })?;
         }
     }
-    let failed: Vec<&str> =
+    let mut failed: Vec<&str> =
         reports.iter().filter(|report| !report.passed()).map(|report| &*report.name).collect();
+    if !serving.iter().all(Invariance::passed) {
+        failed.push("serving");
+    }
     let (not_asked_for, lacking): (Vec<Isa>, Vec<Isa>) =
         Isa::ALL.into_iter().filter(|isa| !tiers.contains(isa)).partition(|isa| isa.is_available());
     if args.json {
@@ -103,9 +116,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             "tiers_not_asked_for": names(&not_asked_for),
             "tiers_not_of_this_machine": names(&lacking),
             "references": reports,
+            "serving": serving,
         });
         writeln!(out, "{json:#}")?;
     } else {
+        if !serving.is_empty() {
+            writeln!(out, "{}", invariance::table(&serving))?;
+        }
         let ways: Vec<&str> = MODES.iter().skip(1).map(|mode| mode.name).collect();
         writeln!(
             out,

@@ -70,7 +70,7 @@ pub struct Greedy {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn isa_name<S: Serializer>(isa: &Isa, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn isa_name<S: Serializer>(isa: &Isa, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(isa)
 }
 
@@ -98,7 +98,7 @@ impl Greedy {
     }
 }
 
-fn verdict(passed: bool) -> &'static str {
+pub(super) fn verdict(passed: bool) -> &'static str {
     if passed { "pass" } else { "FAIL" }
 }
 

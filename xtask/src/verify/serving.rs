@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::fs;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -12,15 +14,25 @@ use nv_engine::{
     Batch, Engine, EngineConfig, KvCacheMemory, KvCacheSize, Model, PagedQwen3, Request, RequestId,
     Sampler, SamplingParams, SamplingState, SequenceId, TokenId,
 };
-use nv_kernels::Kernels;
+use nv_kernels::{Isa, Kernels};
 use nv_qwen3::{Cpu, Elements, Qwen3ForCausalLM};
 use nv_weights::{Checkpoint, ModelFiles};
+use serde_json::Value;
+
+use crate::cases::references_dir;
+use crate::synth::Recipe;
 
 /// Tokens of the prompt: more than the longest chunk, and no whole blocks.
 const NUM_PROMPT_TOKENS: usize = 67;
 
 /// Tokens that are generated.
 const NUM_OUTPUT_TOKENS: usize = 13;
+
+/// Ways to serve that there are.
+pub const NUM_ALL_WAYS: usize = 1152;
+
+/// Tokens of the longest sequence that has room for all others.
+const MIN_CONTEXT: usize = 1024;
 
 /// One way to serve a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,9 +83,10 @@ impl fmt::Display for Way {
     }
 }
 
-/// Ways to serve among which each value of each choice meets each value of each other choice.
+/// Ways to serve among which each value of each choice meets each value of each other choice, cheap ones where there is a
+/// choice.
 ///
-/// All that there are would be 1,152.
+/// All that there are would be [`NUM_ALL_WAYS`].
 pub fn ways() -> Vec<Way> {
     let all = all_ways();
     let pairs = |way: &Way| {
@@ -87,15 +100,38 @@ pub fn ways() -> Vec<Way> {
     let mut missing: HashSet<_> = all.iter().flat_map(pairs).collect();
     let mut chosen = Vec::new();
     while !missing.is_empty() {
-        let num_new = |way: &&Way| pairs(way).iter().filter(|pair| missing.contains(pair)).count();
+        let worth = |way: &Way| {
+            let num_new = pairs(way).iter().filter(|pair| missing.contains(pair)).count();
+            // What any way costs beside its tokens keeps their number small.
+            num_new as f64 / (500 + cost(way)) as f64
+        };
         // The first of the best, so that the choice is the same each time.
-        let Some(best) = all.iter().rev().max_by_key(num_new) else { break };
+        let best = all.iter().rev().max_by(|a, b| worth(a).total_cmp(&worth(b)));
+        let Some(best) = best else { break };
         for pair in pairs(best) {
             missing.remove(&pair);
         }
         chosen.push(*best);
     }
     chosen
+}
+
+/// What a way costs: tokens, and steps that each cost as much as some tokens do.
+fn cost(way: &Way) -> usize {
+    const STEP: usize = 4;
+    let chunk = way.chunk.map_or(NUM_PROMPT_TOKENS, NonZeroUsize::get);
+    let num_preemptions = match way.preemption {
+        Preemption::Never => 0,
+        Preemption::Once => 1,
+        Preemption::Often => NUM_OUTPUT_TOKENS / 3,
+    };
+    // What is found is not computed again.
+    let (num_tokens, num_alone) =
+        if way.hits_prefix { (way.block_size, NUM_PROMPT_TOKENS) } else { (NUM_PROMPT_TOKENS, 0) };
+    let num_steps = (1 + num_preemptions) * num_tokens.div_ceil(chunk) + NUM_OUTPUT_TOKENS;
+    num_steps * (STEP + way.num_others)
+        + (1 + num_preemptions) * num_tokens
+        + num_alone.div_ceil(chunk) * STEP
 }
 
 fn all_ways() -> Vec<Way> {
@@ -157,12 +193,28 @@ pub struct Circumstances {
     pub num_accepted_tokens: u64,
 }
 
-/// A checkpoint to be served, in one dtype.
+/// Writes a random checkpoint of the committed config of that `name` to `dir`, with a context in which texts last.
+///
+/// # Errors
+/// If the config can't be read, or the checkpoint not be written.
+pub fn random_checkpoint(name: &str, dir: &Path) -> Result<ModelFiles> {
+    let config = fs::read(references_dir().join(format!("{name}.config.json")))?;
+    let mut json: Value = serde_json::from_slice(&config)?;
+    json["max_position_embeddings"] = MIN_CONTEXT.into();
+    let config = dir.join(format!("{name}.config.json"));
+    fs::write(&config, json.to_string())?;
+    let out = dir.join(name);
+    Recipe { config, seed: 5, max_shard_bytes: usize::MAX }.write(&out)?;
+    Ok(ModelFiles::from_dir(out)?)
+}
+
+/// A checkpoint to be served, in one dtype by one tier of kernels.
 #[derive(Debug)]
 pub struct Serving {
     files: ModelFiles,
     checkpoint: Arc<Checkpoint>,
     dtype: DType,
+    isa: Isa,
 }
 
 impl Serving {
@@ -170,9 +222,9 @@ impl Serving {
     ///
     /// # Errors
     /// If it can't be read.
-    pub fn open(files: ModelFiles, dtype: DType) -> Result<Self> {
+    pub fn open(files: ModelFiles, dtype: DType, isa: Isa) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
-        Ok(Self { files, checkpoint, dtype })
+        Ok(Self { files, checkpoint, dtype, isa })
     }
 
     /// What the model gives by itself, token by token from its contiguous cache, without an engine.
@@ -230,6 +282,17 @@ impl Serving {
             engine.stats().scheduler.num_running == way.num_others,
             "the others did not last as long as the request"
         );
+        let Circumstances { num_cached_tokens, num_preemptions, .. } = found.1;
+        ensure!(
+            (num_cached_tokens > 0) == way.hits_prefix,
+            "{num_cached_tokens} tokens were found"
+        );
+        let is_right = match way.preemption {
+            Preemption::Never => num_preemptions == 0,
+            Preemption::Once => num_preemptions == 1,
+            Preemption::Often => num_preemptions >= 3,
+        };
+        ensure!(is_right, "the request was preempted {num_preemptions} times");
         Ok(found)
     }
 
@@ -272,7 +335,7 @@ impl Serving {
 
     fn engine(&self, way: &Way) -> Result<Engine<Watched>> {
         let qwen3 = self.qwen3(way.num_threads)?;
-        let memory = KvCacheMemory::Tokens((way.num_others + 2) * 1024);
+        let memory = KvCacheMemory::Tokens((way.num_others + 2) * MIN_CONTEXT);
         let size = KvCacheSize::new(qwen3.config(), self.dtype, way.block_size, memory)?;
         let inner = PagedQwen3::new(qwen3, self.dtype, size)?;
         let config = EngineConfig {
@@ -293,7 +356,8 @@ impl Serving {
 
     fn qwen3(&self, num_threads: usize) -> Result<Qwen3ForCausalLM> {
         let config = load_config(&self.files.config)?;
-        let cpu = Cpu::with_kernels(Kernels::best()?, num_threads)?;
+        let kernels = Kernels::for_isa(self.isa).context("this machine does not have the tier")?;
+        let cpu = Cpu::with_kernels(kernels, num_threads)?;
         Ok(Qwen3ForCausalLM::from_checkpoint_on(&config, &self.checkpoint, self.dtype, cpu)?)
     }
 
@@ -367,7 +431,7 @@ mod tests {
     #[test]
     fn every_two_values_meet_in_some_way() {
         let (all, chosen) = (all_ways(), ways());
-        assert_eq!(all.len(), 1152);
+        assert_eq!(all.len(), NUM_ALL_WAYS);
         assert!(chosen.len() < 40, "{}", chosen.len());
         for way in &all {
             let wanted = values(way);

@@ -83,6 +83,13 @@ impl Running {
         (0..self.params.n()).filter(|&index| self.sequences.get(index).is_none_or(Option::is_some))
     }
 
+    /// Ends a continuation that has tokens; returns whether it was the last one, `None` if it has none or has ended.
+    pub(super) fn abort(&mut self, index: usize) -> Option<bool> {
+        self.sequences.get(index)?.as_ref()?.last_token?;
+        self.sequences.get_mut(index)?.take()?;
+        Some(self.unfinished().next().is_none())
+    }
+
     /// Nothing new of a continuation.
     pub(super) fn output(&self, index: usize) -> RequestOutput {
         let num_cached_tokens = self.num_cached_tokens;

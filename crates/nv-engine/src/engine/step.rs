@@ -2,6 +2,8 @@
 //!
 //! Changes neither the scheduler nor which sequences there are: a step that fails half-way has decided nothing.
 
+use std::time::{Duration, Instant};
+
 use nv_kernels::Sequence;
 use nv_qwen3::Elements;
 
@@ -26,6 +28,10 @@ pub(super) struct Step {
     rows: Vec<u32>,
     wanted: Vec<Wanted>,
     sampler: Sampler,
+    /// How long the last step computed, up to logits.
+    pub(super) model_time: Duration,
+    /// How long it chose and judged tokens.
+    pub(super) sampler_time: Duration,
 }
 
 /// What a row of logits is for.
@@ -61,6 +67,7 @@ impl Step {
         output: &SchedulerOutput,
         requests: &mut Requests,
     ) -> Result<Vec<Outcome>> {
+        (self.model_time, self.sampler_time) = (Duration::ZERO, Duration::ZERO);
         self.pack(scheduler, output, requests);
         let mut first_token = 0;
         let sequences: Vec<Sequence<'_>> = output
@@ -77,6 +84,7 @@ impl Step {
                 sequence
             })
             .collect();
+        let mut start = Instant::now();
         let hidden_states = model.forward(&Batch {
             copies: &output.copies,
             token_ids: &self.token_ids,
@@ -84,6 +92,7 @@ impl Step {
             sequences: &sequences,
             sequence_ids: &self.sequence_ids,
         })?;
+        self.model_time += lap(&mut start);
 
         let mut outcomes: Vec<Outcome> =
             output.scheduled.iter().map(|scheduled| Outcome::new(scheduled, requests)).collect();
@@ -91,7 +100,9 @@ impl Step {
         let max_model_len = scheduler.config().max_model_len;
         let groups = self.rows.chunks(MAX_LOGITS_ROWS).zip(self.wanted.chunks(MAX_LOGITS_ROWS));
         for (rows, wanted) in groups {
+            start = Instant::now();
             let logits = model.compute_logits(&hidden_states, rows)?; // [rows.len(), vocab_size]
+            self.model_time += lap(&mut start);
             let logits = Elements::of(&logits)?;
             for (&wanted, logits) in wanted.iter().zip(logits.as_slice()?.chunks(vocab_size)) {
                 let (Wanted::PromptLogprobs { scheduled, .. } | Wanted::Sample { scheduled, .. }) =
@@ -99,6 +110,7 @@ impl Step {
                 let outcome = &mut outcomes[scheduled];
                 outcome.take(wanted, logits, max_model_len, &mut self.sampler, requests);
             }
+            self.sampler_time += lap(&mut start);
         }
         Ok(outcomes)
     }
@@ -157,6 +169,12 @@ impl Step {
         self.rows.push(u32::try_from(row).expect("a step has fewer than 2^32 tokens"));
         self.wanted.push(wanted);
     }
+}
+
+/// The time since `start`, which is now from here on.
+fn lap(start: &mut Instant) -> Duration {
+    let now = Instant::now();
+    now - std::mem::replace(start, now)
 }
 
 impl Outcome {

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 
 use super::*;
 use crate::{
-    Batch, BlockCopy, Completion, FinishReason, KvCacheSize, Latencies, SamplingParams,
+    Batch, BlockCopy, Completion, FinishReason, KvCacheSize, Latencies, SamplingParams, StepTimes,
     TokenLogprobs,
 };
 
@@ -407,6 +407,43 @@ fn an_aborted_request_gives_its_blocks_back() {
     assert_idle(&engine);
     assert_eq!(engine.stats().num_aborted, 9);
     assert!(engine.step().is_empty());
+}
+
+#[test]
+fn a_continuation_that_is_aborted_leaves_the_others() {
+    let mut engine = engine(100, &config());
+    let mut several = request(3, 9, 20);
+    several.params = several.params.with_n(3).unwrap().with_temperature(0.9).unwrap();
+    let expected = engine.generate(vec![several.clone()]).pop().unwrap().unwrap();
+    let id = engine.add_request(several).unwrap();
+    assert!(!engine.abort_continuation(id, 0), "it has no token");
+    engine.step();
+    assert!(engine.abort_continuation(id, 0) && !engine.abort_continuation(id, 0));
+    assert!(engine.abort_continuation(id, 2) && !engine.abort_continuation(id, 3));
+    let mut token_ids = expected.completions[1].token_ids[..1].to_vec();
+    while engine.has_unfinished_requests() {
+        for output in engine.step() {
+            assert_eq!(output.index, 1);
+            token_ids.extend(output.token_ids);
+        }
+    }
+    assert_eq!(token_ids, expected.completions[1].token_ids);
+    let id = engine.add_request(request(4, 9, 20)).unwrap();
+    engine.step();
+    assert!(engine.abort_continuation(id, 0));
+    assert_idle(&engine);
+    assert_eq!(engine.stats().num_aborted, 3);
+}
+
+#[test]
+fn the_time_of_a_step_is_the_models_or_the_samplers_or_overhead() {
+    let mut engine = engine(100, &config());
+    engine.model.step_time = Duration::from_millis(20);
+    engine.generate(vec![request(1, 20, 6)]).pop().unwrap().unwrap();
+    let StepTimes { all, model, sampler } = engine.stats().step_times;
+    assert!(model >= 6 * Duration::from_millis(20) && !sampler.is_zero());
+    assert!(all >= model + sampler);
+    assert!(engine.stats().step_times.overhead() < 0.5);
 }
 
 #[test]

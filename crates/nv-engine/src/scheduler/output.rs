@@ -64,6 +64,8 @@ pub struct SchedulerStats {
     pub num_blocks: usize,
     /// Blocks that sequences hold.
     pub num_used_blocks: usize,
+    /// Blocks that the sequences of one step held at most.
+    pub max_num_used_blocks: usize,
     /// Blocks, held or free, whose content can be found.
     pub num_cached_blocks: usize,
     /// Steps scheduled.

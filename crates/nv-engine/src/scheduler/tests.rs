@@ -109,7 +109,8 @@ fn prompts_are_chunked_to_the_budget_and_share_steps_with_decodes() {
     assert_eq!(ids(&output.finished), [1, 3]);
     assert!(!scheduler.has_unfinished_sequences());
     assert_eq!(ids(&schedule(&mut scheduler).finished), [2]);
-    assert_eq!(scheduler.stats().num_used_blocks, 0);
+    let stats = scheduler.stats();
+    assert_eq!((stats.num_used_blocks, stats.max_num_used_blocks), (0, 2 + 8 + 1));
 }
 
 #[test]
@@ -404,6 +405,27 @@ fn proposals_take_what_budget_length_and_blocks_leave() {
 }
 
 #[test]
+fn proposals_wait_for_prompts() {
+    let mut scheduler = scheduler(config(100), [new(1, 2, 50), new(2, 2, 50)]);
+    step(&mut scheduler, &[(1, 0, 2), (2, 0, 2)]);
+    // A budget of 16 tokens: 10 of them are wanted by one that waits.
+    scheduler.add_sequence(new(3, 10, 50)).unwrap();
+    let propose = |scheduler: &mut Scheduler| {
+        for id in [1, 2] {
+            scheduler.propose(SequenceId(id), &[1; 20]).unwrap();
+        }
+    };
+    propose(&mut scheduler);
+    step(&mut scheduler, &[(1, 2, 5), (2, 2, 1), (3, 0, 10)]);
+    // 20 tokens take all that is left, in this step and, of one that runs, in the next.
+    scheduler.add_sequence(new(4, 20, 50)).unwrap();
+    propose(&mut scheduler);
+    step(&mut scheduler, &[(1, 3, 1), (2, 3, 1), (3, 10, 1), (4, 0, 13)]);
+    propose(&mut scheduler);
+    step(&mut scheduler, &[(1, 4, 7), (2, 4, 1), (3, 11, 1), (4, 13, 7)]);
+}
+
+#[test]
 fn forks_share_the_prompt_and_copy_its_last_block() {
     let mut scheduler = scheduler(config(100), [new(1, 6, 3)]);
     let output = schedule(&mut scheduler);
@@ -527,8 +549,9 @@ step 3: 2 running, 0 waiting, 0 blocks free
   1 scheduled: 1 at 8
   1 updated: 10 tokens, 9 computed
 step 4: 1 running, 1 waiting, 1 blocks free
-  1 scheduled: 2 at 9, 1 of them proposed
+  1 scheduled: 1 at 9
   2 blocked: takes 2 blocks, 1 free
+  1 drafted: 1 more
   1 updated: 12 tokens, 11 computed
   1 finished
 ";

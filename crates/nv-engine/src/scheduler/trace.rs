@@ -43,9 +43,14 @@ pub enum Event {
         id: SequenceId,
         /// Tokens computed before.
         num_computed_tokens: usize,
-        /// Tokens of the step.
+        /// Tokens of the step, without proposed ones.
         num_scheduled_tokens: usize,
-        /// Proposed ones among them.
+    },
+    /// Proposed tokens of a scheduled sequence are part of the step.
+    Drafted {
+        /// Which sequence.
+        id: SequenceId,
+        /// How many tokens.
         num_draft_tokens: usize,
     },
     /// A sequence lost its blocks to one before it.
@@ -84,12 +89,11 @@ impl fmt::Display for Event {
             Self::Blocked { id, num_blocks, num_free_blocks } => {
                 write!(f, "  {id} blocked: takes {num_blocks} blocks, {num_free_blocks} free")
             }
-            Self::Scheduled { id, num_computed_tokens, num_scheduled_tokens, num_draft_tokens } => {
-                write!(f, "  {id} scheduled: {num_scheduled_tokens} at {num_computed_tokens}")?;
-                match num_draft_tokens {
-                    0 => Ok(()),
-                    _ => write!(f, ", {num_draft_tokens} of them proposed"),
-                }
+            Self::Scheduled { id, num_computed_tokens, num_scheduled_tokens } => {
+                write!(f, "  {id} scheduled: {num_scheduled_tokens} at {num_computed_tokens}")
+            }
+            Self::Drafted { id, num_draft_tokens } => {
+                write!(f, "  {id} drafted: {num_draft_tokens} more")
             }
             Self::Preempted { id, num_computed_tokens } => {
                 write!(f, "  {id} preempted: {num_computed_tokens} computed tokens lost")

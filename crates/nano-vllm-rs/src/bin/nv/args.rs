@@ -1,15 +1,21 @@
 //! The command line, typed: what can be refused without opening a file is refused here.
 
+mod engine;
+mod requests;
+mod sampling;
+
 use std::path::PathBuf;
 
-#[cfg(feature = "server")]
-use anyhow::Context;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand, ValueEnum, value_parser};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 #[cfg(feature = "server")]
 use nano_vllm_rs::engine::KvCacheMemory;
-use nano_vllm_rs::engine::SamplingParams;
 use nv_synth::PublishedSize;
+
+pub(crate) use engine::EngineArgs;
+pub(crate) use requests::RequestArgs;
+pub(crate) use sampling::SamplingArgs;
 
 /// Qwen3 on the command line.
 #[derive(Debug, Parser)]
@@ -23,27 +29,60 @@ pub(crate) struct Args {
     pub(crate) verbose: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    Generate(GenerateArgs),
-    Inspect(InspectArgs),
-    #[cfg(feature = "server")]
-    Serve(ServeArgs),
-    Bench(BenchArgs),
+impl Args {
+    /// Reads the command line; ends the process if it makes no sense.
+    pub(crate) fn read() -> Self {
+        let args = Self::parse();
+        if let Command::Generate(generate) = &args.command
+            && let Err(error) = generate.sampling.check()
+        {
+            Self::command().error(ErrorKind::ValueValidation, error).exit();
+        }
+        args
+    }
 }
 
-/// Answer a prompt, or continue it if the model has no chat template.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Generate(Box<GenerateArgs>),
+    Inspect(InspectArgs),
+    #[cfg(feature = "server")]
+    Serve(Box<ServeArgs>),
+    Bench(Box<BenchArgs>),
+}
+
+/// Answer prompts, or continue them if the model has no chat template.
 ///
-/// The text goes to stdout as it is generated. Sampling follows the model's `generation_config.json` where no option says otherwise.
+/// The text of a single prompt goes to stdout as it is generated; many prompts are served together, and their texts come in order.
+/// Sampling follows the model's `generation_config.json` where no option says otherwise.
+///
+/// With --jsonl, each line is an object with `prompt`, a text or a list of token ids that is continued as it stands, or
+/// `messages`, a conversation for the model's chat template; and any sampling option by its name with underscores, which counts
+/// before the command line's.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("source").required(true).multiple(true))]
+#[command(group = ArgGroup::new("json_output").multiple(true))]
 pub(crate) struct GenerateArgs {
     /// What to answer or continue.
-    #[arg(required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    #[arg(group = "source")]
     pub(crate) prompt: Option<String>,
 
-    /// Read the prompt from a file, `-` for stdin; a newline at its end is left out.
-    #[arg(long, value_name = "FILE")]
+    /// Another prompt; may be repeated.
+    #[arg(long = "prompt", id = "more", value_name = "TEXT", group = "source")]
+    pub(crate) more_prompts: Vec<String>,
+
+    /// Read prompts from a file, `-` for stdin: one a line, blank ones left out.
+    #[arg(long, value_name = "FILE", group = "source", conflicts_with_all = ["prompt", "more"])]
     pub(crate) prompt_file: Option<PathBuf>,
+
+    /// Read requests from a file, `-` for stdin: a JSON object a line, blank lines left out; print results likewise.
+    #[arg(long, value_name = "FILE", groups = ["source", "json_output"])]
+    #[arg(conflicts_with_all = ["prompt", "more", "prompt_file"])]
+    pub(crate) jsonl: Option<PathBuf>,
+
+    /// Print each result as a line of JSON.
+    #[arg(long, group = "json_output")]
+    pub(crate) json: bool,
 
     /// Folder or Hugging Face id of the model [default: the demo checkpoint of the repository].
     #[arg(long, value_name = "ID|DIR", value_parser = NonEmptyStringValueParser::new())]
@@ -52,26 +91,6 @@ pub(crate) struct GenerateArgs {
     /// Branch, tag or commit of a model of the hub [default: main].
     #[arg(long, value_name = "REVISION", requires = "model")]
     pub(crate) revision: Option<String>,
-
-    /// Generate at most N tokens [default: the model's `max_new_tokens`, else 256].
-    #[arg(long, value_name = "N", value_parser = max_tokens)]
-    pub(crate) max_tokens: Option<usize>,
-
-    /// Divide the logits by T; 0 takes the likeliest token each time [default: the model's].
-    #[arg(long, value_name = "T", value_parser = temperature, allow_negative_numbers = true)]
-    pub(crate) temperature: Option<f64>,
-
-    /// Sample from the K likeliest tokens; 0 for all [default: the model's].
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
-    pub(crate) top_k: Option<usize>,
-
-    /// Sample from the likeliest tokens that have probability P together [default: the model's].
-    #[arg(long, value_name = "P", value_parser = top_p, allow_negative_numbers = true)]
-    pub(crate) top_p: Option<f64>,
-
-    /// Choose among the possible texts: the same seed, the same text [default: random].
-    #[arg(long, value_name = "SEED")]
-    pub(crate) seed: Option<u64>,
 
     /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
     #[arg(long)]
@@ -85,9 +104,22 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// Continue the prompt as it stands, without the model's chat template.
+    /// Continue prompts as they stand, without the model's chat template.
     #[arg(long)]
     pub(crate) raw: bool,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+impl GenerateArgs {
+    /// Whether results are lines of JSON.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.json || self.jsonl.is_some()
+    }
 }
 
 /// Show what a model is: its config, its tensors, the memory that it takes.
@@ -159,8 +191,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub(crate) max_model_len: Option<usize>,
 
-    /// Memory of the KV cache: a size such as 4GiB, or a part of what is free.
-    #[arg(long, value_name = "SIZE|PART", value_parser = kv_cache_memory, default_value = "0.4")]
+    /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40%.
+    #[arg(long, value_name = "SIZE", value_parser = engine::kv_cache_memory, default_value = "40%")]
     pub(crate) kv_cache_memory: KvCacheMemory,
 
     /// What keys and values are rounded to [default: what the model computes in].
@@ -176,7 +208,7 @@ pub(crate) struct ServeArgs {
     pub(crate) num_speculative_tokens: usize,
 
     /// Bytes of a request's body at most, such as 16MiB.
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MiB")]
+    #[arg(long, value_name = "SIZE", value_parser = engine::bytes, default_value = "16MiB")]
     pub(crate) max_body_size: usize,
 
     /// Seconds after which a request is ended [default: never].
@@ -233,16 +265,22 @@ pub(crate) struct BenchArgs {
     pub(crate) threads: Option<u16>,
 
     /// Measure only these.
-    #[arg(long, value_name = "SECTION", value_delimiter = ',')]
+    #[arg(long, value_name = "SECTION", value_delimiter = ',', conflicts_with = "requests")]
     pub(crate) only: Vec<Section>,
 
     /// Leave out the rows that take longest, and repeat the others less.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "requests")]
     pub(crate) quick: bool,
 
     /// Print JSON, with the same numbers in seconds and bytes.
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) requests: RequestArgs,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 }
 
 /// A part of what `nv bench` measures.
@@ -291,43 +329,7 @@ pub(crate) enum DeviceArg {
     Metal,
 }
 
-fn temperature(text: &str) -> anyhow::Result<f64> {
-    Ok(SamplingParams::default().with_temperature(text.parse()?)?.temperature())
-}
-
-fn top_p(text: &str) -> anyhow::Result<f64> {
-    Ok(SamplingParams::default().with_top_p(text.parse()?)?.top_p())
-}
-
-/// A number of bytes, or a share.
-#[cfg(feature = "server")]
-fn kv_cache_memory(text: &str) -> anyhow::Result<KvCacheMemory> {
-    match text.parse::<f64>() {
-        Ok(share) if share > 0.0 && share <= 1.0 => Ok(KvCacheMemory::Share(share)),
-        _ => Ok(KvCacheMemory::Bytes(size(text)?)),
-    }
-}
-
-/// A number of bytes, with a unit or without.
-#[cfg(feature = "server")]
-fn size(text: &str) -> anyhow::Result<usize> {
-    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
-    let unit = units.iter().find_map(|&(name, unit)| Some((text.strip_suffix(name)?, unit)));
-    let (number, unit) = unit.unwrap_or((text, 1));
-    let number = number.trim_end().parse::<usize>();
-    number
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .with_context(|| format!("`{text}` is no number of bytes, such as 4GiB"))
-}
-
 fn published_size() -> impl TypedValueParser<Value = PublishedSize> {
     PossibleValuesParser::new(PublishedSize::ALL.map(PublishedSize::name))
         .try_map(|name| name.parse::<PublishedSize>())
-}
-
-fn max_tokens(text: &str) -> anyhow::Result<usize> {
-    let max_tokens = text.parse()?;
-    SamplingParams::default().with_max_tokens(max_tokens)?;
-    Ok(max_tokens)
 }

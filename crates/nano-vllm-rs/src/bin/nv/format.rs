@@ -43,6 +43,11 @@ pub(crate) fn seconds(seconds: f64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
+/// A share of one, to a tenth of a hundredth.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
 /// `1 token`, `2,000 tokens`.
 pub(crate) fn plural(number: usize, one: &str) -> String {
     let s = if number == 1 { "" } else { "s" };

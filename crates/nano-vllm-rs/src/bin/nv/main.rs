@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod copies;
+mod fields;
 mod format;
 mod generate;
 mod inspect;
@@ -20,8 +21,6 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::{Args, Command};
 
 /// The activations of each step are megabytes that come and go: an allocator that keeps them for the next step saves
@@ -30,7 +29,7 @@ use args::{Args, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let Args { command, verbose } = Args::parse();
+    let Args { command, verbose } = Args::read();
     let result = match command {
         Command::Generate(args) => generate::run(&args, verbose),
         Command::Inspect(args) => inspect::run(&args, verbose),

@@ -60,23 +60,39 @@ impl Costs {
 
     /// A prompt of `num_tokens`, up to the logits after its last.
     pub(crate) fn prefill(&self, num_tokens: usize) -> Work {
-        let num_tokens = num_tokens as u64;
-        let pairs = num_tokens * (num_tokens + 1) / 2;
+        self.prefill_from(0, num_tokens)
+    }
+
+    /// A prompt of `num_tokens`, up to the logits after its last, of which `num_cached_tokens` are there.
+    pub(crate) fn prefill_from(&self, num_cached_tokens: usize, num_tokens: usize) -> Work {
+        let (num_cached_tokens, num_tokens) = (num_cached_tokens as u64, num_tokens as u64);
+        let num_new_tokens = num_tokens - num_cached_tokens;
+        let pairs = |num_tokens| num_tokens * (num_tokens + 1) / 2;
         Work {
             bytes: self.weight_bytes() + num_tokens * self.kv_bytes_a_token,
-            operations: 2 * (self.layer_weights * num_tokens + self.head_weights)
-                + self.operations_a_pair * pairs,
+            operations: 2 * (self.layer_weights * num_new_tokens + self.head_weights)
+                + self.operations_a_pair * (pairs(num_tokens) - pairs(num_cached_tokens)),
         }
     }
 
     /// One more token, with logits, for each of `num_sequences` that hold `context` tokens.
     pub(crate) fn decode(&self, num_sequences: usize, context: usize) -> Work {
-        let num_sequences = num_sequences as u64;
-        let attended = num_sequences * (context as u64 + 1);
+        self.decode_steps(1, num_sequences, num_sequences * (context + 1))
+    }
+
+    /// Steps of `num_tokens` tokens together, with logits, which attend to `num_attended` tokens together.
+    pub(crate) fn decode_steps(
+        &self,
+        num_steps: usize,
+        num_tokens: usize,
+        num_attended: usize,
+    ) -> Work {
+        let [num_steps, num_tokens, num_attended] =
+            [num_steps, num_tokens, num_attended].map(|number| number as u64);
         Work {
-            bytes: self.weight_bytes() + attended * self.kv_bytes_a_token,
-            operations: 2 * (self.layer_weights + self.head_weights) * num_sequences
-                + self.operations_a_pair * attended,
+            bytes: num_steps * self.weight_bytes() + num_attended * self.kv_bytes_a_token,
+            operations: 2 * (self.layer_weights + self.head_weights) * num_tokens
+                + self.operations_a_pair * num_attended,
         }
     }
 
@@ -145,6 +161,12 @@ mod tests {
             operations: 3 * 880_803_840 + 311_164_928 + 6 * 229_376,
         };
         assert_eq!(costs().prefill(3), expected);
+        // One more: the products of its own, and 4 pairs.
+        let expected = Work {
+            bytes: 1_191_968_768 + 4 * 114_688,
+            operations: 880_803_840 + 311_164_928 + 4 * 229_376,
+        };
+        assert_eq!(costs().prefill_from(3, 4), expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nano_vllm_rs::engine::{Engine, EngineConfig};
 use nano_vllm_rs::kernels::{Pool, Precision};
 use nano_vllm_rs::model::{Cpu, DType, Qwen3ForCausalLM};
 use nano_vllm_rs::text::Tokenizer;
@@ -19,7 +20,9 @@ use super::memory::peak_private;
 use super::patience::{Interrupted, LONGEST_PROMPT, TooSlow, within};
 use super::report::{Memory, Report, Row, Skipped};
 use super::server::Server;
+use super::serving::{Served, serve};
 use super::timing::{Budget, Timing};
+use super::traffic::{Arrivals, plan};
 use super::workload::{BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
 use crate::args::{BenchArgs, Section};
 use crate::format::{bytes, grouped, seconds};
@@ -44,11 +47,11 @@ pub(super) fn measure(
     let (precision, dtype_name) =
         if dtype == DType::BF16 { (Precision::Bf16, "bf16") } else { (Precision::F32, "f32") };
     let cpu = Cpu::new(args.threads.map_or_else(Pool::default_threads, usize::from))?;
-    let server = Server::new(build(model, &model.checkpoint, dtype, &cpu)?)?;
+    let qwen3 = build(model, &model.checkpoint, dtype, &cpu)?;
     let costs = costs(model, dtype)?;
     let machine = Machine::new(cpu, precision, Arc::clone(&model.checkpoint));
 
-    let report = Report {
+    let mut report = Report {
         model: args.synth.map_or_else(|| name.to_owned(), |size| format!("random {size}")),
         num_parameters: model.config.num_parameters(),
         weight_bytes: costs.weight_bytes(),
@@ -60,10 +63,19 @@ pub(super) fn measure(
         peaks: machine.peaks(),
         memory: None,
         rows: Vec::new(),
+        served: None,
         skipped: Vec::new(),
         interrupted: false,
     };
+    if let Some(num_requests) = args.requests.requests {
+        match requests(args, num_requests, qwen3, &machine, &costs, interrupted) {
+            Err(error) if error.is::<Interrupted>() => report.interrupted = true,
+            served => report.served = Some(served?),
+        }
+        return Ok(report);
+    }
     let budget = if args.quick { Budget::QUICK } else { Budget::FULL };
+    let server = Server::new(qwen3)?;
     let mut bench =
         Bench { args, name, model, dtype, server, machine, costs, budget, interrupted, report };
     match bench.sections() {
@@ -71,6 +83,24 @@ pub(super) fn measure(
         result => result?,
     }
     Ok(bench.report)
+}
+
+/// Serves as many requests as are asked for.
+fn requests(
+    args: &BenchArgs,
+    num_requests: usize,
+    qwen3: Qwen3ForCausalLM,
+    machine: &Machine,
+    costs: &Costs,
+    interrupted: &AtomicBool,
+) -> Result<Served> {
+    let arrivals = Arrivals::new(&args.requests, num_requests);
+    let planned = plan(&args.requests, num_requests, arrivals, qwen3.config().vocab_size);
+    let lens = planned.iter().map(|one| one.prompt.len() + one.num_output_tokens);
+    let config = args.engine.config(EngineConfig::default(), &qwen3, lens);
+    let mut engine = Engine::new(qwen3, config)?;
+    say(engine.kv_cache_size());
+    serve(&mut engine, planned, arrivals, machine, costs, interrupted)
 }
 
 /// One model under measurement, and what is known of it so far.

@@ -1,7 +1,8 @@
 //! `nv bench`: a model's speed on the CPU beside what the machine could do at best.
 //!
 //! `workload` lists what is run, `floor` says what a step of it costs at least, `limits` what the machine gives, `timing` how
-//! both are measured together, `patience` when to give up; `measure` runs the model, `report` prints.
+//! both are measured together, `patience` when to give up; `measure` runs the model, `report` prints. Of `--requests`, `traffic`
+//! says what is asked when, `serving` puts it through the engine, `serving_report` prints that.
 
 mod floor;
 mod limits;
@@ -10,7 +11,10 @@ mod memory;
 mod patience;
 mod report;
 mod server;
+mod serving;
+mod serving_report;
 mod timing;
+mod traffic;
 mod workload;
 
 use std::fs;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::floor::{Floor, Work};
 use super::limits::Peak;
+use super::serving::Served;
 use super::timing::{Timing, median};
 use crate::args::Section;
 use crate::format::{bytes, grouped, seconds};
@@ -28,6 +29,8 @@ pub(crate) struct Report {
     pub(crate) peaks: Vec<Peak>,
     pub(crate) memory: Option<Memory>,
     pub(crate) rows: Vec<Row>,
+    /// What `--requests` measured, which is nothing else then.
+    pub(crate) served: Option<Served>,
     pub(crate) skipped: Vec<Skipped>,
     /// Whether the user ended it before everything was measured.
     pub(crate) interrupted: bool,
@@ -143,6 +146,7 @@ impl Report {
             },
             "memory": memory,
             "rows": rows.collect::<Vec<_>>(),
+            "requests": self.served.as_ref().map(Served::to_json),
             "skipped": skipped.collect::<Vec<_>>(),
             "interrupted": self.interrupted,
         })
@@ -169,7 +173,9 @@ impl Report {
         let align = [Align::Left, Align::Right, Align::Right, Align::Right, Align::Left];
         let mut table = Table::new("limits of the machine", align);
         table.row([&"", &"median", &"lowest", &"highest", &""]);
-        let bandwidths = self.rows.iter().map(|row| row.timing.limits.read_bandwidth);
+        let of_rows = self.rows.iter().map(|row| row.timing.limits);
+        let limits = of_rows.chain(self.served.iter().map(|served| served.limits));
+        let bandwidths = limits.clone().map(|limits| limits.read_bandwidth);
         if let Some(range) = Range::of(bandwidths) {
             table.row([
                 &"reading the mapped weights",
@@ -179,8 +185,7 @@ impl Report {
                 &"GB/s",
             ]);
         }
-        let used = self.rows.iter().map(|row| row.timing.limits.product_peak);
-        if let Some(range) = Range::of(used) {
+        if let Some(range) = Range::of(limits.map(|limits| limits.product_peak)) {
             table.row([
                 &format!("{} products, {}", precision_name(self.precision), self.isa),
                 &giga(range.median),
@@ -245,6 +250,9 @@ impl fmt::Display for Report {
         write!(f, "{}\n{}\n{}", self.model_table(), self.machine_table(), self.limit_table())?;
         if !self.rows.is_empty() {
             write!(f, "\n{}", self.row_table())?;
+        }
+        if let Some(served) = &self.served {
+            write!(f, "\n{served}")?;
         }
         if let Some(memory) = &self.memory {
             write!(f, "\n{}", Self::memory_table(memory))?;

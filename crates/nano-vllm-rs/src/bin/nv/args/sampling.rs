@@ -1,0 +1,236 @@
+//! How tokens are chosen and when texts end: options of the command line, and fields of a request in JSON.
+
+use std::hash::{BuildHasher, RandomState};
+
+use anyhow::{Context, Result};
+use nano_vllm_rs::config::GenerationConfig;
+use nano_vllm_rs::engine::{self, SamplingParams, TokenId};
+use nano_vllm_rs::text::{self, StopStrings};
+
+use crate::fields::Fields;
+
+/// What `max_tokens` is if neither the user nor the model says.
+const DEFAULT_MAX_TOKENS: usize = 256;
+
+/// What is asked for; where it is silent, the model's makers say. Names are vLLM's.
+#[derive(Debug, Clone, Default, PartialEq, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Generate at most N tokens [default: the model's `max_new_tokens`, else 256].
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+
+    /// Generate at least N tokens before a text may end.
+    #[arg(long, value_name = "N")]
+    min_tokens: Option<usize>,
+
+    /// Divide the logits by T; 0 takes the likeliest token each time [default: the model's].
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+
+    /// Sample from the K likeliest tokens; 0 for all [default: the model's].
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    top_k: Option<usize>,
+
+    /// Sample from the likeliest tokens that have probability P together [default: the model's].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+
+    /// Sample from tokens at least P times as likely as the likeliest [default: the model's].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f64>,
+
+    /// Divide or multiply logits of tokens that came before by R, which makes them less likely [default: the model's].
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    repetition_penalty: Option<f64>,
+
+    /// Subtract P from the logits of tokens that were generated.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    presence_penalty: Option<f64>,
+
+    /// Subtract P from the logits of tokens for each time that they were generated.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    frequency_penalty: Option<f64>,
+
+    /// Add BIAS to the logit of a token; may be repeated.
+    #[arg(long, value_name = "TOKEN:BIAS", value_parser = logit_bias)]
+    logit_bias: Option<Vec<(TokenId, f64)>>,
+
+    /// Sample from these tokens only.
+    #[arg(long, value_name = "TOKEN", value_delimiter = ',')]
+    allowed_token_ids: Option<Vec<TokenId>>,
+
+    /// Sample none of these tokens.
+    #[arg(long, value_name = "TOKEN", value_delimiter = ',')]
+    banned_token_ids: Option<Vec<TokenId>>,
+
+    /// End a text at this string, which is left out; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    stop: Option<Vec<String>>,
+
+    /// Keep the stop string in the text.
+    #[arg(long, requires = "stop")]
+    include_stop_str_in_output: bool,
+
+    /// End a text at any of these tokens too.
+    #[arg(long, value_name = "TOKEN", value_delimiter = ',')]
+    stop_token_ids: Option<Vec<TokenId>>,
+
+    /// Go on after the model's own end of a text.
+    #[arg(long)]
+    ignore_eos: bool,
+
+    /// Continue each prompt N times.
+    #[arg(short, value_name = "N")]
+    n: Option<usize>,
+
+    /// Choose among the possible texts: the same seed, the same text [default: random].
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+
+    /// Tell each token's log-probability, and those of the K likeliest in its place.
+    #[arg(long, value_name = "K", requires = "json_output")]
+    logprobs: Option<usize>,
+
+    /// Tell the log-probability of each token of the prompt but the first, and of the K likeliest in its place.
+    #[arg(long, value_name = "K", requires = "json_output")]
+    prompt_logprobs: Option<usize>,
+
+    /// Tell the tokens of texts.
+    #[arg(long, requires = "json_output")]
+    pub(crate) return_token_ids: bool,
+}
+
+impl SamplingArgs {
+    /// What a request in JSON asks for: its own `fields`, and these where it is silent.
+    ///
+    /// # Errors
+    /// If a field holds something else than it should.
+    pub(crate) fn with_fields(mut self, fields: &mut Fields) -> Result<Self> {
+        const COUNT: &str = "a whole number from 0";
+        const NUMBER: &str = "a number";
+        const FLAG: &str = "true or false";
+        const TOKENS: &str = "a list of token ids";
+        fields.take_into("max_tokens", COUNT, &mut self.max_tokens)?;
+        fields.take_into("min_tokens", COUNT, &mut self.min_tokens)?;
+        fields.take_into("temperature", NUMBER, &mut self.temperature)?;
+        fields.take_into("top_k", COUNT, &mut self.top_k)?;
+        fields.take_into("top_p", NUMBER, &mut self.top_p)?;
+        fields.take_into("min_p", NUMBER, &mut self.min_p)?;
+        fields.take_into("repetition_penalty", NUMBER, &mut self.repetition_penalty)?;
+        fields.take_into("presence_penalty", NUMBER, &mut self.presence_penalty)?;
+        fields.take_into("frequency_penalty", NUMBER, &mut self.frequency_penalty)?;
+        fields.take_into("allowed_token_ids", TOKENS, &mut self.allowed_token_ids)?;
+        fields.take_into("banned_token_ids", TOKENS, &mut self.banned_token_ids)?;
+        fields.take_into("stop_token_ids", TOKENS, &mut self.stop_token_ids)?;
+        fields.take_into("n", COUNT, &mut self.n)?;
+        fields.take_into("seed", COUNT, &mut self.seed)?;
+        fields.take_into("logprobs", COUNT, &mut self.logprobs)?;
+        fields.take_into("prompt_logprobs", COUNT, &mut self.prompt_logprobs)?;
+        if let Some(bias) = fields.take_map("logit_bias", "an object of token ids and numbers")? {
+            self.logit_bias = Some(bias);
+        }
+        if let Some(stop) = fields.take_one_or_many("stop", "a string or a list of strings")? {
+            self.stop = Some(stop);
+        }
+        for (name, flag) in [
+            ("include_stop_str_in_output", &mut self.include_stop_str_in_output),
+            ("ignore_eos", &mut self.ignore_eos),
+            ("return_token_ids", &mut self.return_token_ids),
+        ] {
+            *flag = fields.take(name, FLAG)?.unwrap_or(*flag);
+        }
+        Ok(self)
+    }
+
+    /// What is asked for, and what the model's makers recommend where nothing is. Without a seed, a random one.
+    ///
+    /// # Errors
+    /// If a value says nothing about sampling.
+    pub(crate) fn params(&self, recommended: &GenerationConfig) -> Result<SamplingParams> {
+        let samples = recommended.do_sample || self.top_k.is_some() || self.top_p.is_some();
+        let temperature = if samples { recommended.temperature.unwrap_or(1.0) } else { 0.0 };
+        let max_tokens = recommended.max_new_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+        let params = SamplingParams::default()
+            .with_temperature(temperature)?
+            .with_top_k(recommended.top_k.unwrap_or(0))
+            .with_top_p(recommended.top_p.unwrap_or(1.0))?
+            .with_min_p(recommended.min_p.unwrap_or(0.0))?
+            .with_repetition_penalty(recommended.repetition_penalty.unwrap_or(1.0))?
+            .with_max_tokens(max_tokens)?
+            .with_eos_token_ids(recommended.eos_token_id.clone())
+            .with_seed(RandomState::new().hash_one(()));
+        Ok(self.change(params)?)
+    }
+
+    /// `params` with all that is asked for.
+    fn change(&self, params: SamplingParams) -> engine::Result<SamplingParams> {
+        let asked = self.clone();
+        let mut params = params.with_ignore_eos(self.ignore_eos);
+        params = set(params, asked.max_tokens, SamplingParams::with_max_tokens)?;
+        params = set(params, asked.temperature, SamplingParams::with_temperature)?;
+        params = set(params, asked.top_p, SamplingParams::with_top_p)?;
+        params = set(params, asked.min_p, SamplingParams::with_min_p)?;
+        params = set(params, asked.repetition_penalty, SamplingParams::with_repetition_penalty)?;
+        params = set(params, asked.presence_penalty, SamplingParams::with_presence_penalty)?;
+        params = set(params, asked.frequency_penalty, SamplingParams::with_frequency_penalty)?;
+        params = set(params, asked.logit_bias, SamplingParams::with_logit_bias)?;
+        params = set(params, asked.allowed_token_ids, SamplingParams::with_allowed_token_ids)?;
+        params = set(params, asked.n, SamplingParams::with_n)?;
+        if let Some(banned_token_ids) = asked.banned_token_ids {
+            params = params.with_banned_token_ids(banned_token_ids);
+        }
+        if let Some(stop_token_ids) = asked.stop_token_ids {
+            params = params.with_stop_token_ids(stop_token_ids);
+        }
+        if let Some(min_tokens) = asked.min_tokens {
+            params = params.with_min_tokens(min_tokens);
+        }
+        if let Some(top_k) = asked.top_k {
+            params = params.with_top_k(top_k);
+        }
+        if let Some(seed) = asked.seed {
+            params = params.with_seed(seed);
+        }
+        if let Some(num_top) = asked.logprobs {
+            params = params.with_logprobs(num_top);
+        }
+        if let Some(num_top) = asked.prompt_logprobs {
+            params = params.with_prompt_logprobs(num_top);
+        }
+        Ok(params)
+    }
+
+    /// What ends a text by what it says.
+    ///
+    /// # Errors
+    /// If a stop string is empty.
+    pub(crate) fn stop_strings(&self) -> text::Result<StopStrings> {
+        let stop = self.stop.as_deref().unwrap_or_default();
+        StopStrings::new(stop, self.include_stop_str_in_output)
+    }
+
+    /// Whether the values make sense, whatever the model.
+    pub(super) fn check(&self) -> Result<()> {
+        self.change(SamplingParams::default())?;
+        self.stop_strings()?;
+        Ok(())
+    }
+}
+
+/// `params` changed by `value`, if there is one.
+fn set<T>(
+    params: SamplingParams,
+    value: Option<T>,
+    with: impl FnOnce(SamplingParams, T) -> engine::Result<SamplingParams>,
+) -> engine::Result<SamplingParams> {
+    match value {
+        Some(value) => with(params, value),
+        None => Ok(params),
+    }
+}
+
+fn logit_bias(text: &str) -> Result<(TokenId, f64)> {
+    let (token_id, bias) = text.split_once(':').context("expected TOKEN:BIAS, such as 42:-1.5")?;
+    Ok((token_id.parse()?, bias.parse()?))
+}

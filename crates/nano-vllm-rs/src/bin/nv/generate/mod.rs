@@ -1,0 +1,141 @@
+//! `nv generate`: prompts in, text out.
+//!
+//! `prompts` reads what is asked, `continuation` makes text of tokens; `stream` shows a single text as it comes, `batch` serves many
+//! requests together, `answer` is what comes of one.
+
+mod answer;
+mod batch;
+mod continuation;
+mod prompts;
+mod stream;
+
+use std::panic::resume_unwind;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+use nano_vllm_rs::engine::{Engine, EngineConfig, Request, TokenId};
+use nano_vllm_rs::model::Qwen3ForCausalLM;
+use nano_vllm_rs::text::Tokenizer;
+
+use crate::args::{DeviceArg, GenerateArgs};
+use crate::model::Model;
+use crate::{copies, interrupt, say};
+use answer::Job;
+use prompts::Input;
+
+/// How to run a larger one.
+const LARGER: &str =
+    r#"cargo run --release -- generate --model Qwen/Qwen3-0.6B "In the beginning""#;
+
+/// Prompt tokens of a single request that are computed at once: bounds the memory that a long prompt takes, and the wait
+/// for Ctrl-C.
+const PREFILL_CHUNK: usize = 256;
+
+pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
+    let inputs = Input::read(args)?;
+    let start = Instant::now();
+    let model = open(args)?;
+    let (text, qwen3) = load(args, &model, &inputs);
+    let Text { tokenizer, prompts } = text?;
+    let recommended = model.generation_config()?;
+    let job = |(input, prompt)| Job::new(input, prompt, &recommended);
+    let mut jobs: Vec<Job> = inputs.into_iter().zip(prompts).map(job).collect();
+    // A single text without more to tell is shown as it comes; its errors are the command's.
+    let single = match &jobs[..] {
+        [job] if !args.prints_json() && job.n() == 1 => {
+            jobs.pop().map(|job| job.request).transpose()?
+        }
+        _ => None,
+    };
+    let qwen3 = qwen3?;
+    if verbose {
+        say(copied(&model, args));
+    }
+    let served = match &single {
+        Some(single) => vec![&single.request],
+        None => jobs.iter().filter_map(Job::request).collect(),
+    };
+    let config = config(args, &qwen3, &served);
+    let mut engine = Engine::new(qwen3, config)?;
+    if verbose {
+        say(engine.kv_cache_size());
+    }
+    let interrupted = interrupt::flag()?;
+    match single {
+        Some(single) => stream::run(&mut engine, single, &tokenizer, interrupted, start),
+        None => batch::run(&mut engine, jobs, args.prints_json(), &tokenizer, interrupted),
+    }
+}
+
+/// An engine with room for `requests`, or for as many of them as memory allows.
+fn config(args: &GenerateArgs, qwen3: &Qwen3ForCausalLM, requests: &[&Request]) -> EngineConfig {
+    let defaults = match requests {
+        [_] => EngineConfig {
+            max_num_batched_tokens: PREFILL_CHUNK,
+            enable_prefix_caching: false,
+            ..EngineConfig::default()
+        },
+        _ => EngineConfig::default(),
+    };
+    let lens = requests.iter().flat_map(|request| {
+        let max_tokens = request.params.max_tokens().unwrap_or(usize::MAX);
+        let len = request.prompt_token_ids.len().saturating_add(max_tokens);
+        std::iter::repeat_n(len, request.params.n())
+    });
+    args.engine.config(defaults, qwen3, lens)
+}
+
+/// What the model is to go on from, and what turns its tokens into text.
+struct Text {
+    tokenizer: Tokenizer,
+    prompts: Vec<Result<Vec<TokenId>>>,
+}
+
+/// Prepares text and weights at the same time: parsing a tokenizer takes longer than all the rest.
+fn load(
+    args: &GenerateArgs,
+    model: &Model,
+    inputs: &[Input],
+) -> (Result<Text>, Result<Qwen3ForCausalLM>) {
+    let text_is_ready = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let qwen3 = scope.spawn(|| {
+            let qwen3 = model.load(args.dtype, args.device, args.threads);
+            model.checkpoint.prefetch(&text_is_ready);
+            qwen3
+        });
+        let text = load_text(model, inputs);
+        text_is_ready.store(true, Ordering::Relaxed);
+        (text, qwen3.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+fn load_text(model: &Model, inputs: &[Input]) -> Result<Text> {
+    let tokenizer = model.tokenizer()?;
+    let template =
+        if inputs.iter().any(Input::needs_template) { model.chat_template()? } else { None };
+    let encode = |input: &Input| input.encode(template.as_ref(), &tokenizer);
+    let prompts = inputs.iter().map(encode).collect();
+    Ok(Text { tokenizer, prompts })
+}
+
+/// Which weights the model is computed from copies of.
+fn copied(model: &Model, args: &GenerateArgs) -> String {
+    match args.device {
+        DeviceArg::Cpu => {
+            let dtype = model.dtype(args.dtype);
+            copies::table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
+        }
+        DeviceArg::Cuda | DeviceArg::Metal => "weights copied to the device: all".to_owned(),
+    }
+}
+
+fn open(args: &GenerateArgs) -> Result<Model> {
+    match &args.model {
+        Some(name) => Model::open(name, args.revision.as_deref()),
+        None => Model::open_demo("--model", LARGER),
+    }
+}

@@ -1,0 +1,206 @@
+//! Where prompts come from.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nano_vllm_rs::engine::TokenId;
+use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer, deserialize_messages};
+use serde_json::Value;
+
+use crate::args::{GenerateArgs, SamplingArgs};
+use crate::fields::{Fields, describe};
+
+/// A request as the user wrote it.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// Where it stands: `line 3`.
+    pub(super) place: String,
+    /// What it asks for, or why that can't be told.
+    pub(super) content: Result<(Prompt, SamplingArgs)>,
+}
+
+/// What is to be answered or continued.
+#[derive(Debug, PartialEq)]
+pub(super) enum Prompt {
+    /// By the chat template, if there is one.
+    Answer(String),
+    /// As it stands.
+    Continue(String),
+    TokenIds(Vec<TokenId>),
+    Conversation(Vec<ChatMessage>),
+}
+
+impl Input {
+    /// All that `args` name, in order.
+    ///
+    /// # Errors
+    /// If a file can't be read, or there is nothing in it.
+    pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Self>> {
+        if let Some(path) = &args.jsonl {
+            return Self::each_line(path, |line| read_request(line, &args.sampling));
+        }
+        let prompt = |text: &str| {
+            let text = text.to_owned();
+            let prompt = if args.raw { Prompt::Continue(text) } else { Prompt::Answer(text) };
+            Ok((prompt, args.sampling.clone()))
+        };
+        if let Some(path) = &args.prompt_file {
+            return Self::each_line(path, prompt);
+        }
+        let texts = args.prompt.iter().chain(&args.more_prompts);
+        let input = |(i, text): (usize, &String)| Self {
+            place: format!("prompt {}", i + 1),
+            content: prompt(text),
+        };
+        Ok(texts.enumerate().map(input).collect())
+    }
+
+    /// Whether the chat template has a part in it.
+    pub(super) fn needs_template(&self) -> bool {
+        matches!(self.content, Ok((Prompt::Answer(_) | Prompt::Conversation(_), _)))
+    }
+
+    /// The tokens that the model is to go on from; none for what can't be told.
+    ///
+    /// # Errors
+    /// If a text has no tokens, or the template refuses a conversation.
+    pub(super) fn encode(
+        &self,
+        template: Option<&ChatTemplate>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TokenId>> {
+        match &self.content {
+            Ok((prompt, _)) => prompt.encode(template, tokenizer),
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
+    fn each_line(
+        path: &Path,
+        read: impl Fn(&str) -> Result<(Prompt, SamplingArgs)>,
+    ) -> Result<Vec<Self>> {
+        let text = if path == Path::new("-") {
+            io::read_to_string(io::stdin()).context("cannot read prompts from stdin")?
+        } else {
+            fs::read_to_string(path)
+                .with_context(|| format!("cannot read prompts from {}", path.display()))?
+        };
+        let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+        let inputs: Vec<Self> = lines
+            .map(|(number, line)| Self { place: format!("line {number}"), content: read(line) })
+            .collect();
+        if inputs.is_empty() {
+            bail!("there is no prompt in {}", path.display());
+        }
+        Ok(inputs)
+    }
+}
+
+/// A line of JSON: a prompt, and sampling parameters that count before `sampling`.
+fn read_request(line: &str, sampling: &SamplingArgs) -> Result<(Prompt, SamplingArgs)> {
+    let mut fields = Fields::parse(line)?;
+    let prompt = match (fields.take_value("prompt"), fields.take_value("messages")) {
+        (Some(Value::String(text)), None) => Prompt::Continue(text),
+        (Some(value), None) => {
+            let token_ids = serde_json::from_value(value.clone());
+            let expected = "expected a string or a list of token ids";
+            Prompt::TokenIds(token_ids.map_err(|_| {
+                anyhow::anyhow!("field `prompt`: {expected}, found {}", describe(&value))
+            })?)
+        }
+        (None, Some(messages)) => Prompt::Conversation(deserialize_messages(messages)?),
+        (Some(_), Some(_)) => {
+            bail!("expected one of the fields `prompt` and `messages`, found both")
+        }
+        (None, None) => bail!("expected one of the fields `prompt` and `messages`, found neither"),
+    };
+    let sampling = sampling.clone().with_fields(&mut fields)?;
+    fields.finish()?;
+    Ok((prompt, sampling))
+}
+
+impl Prompt {
+    fn encode(
+        &self,
+        template: Option<&ChatTemplate>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TokenId>> {
+        let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+        let messages = match (self, template) {
+            (Self::TokenIds(token_ids), _) => return Ok(token_ids.clone()),
+            (Self::Answer(text), None) | (Self::Continue(text), _) => {
+                return Ok(tokenizer.encode(text, true)?);
+            }
+            (Self::Answer(text), Some(_)) => &[ChatMessage::new("user", text.clone())],
+            (Self::Conversation(messages), _) => messages.as_slice(),
+        };
+        let template = template.context("field `messages`: the model has no chat template")?;
+        Ok(tokenizer.encode(&template.render(messages, &options)?, false)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<(Prompt, SamplingArgs)> {
+        read_request(line, &SamplingArgs::default())
+    }
+
+    #[test]
+    fn a_line_is_a_text_token_ids_or_a_conversation() {
+        let check = |line, expected| assert_eq!(read(line).unwrap().0, expected);
+        check(r#"{"prompt": "a"}"#, Prompt::Continue("a".into()));
+        check(r#"{"prompt": [1, 2], "messages": null}"#, Prompt::TokenIds(vec![1, 2]));
+        check(
+            r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+            Prompt::Conversation(vec![ChatMessage::new("user", "a")]),
+        );
+    }
+
+    #[test]
+    fn every_parameter_has_its_field() {
+        let parameters = r#"{"prompt": "a", "max_tokens": 9, "min_tokens": 1, "temperature": 0.5, "top_k": 3,
+            "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.1,
+            "frequency_penalty": 0.2, "logit_bias": {"5": -1}, "allowed_token_ids": [1, 5],
+            "banned_token_ids": [2], "stop": ["x"], "include_stop_str_in_output": true, "stop_token_ids": [3],
+            "ignore_eos": true, "n": 2, "seed": 7, "logprobs": 1, "prompt_logprobs": 0, "return_token_ids": true}"#;
+        let (_, sampling) = read(parameters).unwrap();
+        let params = sampling.params(&Default::default()).unwrap();
+        let shown = format!("{params:?}");
+        let expected = "SamplingParams { temperature: 0.5, top_k: Some(3), top_p: 0.9, min_p: 0.1, \
+            repetition_penalty: 1.1, presence_penalty: 0.1, frequency_penalty: 0.2, logit_bias: {5: -1.0}, \
+            allowed_token_ids: Some([1, 5]), banned_token_ids: [2], min_tokens: 1, max_tokens: Some(9), \
+            stop_token_ids: [3], eos_token_ids: [], ignore_eos: true, n: 2, seed: 7, logprobs: Some(1), \
+            prompt_logprobs: Some(0) }";
+        assert_eq!(shown, expected);
+        assert!(sampling.return_token_ids);
+        let mut stop = sampling.stop_strings().unwrap();
+        assert_eq!(stop.push("axb").text, "ax");
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let check =
+            |line, expected: &str| assert_eq!(read(line).unwrap_err().to_string(), expected);
+        let one = "expected one of the fields `prompt` and `messages`, found";
+        check("{}", &format!("{one} neither"));
+        check(r#"{"prompt": "a", "messages": []}"#, &format!("{one} both"));
+        check(
+            r#"{"prompt": [-1]}"#,
+            "field `prompt`: expected a string or a list of token ids, found [-1]",
+        );
+        check(
+            r#"{"messages": [{"role": "x"}]}"#,
+            r#"field `messages[0].role`: expected system, developer, user, assistant or tool, found "x""#,
+        );
+        check(
+            r#"{"prompt": "a", "temperature": "hot"}"#,
+            r#"field `temperature`: expected a number, found "hot""#,
+        );
+        check(r#"{"prompt": "a", "temprature": 1}"#, "field `temprature` is unknown");
+        check("{\"prompt\": ", "EOF while parsing a value at line 1 column 11");
+    }
+}
