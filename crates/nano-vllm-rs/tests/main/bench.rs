@@ -309,10 +309,25 @@ fn bad_command_lines_are_usage_errors() {
     check(&["--model", "x", "--synth", "qwen3-0.6b"], "cannot be used with");
     check(&["--synth", "qwen3-7b"], "[possible values: qwen3-0.6b, qwen3-1.7b,");
     check(&["--synth", "qwen3-0.6b", "--revision", "main"], "cannot be used with");
-    check(&["--model", "x", "--rate", "1"], "--requests [<N>]");
-    check(&["--model", "x", "--requests", "0"], "expected at least 1");
-    check(&["--model", "x", "--requests", "1", "--rate", "-1"], "a finite number above 0");
-    check(&["--model", "x", "--requests", "1", "--input-len", "9-8"], "MIN up to MAX");
-    check(&["--model", "x", "--quick", "--requests", "1"], "cannot be used with");
+    // It is quick.
+    check(&["--model", "x", "--requests", "1"], "cannot be used with");
+    check(&["--model", "x", "--rate", "1"], "cannot be used with");
+    check(&["--model", "x", "--max-num-seqs", "1"], "settings of the engine are for --requests");
     check(&["--model", "x", "--only", "speed"], "[possible values: load, memory, start,");
+}
+
+#[test]
+fn senseless_requests_are_usage_errors() {
+    let check = |options: &[&str], expected: &str| {
+        let output = nv(&[&["bench", "--model", "x"], options].concat());
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{options:?}: {}", stderr(&output));
+    };
+    check(&["--rate", "1"], "--requests [<N>]");
+    check(&["--shared-prefix", "1"], "--requests [<N>]");
+    check(&["--requests", "0"], "expected at least 1");
+    check(&["--requests", "1", "--rate", "-1"], "a finite number above 0");
+    check(&["--requests", "1", "--rate", "1", "--concurrency", "1"], "cannot be used with");
+    check(&["--requests", "1", "--input-len", "9-8"], "MIN up to MAX");
+    check(&["--requests", "1", "--only", "load"], "cannot be used with");
 }
