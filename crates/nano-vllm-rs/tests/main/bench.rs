@@ -201,6 +201,92 @@ fn ctrl_c_ends_it_with_the_rows_so_far() {
     assert_eq!(names(&report["rows"])[0], "prefill, 128 tokens");
 }
 
+/// What `--requests` with more options measures.
+fn requests(options: &[&str]) -> Value {
+    let model = demo();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
+    command.args(["bench", "--model", model.to_str().unwrap(), "--threads", "2", "--json"]);
+    command.args(options).env_remove("NV_ISA");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{options:?}: {}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["rows"], Value::Array(Vec::new()));
+    report["requests"].clone()
+}
+
+#[test]
+fn requests_are_served_together() {
+    let found = requests(&["--requests"]);
+    let numbers = ["requests", "concurrency", "input_tokens", "output_tokens", "steps"];
+    let numbers = numbers.map(|name| found[name].as_u64().unwrap());
+    assert_eq!(numbers, [16, 16, 16 * 128, 16 * 64, 64]);
+    assert_positive(
+        &found,
+        &[
+            "seconds",
+            "output_tokens_per_second",
+            "total_tokens_per_second",
+            "read_bandwidth",
+            "product_peak",
+            "floor_seconds",
+            "ratio",
+            "max_kv_blocks_used",
+            "sampler_share",
+            "overhead_share",
+        ],
+    );
+    for times in ["time_to_first_token", "inter_token", "end_to_end"] {
+        assert_positive(&found[times], &["p50", "p90", "p99"]);
+        let at = |share| found[times][share].as_f64().unwrap();
+        assert!(at("p50") <= at("p90") && at("p90") <= at("p99"));
+    }
+    assert_eq!(found["max_kv_blocks_used"], 16 * 12);
+    assert_eq!((&found["preemptions"], &found["rate"]), (&Value::from(0), &Value::Null));
+}
+
+#[test]
+fn requests_share_a_prefix_and_run_into_the_limits_that_are_set() {
+    let lens = ["--input-len", "100-120", "--output-len", "20", "--shared-prefix", "80"];
+    let found = requests(&[&["--requests", "6", "--concurrency", "1"], &lens[..]].concat());
+    assert_eq!((&found["output_tokens"], &found["prefix_hits"]), (&120.into(), &(5 * 80).into()));
+    let input_tokens = found["input_tokens"].as_u64().unwrap();
+    assert!((600..=720).contains(&input_tokens));
+
+    // 4 blocks of 48 KiB hold 64 tokens: two of 24 + 24 don't fit at once to their ends.
+    let options = ["--requests", "4", "--input-len", "24", "--output-len", "24"];
+    let found = requests(&[&options[..], &["--kv-cache-memory", "192KiB"]].concat());
+    assert!(found["preemptions"].as_u64().unwrap() > 0, "{found}");
+    assert_eq!((&found["kv_blocks"], &found["max_kv_blocks_used"]), (&4.into(), &4.into()));
+}
+
+#[test]
+fn requests_arrive_when_their_time_has_come() {
+    let options = ["--requests", "8", "--rate", "40", "--input-len", "8", "--output-len", "2"];
+    let found = requests(&options);
+    assert_eq!((&found["rate"], &found["concurrency"]), (&40.0.into(), &Value::Null));
+    assert_eq!((&found["ratio"], &found["requests"]), (&Value::Null, &8.into()));
+    // The last arrival of seed 0 says how long it takes at least.
+    assert!(found["seconds"].as_f64().unwrap() > 0.05, "{found}");
+    assert!(found["end_to_end"]["p50"].as_f64().unwrap() < found["seconds"].as_f64().unwrap());
+}
+
+#[test]
+fn requests_are_shown_as_a_table() {
+    let model = demo();
+    let table =
+        nv(&["bench", "--model", model.to_str().unwrap(), "--requests", "3", "--output-len", "2"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("\n3 requests, 3 at once\n"), "{table}");
+    for row in [
+        "  output tokens  ",
+        "  ratio  ",
+        "  outside model and sampling  ",
+        "  time to first token  ",
+    ] {
+        assert!(table.contains(row), "{row} of {table}");
+    }
+}
+
 #[test]
 fn senseless_numbers_of_threads_are_usage_errors() {
     for threads in ["0", "10000"] {
@@ -223,5 +309,25 @@ fn bad_command_lines_are_usage_errors() {
     check(&["--model", "x", "--synth", "qwen3-0.6b"], "cannot be used with");
     check(&["--synth", "qwen3-7b"], "[possible values: qwen3-0.6b, qwen3-1.7b,");
     check(&["--synth", "qwen3-0.6b", "--revision", "main"], "cannot be used with");
+    // It is quick.
+    check(&["--model", "x", "--requests", "1"], "cannot be used with");
+    check(&["--model", "x", "--rate", "1"], "cannot be used with");
+    check(&["--model", "x", "--max-num-seqs", "1"], "settings of the engine are for --requests");
     check(&["--model", "x", "--only", "speed"], "[possible values: load, memory, start,");
+}
+
+#[test]
+fn senseless_requests_are_usage_errors() {
+    let check = |options: &[&str], expected: &str| {
+        let output = nv(&[&["bench", "--model", "x"], options].concat());
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{options:?}: {}", stderr(&output));
+    };
+    check(&["--rate", "1"], "--requests [<N>]");
+    check(&["--shared-prefix", "1"], "--requests [<N>]");
+    check(&["--requests", "0"], "expected at least 1");
+    check(&["--requests", "1", "--rate", "-1"], "a finite number above 0");
+    check(&["--requests", "1", "--rate", "1", "--concurrency", "1"], "cannot be used with");
+    check(&["--requests", "1", "--input-len", "9-8"], "MIN up to MAX");
+    check(&["--requests", "1", "--only", "load"], "cannot be used with");
 }

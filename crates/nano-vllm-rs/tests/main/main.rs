@@ -1,5 +1,6 @@
 //! The `nv` binary and the engine behind it, on the demo checkpoint.
 
+mod batch;
 mod bench;
 mod copies;
 mod engine;

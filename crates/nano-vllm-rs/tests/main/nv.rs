@@ -261,7 +261,7 @@ fn errors_say_what_is_wrong_and_why() {
     check_error(&["generate", ""], "error: the prompt is empty: expected at least one token");
     check_error(
         &["generate", "--prompt-file", "no-such-file"],
-        "error: cannot read the prompt from no-such-file\n  caused by: No such file or directory (os error 2)",
+        "error: cannot read prompts from no-such-file\n  caused by: No such file or directory (os error 2)",
     );
 }
 

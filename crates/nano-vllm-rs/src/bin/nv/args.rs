@@ -6,6 +6,7 @@ mod sampling;
 
 use std::path::PathBuf;
 
+use anyhow::{Result, ensure};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
@@ -33,9 +34,7 @@ impl Args {
     /// Reads the command line; ends the process if it makes no sense.
     pub(crate) fn read() -> Self {
         let args = Self::parse();
-        if let Command::Generate(generate) = &args.command
-            && let Err(error) = generate.sampling.check()
-        {
+        if let Err(error) = args.command.check() {
             Self::command().error(ErrorKind::ValueValidation, error).exit();
         }
         args
@@ -49,6 +48,24 @@ pub(crate) enum Command {
     #[cfg(feature = "server")]
     Serve(Box<ServeArgs>),
     Bench(Box<BenchArgs>),
+}
+
+impl Command {
+    /// What no option can tell alone.
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Generate(args) => args.sampling.check(),
+            Self::Bench(args) => {
+                let is_used = args.requests.requests.is_some();
+                ensure!(
+                    is_used || args.engine == EngineArgs::default(),
+                    "settings of the engine are for --requests"
+                );
+                Ok(())
+            }
+            Self::Inspect(_) => Ok(()),
+        }
+    }
 }
 
 /// Answer prompts, or continue them if the model has no chat template.
@@ -265,11 +282,11 @@ pub(crate) struct BenchArgs {
     pub(crate) threads: Option<u16>,
 
     /// Measure only these.
-    #[arg(long, value_name = "SECTION", value_delimiter = ',', conflicts_with = "requests")]
+    #[arg(long, value_name = "SECTION", value_delimiter = ',', conflicts_with = "RequestArgs")]
     pub(crate) only: Vec<Section>,
 
     /// Leave out the rows that take longest, and repeat the others less.
-    #[arg(long, conflicts_with = "requests")]
+    #[arg(long, conflicts_with = "RequestArgs")]
     pub(crate) quick: bool,
 
     /// Print JSON, with the same numbers in seconds and bytes.

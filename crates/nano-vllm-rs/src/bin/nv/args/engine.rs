@@ -5,7 +5,7 @@ use nano_vllm_rs::engine::{EngineConfig, KvCacheMemory};
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 
 /// Settings of the engine that serves requests together. Names are vLLM's.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
     /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40% [default: what
