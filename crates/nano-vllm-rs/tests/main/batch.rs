@@ -218,7 +218,7 @@ fn every_option_has_its_effect() {
     assert_eq!(token_ids(&[&model[..], &["--ignore-eos"]].concat()), tokens);
     // Too little memory is told before anything is computed.
     let output = nv(&["generate", PROMPTS[0], "--kv-cache-memory", "1KiB"]);
-    let error = "error: kv_cache_memory: expected at least 49152 bytes (a block of 16 tokens), found 1024\n";
+    let error = "error: kv_cache_memory: expected at least 98304 bytes (a block of 32 tokens), found 1024\n";
     assert!(stderr(&output).ends_with(error), "{}", stderr(&output));
 }
 

@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use crate::demo;
 use crate::nv::{command, str};
 
-/// What a process may have to itself besides the KV cache: the binary's data, the tokenizer, activations, stacks.
-const MAX_PRIVATE_BYTES: u64 = 24 << 20;
+/// What a process may have to itself besides the KV cache: the binary's data, the tokenizer, activations, stacks, and what
+/// the allocator keeps of all that for later.
+const MAX_PRIVATE_BYTES: u64 = 48 << 20;
 
 /// Tokens that a process is told to generate: it is stopped long before.
 const MAX_TOKENS: &str = "16000";
@@ -25,7 +26,7 @@ fn wide_model() -> (TempDir, PathBuf) {
     let config_path = dir.path().join("config.json");
     let config = fs::read(demo().join("config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&config).unwrap();
-    config["intermediate_size"] = 6400.into();
+    config["intermediate_size"] = 14_400.into();
     config["max_position_embeddings"] = 16_384.into();
     config["eos_token_id"] = Value::Null;
     fs::write(&config_path, config.to_string()).unwrap();

@@ -136,7 +136,7 @@ fn what_cannot_be_served_is_said() {
         let found = stderr(&output);
         assert!(found.contains(expected), "{found}");
     };
-    check(&["--kv-cache-memory", "lots"], "is no number of bytes");
+    check(&["--kv-cache-memory", "lots"], "expected bytes, such as 500MiB or 2GiB");
     check(
         &["--max-num-seqs", "0", "--kv-cache-memory", "64MiB"],
         "max_num_seqs: expected at least 1",

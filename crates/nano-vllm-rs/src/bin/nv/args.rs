@@ -64,6 +64,8 @@ impl Command {
                 Ok(())
             }
             Self::Inspect(_) => Ok(()),
+            #[cfg(feature = "server")]
+            Self::Serve(_) => Ok(()),
         }
     }
 }
