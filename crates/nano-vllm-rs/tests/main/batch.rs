@@ -42,7 +42,7 @@ fn text(result: &Value) -> &str {
 #[test]
 fn each_of_many_prompts_gets_what_it_gets_alone() {
     let expected: String =
-        PROMPTS.iter().map(|prompt| format!("==> {prompt} <==\n{}\n", greedy(&[prompt]))).collect();
+        PROMPTS.map(|prompt| format!("==> {prompt} <==\n{}\n", greedy(&[prompt]))).concat();
     let [first, second, third] = PROMPTS;
     assert_eq!(greedy(&[first, "--prompt", second, "--prompt", third]), expected);
     let (_dir, path) = file(&format!("{first}\n\n{second}\r\n{third}"));

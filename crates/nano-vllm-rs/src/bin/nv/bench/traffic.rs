@@ -125,7 +125,9 @@ mod tests {
         assert!(planned.is_sorted_by_key(|one| one.arrival));
         let last = planned[399].arrival.as_secs_f64();
         assert!((18.0..22.0).contains(&last), "{last}");
-        let gaps = planned.windows(2).map(|two| (two[1].arrival - two[0].arrival).as_secs_f64());
+        let gaps = planned
+            .windows(2)
+            .map(|two| two[1].arrival.as_secs_f64() - two[0].arrival.as_secs_f64());
         // The deviation of an exponential distribution is its mean.
         let square = gaps.map(|gap| gap * gap).sum::<f64>() / 399.0;
         assert!((1.5..2.6).contains(&(square * 20.0 * 20.0)), "{square}");

@@ -179,10 +179,10 @@ impl<'a> Results<'a> {
             num_tokens as f64 / time.as_secs_f64(),
         );
         if self.num_failed > 0 {
-            summary += &format!("; {} failed", grouped(self.num_failed as u64));
+            summary.extend(["; ", &grouped(self.num_failed as u64), " failed"]);
         }
         if self.num_shown < self.jobs.len() {
-            summary += &format!("; interrupted after {}", grouped(self.num_shown as u64));
+            summary.extend(["; interrupted after ", &grouped(self.num_shown as u64)]);
         }
         summary
     }

@@ -144,6 +144,7 @@ impl Prompt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nano_vllm_rs::config::GenerationConfig;
 
     fn read(line: &str) -> Result<(Prompt, SamplingArgs)> {
         read_request(line, &SamplingArgs::default())
@@ -168,7 +169,7 @@ mod tests {
             "banned_token_ids": [2], "stop": ["x"], "include_stop_str_in_output": true, "stop_token_ids": [3],
             "ignore_eos": true, "n": 2, "seed": 7, "logprobs": 1, "prompt_logprobs": 0, "return_token_ids": true}"#;
         let (_, sampling) = read(parameters).unwrap();
-        let params = sampling.params(&Default::default()).unwrap();
+        let params = sampling.params(&GenerationConfig::default()).unwrap();
         let shown = format!("{params:?}");
         let expected = "SamplingParams { temperature: 0.5, top_k: Some(3), top_p: 0.9, min_p: 0.1, \
             repetition_penalty: 1.1, presence_penalty: 0.1, frequency_penalty: 0.2, logit_bias: {5: -1.0}, \
