@@ -8,6 +8,8 @@ pub mod ci;
 pub mod fetch;
 pub mod load;
 pub mod openai;
+pub mod page;
+mod python;
 pub mod reference;
 pub mod served;
 pub mod simulate;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{asan, ci, fetch, load, openai, reference, simulate, synth, tidy, verify};
+use xtask::{asan, ci, fetch, load, openai, page, reference, simulate, synth, tidy, verify};
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "The project's tasks")]
@@ -26,6 +26,8 @@ enum Task {
     Load(load::Args),
     /// Test the server with the official Python client of the OpenAI API
     Openai,
+    /// Test the server's page in headless Chromium
+    Page,
     /// Have transformers write reference logits; without arguments, all committed ones
     Reference(reference::Args),
     /// Serve imagined requests with real schedulers and report throughput, memory and waits
@@ -57,6 +59,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Fetch(args) => fetch::run(&args, out),
         Task::Load(args) => load::run(&args, out),
         Task::Openai => openai::run(out),
+        Task::Page => page::run(out),
         Task::Reference(args) => reference::run(args, out),
         Task::Simulate(args) => simulate::run(&args, out),
         Task::Synth(args) => synth::run(&args, out),

@@ -5,10 +5,10 @@
 use std::io::Write;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
-use crate::root;
 use crate::served::Served;
+use crate::{python, root};
 
 /// Runs the tests in `tests/openai`.
 ///
@@ -16,27 +16,17 @@ use crate::served::Served;
 /// If there is no Python, the client can't be installed, a server doesn't start, or a test fails.
 pub fn run(out: &mut dyn Write) -> Result<()> {
     let dir = root().join("tests/openai");
-    let venv = root().join("target/openai");
-    let python = venv.join("bin/python");
-    let run = |command: &mut Command| {
-        let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
-        ensure!(status.success(), "{command:?}: {status}");
-        Ok(())
-    };
-    if !python.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    }
-    let install =
-        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
-    run(Command::new(&python).args(install).arg(dir.join("requirements.txt")))?;
+    let python = python::with_requirements("openai", &dir.join("requirements.txt"))?;
 
     let demo = ["serve", "--port", "0", "--kv-cache-memory", "256MiB", "--api-key", "key"];
     let quiet = ["--log-level", "warn"];
     let demo = Served::start(["--bin", "nv"], "dev", &[&demo[..], &quiet].concat())?;
     let scripted = Served::start(["--example", "scripted_server"], "dev", &[])?;
     writeln!(out, "demo at {}, scripted at {}", demo.address, scripted.address)?;
-    run(Command::new(&python)
-        .arg(dir.join("client.py"))
-        .env("NV_DEMO", format!("http://{}", demo.address))
-        .env("NV_SCRIPTED", format!("http://{}", scripted.address)))
+    python::run(
+        Command::new(python)
+            .arg(dir.join("client.py"))
+            .env("NV_DEMO", format!("http://{}", demo.address))
+            .env("NV_SCRIPTED", format!("http://{}", scripted.address)),
+    )
 }

@@ -23,7 +23,6 @@ use crate::kv_cache_size::KvCacheSize;
 use crate::model::{Model, PagedQwen3};
 use crate::prompt_lookup::PromptLookup;
 use crate::request::{Gathered, Generation, Request, RequestId, RequestOutput};
-use crate::sampling_params::refuse;
 use crate::scheduler::{
     NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput, SequenceId,
 };
@@ -32,9 +31,6 @@ use running::Running;
 use step::{Outcome, Step};
 
 pub use config::EngineConfig;
-
-/// Continuations that one request may ask for at most.
-const MAX_N: usize = 1024;
 
 /// Serves requests with a model.
 ///
@@ -143,9 +139,6 @@ impl<M: Model> Engine<M> {
     pub fn add_request(&mut self, request: Request) -> Result<RequestId> {
         let (params, vocab_size) = (&request.params, self.model.vocab_size());
         params.check(vocab_size)?;
-        if params.n() > MAX_N {
-            return refuse("n", format!("at most {MAX_N}"), params.n());
-        }
         let prompt = &request.prompt_token_ids;
         if let Some(&token_id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::TokenId { token_id, num_logits: vocab_size });

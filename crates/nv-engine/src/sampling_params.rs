@@ -8,6 +8,9 @@ use std::fmt::Display;
 use crate::TokenId;
 use crate::error::{Error, Result};
 
+/// Continuations that one request may ask for at most.
+const MAX_N: usize = 1024;
+
 /// How to choose the tokens of one request. Every value of this type is valid by itself: what makes no sense is
 /// refused where it is set. [`check`](Self::check) tells whether a model can serve it.
 ///
@@ -247,10 +250,13 @@ impl SamplingParams {
     /// Continues the prompt `n` times; when greedy, all are alike. Default 1.
     ///
     /// # Errors
-    /// [`Error::SamplingParameter`] if it is 0.
+    /// [`Error::SamplingParameter`] if it is 0 or above 1,024.
     pub fn with_n(mut self, n: usize) -> Result<Self> {
         if n == 0 {
             return refuse("n", "at least 1", n);
+        }
+        if n > MAX_N {
+            return refuse("n", format!("at most {MAX_N}"), n);
         }
         self.n = n;
         Ok(self)

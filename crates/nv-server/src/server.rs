@@ -13,16 +13,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::counts::Counts;
 use crate::error::{Error, Result};
 
-/// The conversation of a model that brings no chat template: what is said, in lines, for the model to go on with.
-const PLAIN_TEMPLATE: &str = "{% for message in messages %}{{ message.content }}\
-     {% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}";
+/// The conversation of a model that brings no chat template: each message in a line of its own, which the answer goes on
+/// with, so that the next turn finds what this one has computed.
+const PLAIN_TEMPLATE: &str = "{% for message in messages %}\
+     {% if not loop.first and message.role != 'assistant' %}{{ '\\n' }}{% endif %}{{ message.content }}{% endfor %}";
 
 /// The text side of a model, and what its makers recommend.
 #[derive(Debug, Clone)]
 pub struct ServedModel {
     /// Turns text into tokens and back.
     pub tokenizer: Tokenizer,
-    /// Turns conversations into text. Without one, the model goes on with what is said in the messages, in lines.
+    /// Turns conversations into text. Without one, the model goes on with the messages, each in a line of its own.
     pub chat_template: Option<ChatTemplate>,
     /// How tokens are chosen where a request says nothing, and which ones end a text.
     pub generation_config: GenerationConfig,
