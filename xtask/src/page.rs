@@ -1,6 +1,6 @@
 //! `cargo xtask page`: the server's page in headless Chromium.
 //!
-//! Needs Chromium, Python 3 with `venv`, and PyPI the first time.
+//! Needs Chromium, Python 3 with `venv`, and the Python package index the first time.
 
 use std::io::Write;
 use std::process::Command;
