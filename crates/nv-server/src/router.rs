@@ -23,10 +23,13 @@ const OPENAPI: &str = include_str!("../assets/openapi.json");
 /// ```
 /// use nv_server::{Server, router};
 ///
-/// # async fn example(server: Server, listener: tokio::net::TcpListener) -> std::io::Result<()> {
-/// axum::serve(listener, router(server)?).await
+/// # async fn example(
+/// #     server: Server,
+/// #     listener: tokio::net::TcpListener,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
+/// axum::serve(listener, router(server)?).await?;
+/// # Ok(())
 /// # }
-/// # impl From<nv_server::Error> for std::io::Error { fn from(_: nv_server::Error) -> Self { unreachable!() } }
 /// ```
 ///
 /// # Errors
