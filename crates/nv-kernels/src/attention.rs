@@ -437,24 +437,22 @@ fn attend<C: Cache>(
             num_ahead += 1;
         }
         scores.fill(0.0);
-        for first in (tile..end).step_by(8 * HALF) {
-            // Halves past the end stand in for nothing: their scores are masked below.
-            let halves: [&[C::Element]; 8] = std::array::from_fn(|half| {
-                let key = first + half * HALF;
-                layout.key_half(cache, piece, if key < end { key } else { first })
-            });
-            cache.outer(Outer {
-                a: &queries,
-                a_stride: q_row,
-                num_rows,
-                n: q_row,
-                b: &halves,
-                b_stride: layout.lanes(),
-                c: &mut scores[first - tile..],
-                c_stride: KEY_TILE,
-                ahead: &ahead[..num_ahead],
-            });
-        }
+        // Halves past the end stand in for nothing: their scores are masked below.
+        let halves: [&[C::Element]; KEY_TILE / HALF] = std::array::from_fn(|half| {
+            let key = tile + half * HALF;
+            layout.key_half(cache, piece, if key < end { key } else { tile })
+        });
+        cache.outer(Outer {
+            a: &queries,
+            a_stride: q_row,
+            num_rows,
+            n: q_row,
+            b: &halves,
+            b_stride: layout.lanes(),
+            c: &mut scores,
+            c_stride: KEY_TILE,
+            ahead: &ahead[..num_ahead],
+        });
 
         for row in 0..num_rows {
             let scores = &mut scores[row * KEY_TILE..][..KEY_TILE];

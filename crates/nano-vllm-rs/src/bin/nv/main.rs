@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 
 /// The activations of each step are megabytes that come and go: an allocator that keeps them for the next step saves
-/// the system from clearing new pages, a tenth of a prompt's time.
+/// the system from clearing new pages, a quarter of a prompt's time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
