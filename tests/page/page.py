@@ -96,7 +96,8 @@ class Demo(Page):
                 .observe(document.getElementById('log'), {{ childList: true, subtree: true, characterData: true }});""")
         self.ask("In the beginning")
         text = self.answer()
-        self.assertGreater(self.tab.run("lengths.size"), 10)
+        # A frame may take up many tokens.
+        self.assertGreater(self.tab.run("lengths.size"), 4)
         self.assertGreater(len(text), 100)
         self.assertRegex(self.note(), r"^100 tokens · [\d.]+ tok/s · first after [\d.]+ s · prompt \d+, \d+ cached · cut")
         self.assertEqual(self.tab.run("document.querySelector('article.user .body').innerText"), "In the beginning")
@@ -109,12 +110,6 @@ class Demo(Page):
         prompt, cached = map(int, re.search(r"prompt (\d+), (\d+) cached", self.note()).groups())
         self.assertGreater(prompt, 100)
         self.assertGreater(cached, 64)
-
-    def test_the_load_of_the_server_is_live(self):
-        self.ask("In the beginning")
-        self.tab.wait("document.getElementById('kv').value > 0")
-        self.tab.wait("parseFloat(document.getElementById('speed').textContent) > 0")
-        self.tab.press("Escape")
 
     def test_a_conversation_is_kept_until_it_is_cleared(self):
         self.set("max_tokens", 8)
@@ -154,9 +149,11 @@ class Demo(Page):
         self.assertEqual(reached, [*names, "send"])
         self.assertEqual(self.tab.run("[...document.querySelectorAll('input, select, textarea')].filter((e) => !e.labels.length)"), [])
 
-    def test_hashes_fit(self):
+    def test_the_page_may_do_what_it_needs_and_no_more(self):
         with urllib.request.urlopen(self.address) as page:
             html = page.read().decode()
+            self.assertIn("frame-ancestors 'none'", page.headers["content-security-policy"])
+        # Each says what it should be, if it doesn't fit.
         for tag in ["style", "script"]:
             text = re.search(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)[1]
             digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -201,6 +198,12 @@ class Scripted(Page):
         self.tab.click("#clear")
         self.ask("<say>Goodbye</say>")
         self.assertEqual(self.answer(), "Goodbye")
+
+    def test_the_load_of_the_server_is_live(self):
+        self.ask("<say>again </say><forever>")
+        self.tab.wait("document.getElementById('kv').value > 0")
+        self.tab.wait("parseFloat(document.getElementById('speed').textContent) > 0")
+        self.tab.press("Escape")
 
     def test_reasoning_is_folded(self):
         self.ask("<say><think>\nHm, <b>so</b>.\n</think>\n\nYes.</say>")

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{openai, root, tidy, verify};
+use crate::{openai, page, root, tidy, verify};
 
 enum Step {
     Cargo(&'static [&'static str]),
@@ -47,6 +47,7 @@ const STEPS: &[Step] = &[
     Step::Cargo(&["doc", "--workspace", "--no-deps"]),
     Step::Cargo(&["test"]),
     Step::Task("openai", openai::run),
+    Step::Task("page", page::run),
     // With the dependencies of the step before: in release, dev-dependencies would have them compiled once more.
     Step::Cargo(&["bench", "--profile", "dev", "--", "--test"]),
 ];

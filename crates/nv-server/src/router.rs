@@ -13,6 +13,10 @@ use crate::server::Server;
 use crate::{auth, chat, completions, health, metrics, models, request_log, tokenize};
 
 const PAGE: &str = include_str!("../assets/page.html");
+/// What the page may do; by the hashes in itself it allows its own script and style alone.
+const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; \
+     script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 const OPENAPI: &str = include_str!("../assets/openapi.json");
 
 /// All that a server answers.
@@ -46,7 +50,7 @@ pub fn router(server: Server) -> Result<Router> {
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(server.clone(), auth::check));
     let open = Router::new()
-        .route("/", get(|| async { Html(PAGE) }))
+        .route("/", get(page))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(metrics::metrics))
@@ -62,6 +66,10 @@ pub fn router(server: Server) -> Result<Router> {
         None => router,
     };
     Ok(router.layer(from_fn(request_log::log)).with_state(server))
+}
+
+async fn page() -> impl IntoResponse {
+    ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], Html(PAGE))
 }
 
 async fn openapi() -> impl IntoResponse {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench;
+mod chat;
 mod copies;
 mod engine;
 mod memory;

@@ -1,5 +1,6 @@
 //! The command line, typed: what can be refused without opening a file is refused here.
 
+mod chat;
 mod engine;
 mod requests;
 mod sampling;
@@ -14,9 +15,10 @@ use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum, value_parser
 use nano_vllm_rs::engine::KvCacheMemory;
 use nv_synth::PublishedSize;
 
+pub(crate) use chat::ChatArgs;
 pub(crate) use engine::EngineArgs;
 pub(crate) use requests::RequestArgs;
-pub(crate) use sampling::SamplingArgs;
+pub(crate) use sampling::{SamplingArgs, random_seed};
 
 /// Qwen3 on the command line.
 #[derive(Debug, Parser)]
@@ -44,6 +46,7 @@ impl Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Generate(Box<GenerateArgs>),
+    Chat(Box<ChatArgs>),
     Inspect(InspectArgs),
     #[cfg(feature = "server")]
     Serve(Box<ServeArgs>),
@@ -55,6 +58,7 @@ impl Command {
     fn check(&self) -> Result<()> {
         match self {
             Self::Generate(args) => args.sampling.check(),
+            Self::Chat(args) => args.sampling().check(),
             Self::Bench(args) => {
                 let is_used = args.requests.requests.is_some();
                 ensure!(

@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+use std::time::Duration;
+
 /// `1234567` as `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -52,6 +54,14 @@ pub(crate) fn percent(share: f64) -> String {
 pub(crate) fn plural(number: usize, one: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
     format!("{} {one}{s}", grouped(number as u64))
+}
+
+/// `, 12.3 tok/s`, if there is anything to tell.
+pub(crate) fn speed(num_tokens: usize, time: Duration) -> String {
+    if num_tokens == 0 || time.is_zero() {
+        return String::new();
+    }
+    format!(", {:.1} tok/s", num_tokens as f64 / time.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 
 mod args;
 mod bench;
+mod chat;
 mod copies;
+mod ending;
 mod fields;
 mod format;
 mod generate;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let Args { command, verbose } = Args::read();
     let result = match command {
         Command::Generate(args) => generate::run(&args, verbose),
+        Command::Chat(args) => chat::run(&args, verbose),
         Command::Inspect(args) => inspect::run(&args, verbose),
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(&args, verbose),

@@ -1,7 +1,10 @@
 //! A model by its name or folder, opened as far as every command needs it.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::config::{Dtype, GenerationConfig, load_generation_config};
@@ -16,6 +19,9 @@ use crate::say;
 
 /// The checkpoint that runs unless another is asked for.
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
+
+/// Prompt tokens that are computed at once: bounds the memory that a long prompt takes, and the wait for Ctrl-C.
+pub(crate) const PREFILL_CHUNK: usize = 256;
 
 /// A model whose config is read and whose weights are mapped.
 pub(crate) struct Model {
@@ -79,6 +85,27 @@ impl Model {
             // float32 holds whatever else a checkpoint is stored in.
             (Some(DtypeArg::F32) | None, _) => DType::F32,
         }
+    }
+
+    /// As [`load`](Self::load), and prepares text at the same time: parsing a tokenizer takes longer than all the rest.
+    pub(crate) fn load_beside<T>(
+        &self,
+        dtype: Option<DtypeArg>,
+        device: DeviceArg,
+        threads: Option<u16>,
+        text: impl FnOnce() -> Result<T>,
+    ) -> (Result<T>, Result<Qwen3ForCausalLM>) {
+        let text_is_ready = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let qwen3 = scope.spawn(|| {
+                let qwen3 = self.load(dtype, device, threads);
+                self.checkpoint.prefetch(&text_is_ready);
+                qwen3
+            });
+            let text = text();
+            text_is_ready.store(true, Ordering::Relaxed);
+            (text, qwen3.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        })
     }
 
     /// Builds the model on `device`; on the CPU with `threads`, or one for each physical core.

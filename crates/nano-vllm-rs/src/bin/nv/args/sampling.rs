@@ -18,7 +18,7 @@ const DEFAULT_MAX_TOKENS: usize = 256;
 pub(crate) struct SamplingArgs {
     /// Generate at most N tokens [default: the model's `max_new_tokens`, else 256].
     #[arg(long, value_name = "N")]
-    max_tokens: Option<usize>,
+    pub(super) max_tokens: Option<usize>,
 
     /// Generate at least N tokens before a text may end.
     #[arg(long, value_name = "N")]
@@ -26,15 +26,15 @@ pub(crate) struct SamplingArgs {
 
     /// Divide the logits by T; 0 takes the likeliest token each time [default: the model's].
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f64>,
+    pub(super) temperature: Option<f64>,
 
     /// Sample from the K likeliest tokens; 0 for all [default: the model's].
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
-    top_k: Option<usize>,
+    pub(super) top_k: Option<usize>,
 
     /// Sample from the likeliest tokens that have probability P together [default: the model's].
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f64>,
+    pub(super) top_p: Option<f64>,
 
     /// Sample from tokens at least P times as likely as the likeliest [default: the model's].
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
@@ -86,7 +86,7 @@ pub(crate) struct SamplingArgs {
 
     /// Choose among the possible texts: the same seed, the same text [default: random].
     #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
+    pub(super) seed: Option<u64>,
 
     /// Tell each token's log-probability, and those of the K likeliest in its place.
     #[arg(long, value_name = "K", requires = "json_output")]
@@ -159,7 +159,7 @@ impl SamplingArgs {
             .with_repetition_penalty(recommended.repetition_penalty.unwrap_or(1.0))?
             .with_max_tokens(max_tokens)?
             .with_eos_token_ids(recommended.eos_token_id.clone())
-            .with_seed(RandomState::new().hash_one(()));
+            .with_seed(random_seed());
         Ok(self.change(params)?)
     }
 
@@ -216,6 +216,11 @@ impl SamplingArgs {
         self.stop_strings()?;
         Ok(())
     }
+}
+
+/// Another seed each time.
+pub(crate) fn random_seed() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// `params` changed by `value`, if there is one.

@@ -9,10 +9,7 @@ mod continuation;
 mod prompts;
 mod stream;
 
-use std::panic::resume_unwind;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -20,8 +17,8 @@ use nano_vllm_rs::engine::{Engine, EngineConfig, Request, TokenId};
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 use nano_vllm_rs::text::Tokenizer;
 
-use crate::args::{DeviceArg, GenerateArgs};
-use crate::model::Model;
+use crate::args::GenerateArgs;
+use crate::model::{Model, PREFILL_CHUNK};
 use crate::{copies, interrupt, say};
 use answer::Job;
 use prompts::Input;
@@ -30,15 +27,12 @@ use prompts::Input;
 const LARGER: &str =
     r#"cargo run --release -- generate --model Qwen/Qwen3-0.6B "In the beginning""#;
 
-/// Prompt tokens of a single request that are computed at once: bounds the memory that a long prompt takes, and the wait
-/// for Ctrl-C.
-const PREFILL_CHUNK: usize = 256;
-
 pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let inputs = Input::read(args)?;
     let start = Instant::now();
     let model = open(args)?;
-    let (text, qwen3) = load(args, &model, &inputs);
+    let text = || load_text(&model, &inputs);
+    let (text, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
     let Text { tokenizer, prompts } = text?;
     let recommended = model.generation_config()?;
     let job = |(input, prompt)| Job::new(input, prompt, &recommended);
@@ -52,7 +46,7 @@ pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     };
     let qwen3 = qwen3?;
     if verbose {
-        say(copied(&model, args));
+        say(copies::report(&model, args.dtype, args.device));
     }
     let served = match &single {
         Some(single) => vec![&single.request],
@@ -94,25 +88,6 @@ struct Text {
     prompts: Vec<Result<Vec<TokenId>>>,
 }
 
-/// Prepares text and weights at the same time: parsing a tokenizer takes longer than all the rest.
-fn load(
-    args: &GenerateArgs,
-    model: &Model,
-    inputs: &[Input],
-) -> (Result<Text>, Result<Qwen3ForCausalLM>) {
-    let text_is_ready = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let qwen3 = scope.spawn(|| {
-            let qwen3 = model.load(args.dtype, args.device, args.threads);
-            model.checkpoint.prefetch(&text_is_ready);
-            qwen3
-        });
-        let text = load_text(model, inputs);
-        text_is_ready.store(true, Ordering::Relaxed);
-        (text, qwen3.join().unwrap_or_else(|panic| resume_unwind(panic)))
-    })
-}
-
 fn load_text(model: &Model, inputs: &[Input]) -> Result<Text> {
     let tokenizer = model.tokenizer()?;
     let template =
@@ -120,17 +95,6 @@ fn load_text(model: &Model, inputs: &[Input]) -> Result<Text> {
     let encode = |input: &Input| input.encode(template.as_ref(), &tokenizer);
     let prompts = inputs.iter().map(encode).collect();
     Ok(Text { tokenizer, prompts })
-}
-
-/// Which weights the model is computed from copies of.
-fn copied(model: &Model, args: &GenerateArgs) -> String {
-    match args.device {
-        DeviceArg::Cpu => {
-            let dtype = model.dtype(args.dtype);
-            copies::table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
-        }
-        DeviceArg::Cuda | DeviceArg::Metal => "weights copied to the device: all".to_owned(),
-    }
 }
 
 fn open(args: &GenerateArgs) -> Result<Model> {

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nano_vllm_rs::engine::{Engine, FinishReason, SamplingParams};
+use nano_vllm_rs::engine::{Engine, SamplingParams};
 use nano_vllm_rs::text::Tokenizer;
 
 use super::answer::Asked;
 use super::continuation::{Continuation, End};
-use crate::format::{plural, seconds};
-use crate::{interrupt, say};
+use crate::format::{plural, seconds, speed};
+use crate::{ending, interrupt, say};
 
 /// Serves one request, of a model that began to be loaded at `load_start`.
 pub(super) fn run(
@@ -95,19 +95,9 @@ fn summary(
 ) -> String {
     let &Generated { num_tokens, ref end, first_token, prompt, generation } = generated;
     let end = match end {
-        &Some(End::Engine(FinishReason::Stop { token_id })) => {
-            match tokenizer.id_to_token(token_id) {
-                Some(token) => format!("ended by {token}"),
-                None => format!("ended by token {token_id}"),
-            }
-        }
         Some(End::StopString(text)) => format!("ended by {text:?}"),
-        Some(End::Engine(FinishReason::Length)) => "cut at --max-tokens".into(),
-        Some(End::Engine(FinishReason::ContextFull)) => {
-            "cut at the end of the model's context".into()
-        }
-        None => "interrupted".into(),
-        Some(End::Engine(reason)) => format!("{reason:?}"),
+        Some(End::Engine(reason)) => ending::describe(Some(*reason), tokenizer),
+        None => ending::describe(None, tokenizer),
     };
     let first_token = match num_tokens {
         0 => String::new(),
@@ -126,12 +116,4 @@ fn summary(
         let _ = write!(summary, "; --seed {}", params.seed());
     }
     summary
-}
-
-/// `, 12.3 tok/s`, if there is anything to tell.
-fn speed(num_tokens: usize, time: Duration) -> String {
-    if num_tokens == 0 || time.is_zero() {
-        return String::new();
-    }
-    format!(", {:.1} tok/s", num_tokens as f64 / time.as_secs_f64())
 }
