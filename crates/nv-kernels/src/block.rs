@@ -281,7 +281,7 @@ macro_rules! linear_block {
             }
 
             /// The most tokens that are multiplied by the weights as they come.
-            const FEW: usize = 4;
+            const FEW: usize = 5;
 
             /// Rows that are read where they lie at the same time.
             const STREAMS: usize = $streams;
@@ -308,6 +308,7 @@ macro_rules! linear_block {
                     1 => by_row::<1>(w.rows, w.next, x.tile(0), out),
                     2 => by_row::<2>(w.rows, w.next, x.tile(0), out),
                     3 => by_row::<3>(w.rows, w.next, x.tile(0), out),
+                    4 => by_row::<4>(w.rows, w.next, x.tile(0), out),
                     _ => by_row::<FEW>(w.rows, w.next, x.tile(0), out),
                 }
             }
