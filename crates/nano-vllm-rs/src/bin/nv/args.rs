@@ -204,6 +204,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", value_parser = engine::bytes, default_value = "16MiB")]
     pub(crate) max_body_size: usize,
 
+    /// Seconds that a client may take to send the head of a request, and again for its body; and that a connection may idle.
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..), default_value_t = 30)]
+    pub(crate) read_timeout: u64,
+
     /// Seconds after which a request is ended [default: never].
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..))]
     pub(crate) request_timeout: Option<u64>,

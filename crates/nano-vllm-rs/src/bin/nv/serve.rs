@@ -65,6 +65,7 @@ fn server_config(args: &ServeArgs) -> ServerConfig {
         cors_origins: args.cors_origin.clone(),
         max_body_bytes: args.max_body_size,
         max_num_waiting: args.max_num_waiting,
+        read_timeout: Duration::from_secs(args.read_timeout),
         request_timeout: args.request_timeout.map(Duration::from_secs),
     }
 }
