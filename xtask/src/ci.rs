@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{openai, page, root, tidy, verify};
+use crate::{openai, page, root, router, tidy, verify};
 
 enum Step {
     Cargo(&'static [&'static str]),
@@ -48,6 +48,7 @@ const STEPS: &[Step] = &[
     Step::Cargo(&["test"]),
     Step::Task("openai", openai::run),
     Step::Task("page", page::run),
+    Step::Task("router", |out| router::run(&router::Args::default(), out)),
     // With the dependencies of the step before: in release, dev-dependencies would have them compiled once more.
     Step::Cargo(&["bench", "--profile", "dev", "--", "--test"]),
 ];

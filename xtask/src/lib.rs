@@ -11,6 +11,7 @@ pub mod openai;
 pub mod page;
 mod python;
 pub mod reference;
+pub mod router;
 pub mod served;
 pub mod simulate;
 pub mod synth;

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{asan, ci, fetch, load, openai, page, reference, simulate, synth, tidy, verify};
+use xtask::{
+    asan, ci, fetch, load, openai, page, reference, router, simulate, synth, tidy, verify,
+};
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "The project's tasks")]
@@ -30,6 +32,8 @@ enum Task {
     Page,
     /// Have transformers write reference logits; without arguments, all committed ones
     Reference(reference::Args),
+    /// Test two replicas of the server behind a router, one of which is killed under load
+    Router(router::Args),
     /// Serve imagined requests with real schedulers and report throughput, memory and waits
     Simulate(simulate::Args),
     /// Write a random checkpoint of a config
@@ -61,6 +65,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Openai => openai::run(out),
         Task::Page => page::run(out),
         Task::Reference(args) => reference::run(args, out),
+        Task::Router(args) => router::run(&args, out),
         Task::Simulate(args) => simulate::run(&args, out),
         Task::Synth(args) => synth::run(&args, out),
         Task::Tidy => tidy::run(out),

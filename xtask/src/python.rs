@@ -28,7 +28,8 @@ pub(crate) fn with_requirements(name: &str, requirements: &Path) -> Result<PathB
 /// # Errors
 /// If it can't be started, or fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    // Tests that import each other would leave folders of compiled ones in the tree.
+    let status = command.env("PYTHONDONTWRITEBYTECODE", "1").status().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
 }

@@ -53,8 +53,11 @@ impl Drop for Served {
     }
 }
 
-/// Builds `--bin NAME` or `--example NAME` and says where it is.
-fn build([kind, name]: [&str; 2], profile: &str) -> Result<PathBuf> {
+/// Builds `--bin NAME` or `--example NAME` of the package `nano-vllm-rs` with `profile`, and says where it is.
+///
+/// # Errors
+/// If it can't be built.
+pub(crate) fn build([kind, name]: [&str; 2], profile: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["build", "--package", "nano-vllm-rs", kind, name, "--profile", profile])

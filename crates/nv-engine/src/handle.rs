@@ -5,6 +5,7 @@
 //! holds the engine up: a request's channel has room for all that the request can put out.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::mpsc as std_mpsc;
 use std::thread::{self, JoinHandle};
 
@@ -48,10 +49,13 @@ pub struct EngineHandle {
 pub struct RequestStream {
     id: RequestId,
     outputs: mpsc::Receiver<RequestOutput>,
-    /// The continuations that have not ended.
-    unfinished: Vec<usize>,
-    aborts: std_mpsc::Sender<RequestId>,
+    /// The continuations that have not ended, and whether a token of them has come.
+    unfinished: BTreeMap<usize, bool>,
+    aborts: std_mpsc::Sender<Abort>,
 }
+
+/// What is to end: a request, or one of its continuations.
+type Abort = (RequestId, Option<usize>);
 
 #[derive(Debug)]
 enum Command {
@@ -172,8 +176,12 @@ impl RequestStream {
     ///
     /// If the engine dies meanwhile, those that have not ended do so with [`Error::Stopped`].
     pub async fn next(&mut self) -> Option<RequestOutput> {
-        let output = self.outputs.recv().await;
-        self.received(output)
+        loop {
+            let output = self.outputs.recv().await;
+            if let ControlFlow::Break(output) = self.received(output) {
+                return output;
+            }
+        }
     }
 
     /// As [`Self::next`], for threads that may block.
@@ -181,8 +189,24 @@ impl RequestStream {
     /// # Panics
     /// In async code.
     pub fn blocking_next(&mut self) -> Option<RequestOutput> {
-        let output = self.outputs.blocking_recv();
-        self.received(output)
+        loop {
+            let output = self.outputs.blocking_recv();
+            if let ControlFlow::Break(output) = self.received(output) {
+                return output;
+            }
+        }
+    }
+
+    /// Ends one continuation, of which a token has come, if its text is over for a reason that the engine doesn't know, and
+    /// frees what it holds; the others go on. Returns whether there was one. No output of it comes after that.
+    pub fn abort_continuation(&mut self, index: usize) -> bool {
+        if self.unfinished.get(&index) != Some(&true) {
+            return false;
+        }
+        self.unfinished.remove(&index);
+        // An engine that is gone has nothing to abort.
+        let _ = self.aborts.send((self.id, Some(index)));
+        true
     }
 
     /// The whole request, when it is done.
@@ -197,16 +221,23 @@ impl RequestStream {
         gathered.finish()
     }
 
-    fn received(&mut self, output: Option<RequestOutput>) -> Option<RequestOutput> {
-        let output = output.or_else(|| {
-            let index = *self.unfinished.first()?;
-            let finished = Some(Err(Error::Stopped));
-            Some(RequestOutput { finished, ..RequestOutput::empty(self.id, index) })
-        })?;
+    /// What is handed out of what has come, unless it is of a continuation that was aborted.
+    fn received(&mut self, output: Option<RequestOutput>) -> ControlFlow<Option<RequestOutput>> {
+        let Some(output) = output else {
+            let stopped = self.unfinished.pop_first().map(|(index, _)| RequestOutput {
+                finished: Some(Err(Error::Stopped)),
+                ..RequestOutput::empty(self.id, index)
+            });
+            return ControlFlow::Break(stopped);
+        };
+        let Some(has_tokens) = self.unfinished.get_mut(&output.index) else {
+            return ControlFlow::Continue(());
+        };
+        *has_tokens |= !output.token_ids.is_empty();
         if output.finished.is_some() {
-            self.unfinished.retain(|&index| index != output.index);
+            self.unfinished.remove(&output.index);
         }
-        Some(output)
+        ControlFlow::Break(Some(output))
     }
 }
 
@@ -214,7 +245,7 @@ impl Drop for RequestStream {
     fn drop(&mut self) {
         if !self.unfinished.is_empty() {
             // An engine that is gone has nothing to abort.
-            let _ = self.aborts.send(self.id);
+            let _ = self.aborts.send((self.id, None));
         }
     }
 }
@@ -224,8 +255,8 @@ struct Thread<M> {
     engine: Engine<M>,
     commands: mpsc::Receiver<Command>,
     /// What streams are given to abort their requests by: never full, so that dropping one waits for nobody.
-    aborts: std_mpsc::Sender<RequestId>,
-    aborted: std_mpsc::Receiver<RequestId>,
+    aborts: std_mpsc::Sender<Abort>,
+    aborted: std_mpsc::Receiver<Abort>,
     /// Where the outputs of requests go that have not ended, and how many of its continuations have not.
     streams: BTreeMap<RequestId, (mpsc::Sender<RequestOutput>, usize)>,
     /// Whether no more requests are taken.
@@ -238,9 +269,8 @@ impl<M: Model> Thread<M> {
     fn run(mut self) -> Engine<M> {
         loop {
             self.take_commands();
-            for id in self.aborted.try_iter() {
-                self.engine.abort(id);
-                self.streams.remove(&id);
+            while let Ok((id, index)) = self.aborted.try_recv() {
+                self.abort(id, index);
             }
             if self.engine.has_unfinished_requests() {
                 for output in self.engine.step() {
@@ -297,21 +327,41 @@ impl<M: Model> Thread<M> {
         let capacity = n * (max_num_tokens + 1) + num_prompt_tokens;
         let (sender, outputs) = mpsc::channel(capacity.min(Semaphore::MAX_PERMITS));
         self.streams.insert(id, (sender, n));
-        let unfinished = (0..n).collect();
+        let unfinished = (0..n).map(|index| (index, false)).collect();
         Ok(RequestStream { id, outputs, unfinished, aborts: self.aborts.clone() })
     }
 
+    fn abort(&mut self, id: RequestId, index: Option<usize>) {
+        let Some(index) = index else {
+            self.engine.abort(id);
+            self.streams.remove(&id);
+            return;
+        };
+        // Else it has ended by itself meanwhile.
+        if self.engine.abort_continuation(id, index) {
+            self.end_continuation(id);
+        }
+    }
+
     fn deliver(&mut self, output: RequestOutput) {
-        let id = output.request_id;
-        let Some((sender, num_unfinished)) = self.streams.get_mut(&id) else { return };
-        *num_unfinished -= usize::from(output.finished.is_some());
-        let is_over = *num_unfinished == 0;
+        let (id, is_finished) = (output.request_id, output.finished.is_some());
+        let Some((sender, _)) = self.streams.get(&id) else { return };
         // If the receiver is gone, its abort is on the way.
         if let Err(TrySendError::Full(_)) = sender.try_send(output) {
             unreachable!("there is room for all outputs");
         }
-        if is_over {
-            self.streams.remove(&id);
+        if is_finished {
+            self.end_continuation(id);
+        }
+    }
+
+    /// Counts a continuation that has ended; the stream ends with the last.
+    fn end_continuation(&mut self, id: RequestId) {
+        if let Some((_, num_unfinished)) = self.streams.get_mut(&id) {
+            *num_unfinished -= 1;
+            if *num_unfinished == 0 {
+                self.streams.remove(&id);
+            }
         }
     }
 }
@@ -393,6 +443,50 @@ mod tests {
         assert_eq!(blocking_collect(slow).unwrap().completions[0].token_ids.len(), 180);
         let stats = thread.join().unwrap().stats();
         assert_eq!((stats.num_aborted, stats.num_finished), (1, 2));
+        assert_eq!(stats.scheduler.num_used_blocks, 0);
+    }
+
+    #[test]
+    fn a_continuation_that_is_aborted_frees_its_blocks_while_the_others_go_on() {
+        let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
+        let mut several = request(1, 9, 180);
+        // Each says something else, in blocks of its own.
+        several.params =
+            several.params.with_n(3).unwrap().with_temperature(100.0).unwrap().with_seed(1);
+        let mut stream = handle.blocking_add_request(several).unwrap();
+        // Nothing to abort: no token of it has come, or there is none.
+        assert!(!stream.abort_continuation(1) && !stream.abort_continuation(3));
+        let mut num_tokens = [0; 3];
+        while num_tokens.iter().any(|&num_tokens| num_tokens < 60) {
+            let output = stream.blocking_next().unwrap();
+            num_tokens[output.index] += output.token_ids.len();
+        }
+        let before = handle.blocking_stats().unwrap().scheduler;
+        assert!(stream.abort_continuation(1) && stream.abort_continuation(2));
+        assert!(!stream.abort_continuation(1));
+        // The engine takes both before the step that follows.
+        let after = loop {
+            let stats = handle.blocking_stats().unwrap();
+            if stats.num_aborted == 2 {
+                break stats.scheduler;
+            }
+        };
+        assert_eq!((before.num_running, after.num_running), (3, 1));
+        assert!(after.num_used_blocks < before.num_used_blocks / 2);
+        while let Some(output) = stream.blocking_next() {
+            assert_eq!(output.index, 0);
+            num_tokens[0] += output.token_ids.len();
+        }
+        assert_eq!(num_tokens[0], 180);
+        // The last one that is aborted ends the request.
+        let mut stream = handle.blocking_add_request(request(2, 9, 180)).unwrap();
+        stream.blocking_next().unwrap();
+        assert!(stream.abort_continuation(0));
+        assert!(stream.blocking_next().is_none());
+        handle.blocking_shut_down();
+        let stats = thread.join().unwrap().stats();
+        assert_eq!((stats.num_aborted, stats.num_finished), (3, 1));
+        assert!(stats.num_generated_tokens < 180 + 3 * 90, "{}", stats.num_generated_tokens);
         assert_eq!(stats.scheduler.num_used_blocks, 0);
     }
 

@@ -21,6 +21,7 @@ use crate::kv_cache_manager::KvCacheManager;
 use crate::sampling_params::refuse;
 use sequence::{Key, Sequence, Sequences, Slot};
 
+pub(crate) use config::DEFAULT_BLOCK_SIZE;
 pub use config::SchedulerConfig;
 pub use output::{ScheduledSequence, SchedulerOutput, SchedulerStats};
 pub use sequence::{NewSequence, SequenceId};

@@ -45,6 +45,12 @@ pub enum Error {
         /// What the connection says.
         reason: String,
     },
+    /// The body of a request does not come.
+    #[error("the body was not there after {} s: send it faster, or raise the server's limit", limit.as_secs_f64())]
+    BodyTimeout {
+        /// The limit.
+        limit: Duration,
+    },
     /// A field of a request has a wrong type or value.
     #[error("field `{field}`: {reason}")]
     Field {
@@ -198,6 +204,7 @@ impl Error {
             }
             Self::ContentType { .. } => Meaning::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE),
             Self::BodyTooLarge { .. } => Meaning::invalid_as(StatusCode::PAYLOAD_TOO_LARGE),
+            Self::BodyTimeout { .. } => Meaning::invalid_as(StatusCode::REQUEST_TIMEOUT),
             Self::Field { field, .. } | Self::Text(Text::Field { field, .. }) => {
                 Meaning::invalid(Some(field.clone()))
             }

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::server::Server;
@@ -78,8 +79,9 @@ impl Fields {
 
     /// Ends the reading: fields that nobody knows are ignored, as vLLM does, but not in silence.
     pub(crate) fn finish(self) {
-        for name in self.0.keys() {
-            tracing::warn!(field = shortened(name), "unknown field ignored");
+        if !self.0.is_empty() {
+            let names: Vec<_> = self.0.keys().map(String::as_str).collect();
+            tracing::warn!(fields = shortened(&names.join(", ")), "unknown fields ignored");
         }
     }
 }
@@ -98,7 +100,9 @@ impl FromRequest<Server> for Fields {
                 content_type.map_or_else(|| "nothing".to_owned(), |text| format!("`{text}`"));
             return Err(Error::ContentType { found: shortened(&found) });
         }
-        let body = Bytes::from_request(request, server).await.map_err(|rejection| {
+        let limit = server.config().read_timeout;
+        let body = timeout(limit, Bytes::from_request(request, server)).await;
+        let body = body.map_err(|_| Error::BodyTimeout { limit })?.map_err(|rejection| {
             let max_body_bytes = server.config().max_body_bytes;
             match rejection.status() {
                 axum::http::StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge { max_body_bytes },

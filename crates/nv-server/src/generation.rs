@@ -159,7 +159,7 @@ impl Generation {
         if choice.is_finished() {
             return None;
         }
-        let num_tokens = choice.num_tokens();
+        let (num_tokens, output_index) = (choice.num_tokens(), output.index);
         let piece = choice.push(output);
         self.usage.num_completion_tokens += choice.num_tokens() - num_tokens;
         if let Some(finish) = &piece.finish {
@@ -168,9 +168,9 @@ impl Generation {
                 Finish::Eos | Finish::StopToken(_) | Finish::StopString(_) => Ending::Stop,
             };
             self.server.counts().end(ending, self.start.elapsed());
-            if part.choices.iter().all(Choice::is_finished) {
-                // What a stop string has ended, the engine goes on with until now.
-                part.stream = None;
+            // The engine knows nothing of a stop string.
+            if let Some(stream) = &mut part.stream {
+                stream.abort_continuation(output_index);
             }
         }
         Some(Piece { index, ..piece })

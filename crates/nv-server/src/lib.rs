@@ -29,6 +29,7 @@ mod chat_answer;
 mod choice;
 mod completion_answer;
 mod completions;
+mod connections;
 mod counts;
 mod error;
 mod fields;

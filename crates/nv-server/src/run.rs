@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
+use crate::connections::Connections;
 use crate::error::{Error, Result};
 use crate::router::router;
 use crate::server::Server;
@@ -47,27 +48,20 @@ pub fn run(
         let mut signals = Signals::new().map_err(serve)?;
         let listener = TcpListener::bind((host, port)).await.map_err(listen)?;
         listening(listener.local_addr().map_err(listen)?);
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let serving = axum::serve(listener, router).with_graceful_shutdown(async {
-            // The sender is never dropped before it is used.
-            let _ = stopped.await;
-        });
-        let mut serving = tokio::spawn(serving.into_future());
+        let connections = Connections::new(listener, router, server.config().read_timeout);
         tokio::select! {
             () = signals.next() => {}
-            ended = &mut serving => return ended.unwrap_or(Ok(())).map(|()| Outcome::Drained).map_err(serve),
+            () = connections.accept() => {}
         }
         tracing::info!("shutting down: no new requests; those that run are finished");
         server.drain();
-        // If nobody waits for it, serving has ended already.
-        let _ = stop.send(());
-        tokio::select! {
-            () = signals.next() => return Ok(Outcome::Interrupted),
-            _ = serving => {}
-        }
+        let finish = async {
+            connections.finish().await;
+            server.shut_down().await;
+        };
         tokio::select! {
             () = signals.next() => Ok(Outcome::Interrupted),
-            () = server.shut_down() => Ok(Outcome::Drained),
+            () = finish => Ok(Outcome::Drained),
         }
     });
     // What is left, after a second signal, is not waited for.

@@ -42,6 +42,9 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Sequences that wait, beyond those that the engine runs, before requests are refused. Default 256.
     pub max_num_waiting: usize,
+    /// How long a client may take to send the head of a request, and again for its body; a connection that asks for nothing is
+    /// closed after as long. Default 30 s.
+    pub read_timeout: Duration,
     /// How long a request may take; by default as long as it wants.
     pub request_timeout: Option<Duration>,
 }
@@ -55,6 +58,7 @@ impl ServerConfig {
             cors_origins: Vec::new(),
             max_body_bytes: 16 << 20,
             max_num_waiting: 256,
+            read_timeout: Duration::from_secs(30),
             request_timeout: None,
         }
     }
@@ -69,6 +73,7 @@ impl fmt::Debug for ServerConfig {
             .field("cors_origins", &self.cors_origins)
             .field("max_body_bytes", &self.max_body_bytes)
             .field("max_num_waiting", &self.max_num_waiting)
+            .field("read_timeout", &self.read_timeout)
             .field("request_timeout", &self.request_timeout)
             .finish()
     }

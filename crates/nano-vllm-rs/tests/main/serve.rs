@@ -119,6 +119,31 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
+fn the_engine_is_set_as_for_other_commands() {
+    let cached = |options: &[&str]| {
+        let serving = Serving::start(options);
+        let prompt = "In the beginning God created the heaven and the earth. ".repeat(4);
+        let request = json!({"prompt": prompt, "max_tokens": 1});
+        let mut answers = (0..2).map(|_| post(serving.address, "/v1/completions", &request).json());
+        let usage = answers.nth(1).unwrap()["usage"].take();
+        let page = get(serving.address, "/metrics").body;
+        let cache = page.lines().find(|line| line.starts_with("vllm:cache_config_info")).unwrap();
+        (usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(), cache.to_owned())
+    };
+    let (num_cached, cache) = cached(&["--block-size", "16", "--kv-cache-dtype", "f32"]);
+    assert!(num_cached >= 32 && num_cached % 16 == 0, "{num_cached}");
+    let num_blocks = |cache: &str| -> f64 {
+        let (_, rest) = cache.split_once("num_gpu_blocks=\"").unwrap();
+        rest.split_once('"').unwrap().0.parse().unwrap()
+    };
+    assert!(cache.contains("block_size=\"16\""), "{cache}");
+    let (num_cached, half) = cached(&["--block-size", "16", "--no-enable-prefix-caching"]);
+    assert_eq!(num_cached, 0);
+    // The demo computes in bfloat16.
+    assert!((num_blocks(&half) / num_blocks(&cache) - 2.).abs() < 0.01, "{cache}, {half}");
+}
+
+#[test]
 fn a_key_may_come_by_the_environment() {
     let mut command = command(&["serve", "--port", "0", "--help"]);
     let output = command.env("NV_API_KEY", "secret").stdout(Stdio::piped()).output().unwrap();

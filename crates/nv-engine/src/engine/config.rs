@@ -6,7 +6,7 @@ use nv_qwen3::Qwen3ForCausalLM;
 use crate::error::Result;
 use crate::kv_cache_size::{KvCacheMemory, KvCacheSize};
 use crate::prompt_lookup::PromptLookup;
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{DEFAULT_BLOCK_SIZE, SchedulerConfig};
 
 /// Settings of an [`Engine`](crate::Engine). The fields of the scheduler are explained at [`SchedulerConfig`].
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +40,7 @@ impl Default for EngineConfig {
         Self {
             kv_cache_memory: KvCacheMemory::Share(0.4),
             kv_dtype: None,
-            block_size: 32,
+            block_size: DEFAULT_BLOCK_SIZE,
             max_num_batched_tokens: 2048,
             max_num_seqs: 64,
             max_model_len: None,

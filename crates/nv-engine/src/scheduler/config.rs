@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 
+/// Tokens a block: smaller ones share more of equal beginnings, larger ones attend faster.
+pub(crate) const DEFAULT_BLOCK_SIZE: usize = 32;
+
 /// What a scheduler may put into a step, and how many blocks it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulerConfig {
@@ -27,14 +30,14 @@ pub struct SchedulerConfig {
 
 impl SchedulerConfig {
     /// Usual limits for a model of `max_model_len` tokens and a KV cache of `num_blocks` blocks: 2,048 tokens and 64
-    /// sequences a step, blocks of 16 tokens, a watermark of a hundredth, a reach of 4,096 arrivals, prefix caching.
+    /// sequences a step, blocks of 32 tokens, a watermark of a hundredth, a reach of 4,096 arrivals, prefix caching.
     pub fn new(num_blocks: u32, max_model_len: usize) -> Self {
         Self {
             max_num_batched_tokens: 2048,
             max_num_seqs: 64,
             max_model_len,
             num_blocks,
-            block_size: 16,
+            block_size: DEFAULT_BLOCK_SIZE,
             num_watermark_blocks: num_blocks as usize / 100,
             priority_reach: 4096,
             enable_prefix_caching: true,

@@ -11,8 +11,6 @@ use anyhow::{Result, ensure};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
-#[cfg(feature = "server")]
-use nano_vllm_rs::engine::KvCacheMemory;
 use nv_synth::PublishedSize;
 
 pub(crate) use chat::ChatArgs;
@@ -198,41 +196,17 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) cors_origin: Vec<String>,
 
-    /// Sequences that run at once at most.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) max_num_seqs: usize,
-
     /// Sequences that wait beyond those that run, before requests are refused.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_num_waiting: usize,
 
-    /// Tokens that one step computes at most.
-    #[arg(long, value_name = "N", default_value_t = 2048)]
-    pub(crate) max_num_batched_tokens: usize,
-
-    /// Tokens of prompt and answer together at most [default: as many as the model knows positions].
-    #[arg(long, value_name = "N")]
-    pub(crate) max_model_len: Option<usize>,
-
-    /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40%.
-    #[arg(long, value_name = "SIZE", value_parser = engine::kv_cache_memory, default_value = "40%")]
-    pub(crate) kv_cache_memory: KvCacheMemory,
-
-    /// What keys and values are rounded to [default: what the model computes in].
-    #[arg(long)]
-    pub(crate) kv_dtype: Option<DtypeArg>,
-
-    /// Compute every prompt from its beginning, even if another began alike.
-    #[arg(long)]
-    pub(crate) no_prefix_caching: bool,
-
-    /// Tokens that are guessed ahead from what came before; they change the speed, never the text.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) num_speculative_tokens: usize,
-
     /// Bytes of a request's body at most, such as 16MiB.
     #[arg(long, value_name = "SIZE", value_parser = engine::bytes, default_value = "16MiB")]
     pub(crate) max_body_size: usize,
+
+    /// Seconds that a client may take to send the head of a request, and again for its body; and that a connection may idle.
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..), default_value_t = 30)]
+    pub(crate) read_timeout: u64,
 
     /// Seconds after which a request is ended [default: never].
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..))]
@@ -257,6 +231,9 @@ pub(crate) struct ServeArgs {
     /// How the log is written.
     #[arg(long, default_value = "text")]
     pub(crate) log_format: LogFormat,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 }
 
 /// Measure a model on the CPU, and the machine's own limits beside it.
@@ -339,7 +316,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DtypeArg {
     F32,
     Bf16,

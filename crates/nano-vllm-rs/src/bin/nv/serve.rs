@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nano_vllm_rs::engine::{Engine, EngineConfig};
-use nano_vllm_rs::model::DType;
 use nano_vllm_rs::server::{self, Outcome, ServedModel, Server, ServerConfig};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::args::{DtypeArg, LogFormat, LogLevel, ServeArgs};
+use crate::args::{LogFormat, LogLevel, ServeArgs};
 use crate::model::Model;
 use crate::{copies, interrupt, say};
 
@@ -24,28 +23,20 @@ pub(crate) fn run(args: &ServeArgs, verbose: bool) -> Result<ExitCode> {
         Some(name) => Model::open(name, args.revision.as_deref())?,
         None => Model::open_demo("its folder or id", LARGER)?,
     };
-    let qwen3 = model.load(args.dtype, args.device, args.threads)?;
+    let text = || {
+        Ok(ServedModel {
+            tokenizer: model.tokenizer()?,
+            chat_template: model.chat_template()?,
+            generation_config: model.generation_config()?,
+        })
+    };
+    let (served, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
+    let (served, qwen3) = (served?, qwen3?);
     if verbose {
-        let dtype = model.dtype(args.dtype);
-        say(copies::table(&model.config, &model.checkpoint, dtype).to_string().trim_end());
+        say(copies::report(&model, args.dtype, args.device));
     }
-    let engine_config = EngineConfig {
-        kv_cache_memory: args.kv_cache_memory,
-        kv_dtype: args.kv_dtype.map(DType::from),
-        max_num_batched_tokens: args.max_num_batched_tokens,
-        max_num_seqs: args.max_num_seqs,
-        max_model_len: args.max_model_len,
-        enable_prefix_caching: !args.no_prefix_caching,
-        num_speculative_tokens: args.num_speculative_tokens,
-        ..EngineConfig::default()
-    };
-    say(engine_config.kv_cache_size(&qwen3)?);
-    let engine = Engine::new(qwen3, engine_config)?;
-    let served = ServedModel {
-        tokenizer: model.tokenizer()?,
-        chat_template: model.chat_template()?,
-        generation_config: model.generation_config()?,
-    };
+    let engine = Engine::new(qwen3, args.engine.change(EngineConfig::default()))?;
+    say(engine.kv_cache_size());
     let server = Server::new(engine, served, server_config(args))?;
     let mut listening = Ok(());
     let outcome = server::run(server, &args.host, args.port, |address| {
@@ -74,16 +65,8 @@ fn server_config(args: &ServeArgs) -> ServerConfig {
         cors_origins: args.cors_origin.clone(),
         max_body_bytes: args.max_body_size,
         max_num_waiting: args.max_num_waiting,
+        read_timeout: Duration::from_secs(args.read_timeout),
         request_timeout: args.request_timeout.map(Duration::from_secs),
-    }
-}
-
-impl From<DtypeArg> for DType {
-    fn from(dtype: DtypeArg) -> Self {
-        match dtype {
-            DtypeArg::F32 => Self::F32,
-            DtypeArg::Bf16 => Self::BF16,
-        }
     }
 }
 

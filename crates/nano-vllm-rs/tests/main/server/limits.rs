@@ -1,6 +1,9 @@
 //! Who gets in, how much of it, and what happens to those that leave.
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nano_vllm_rs::server::ServerConfig;
 use serde_json::{Value, json};
@@ -48,6 +51,25 @@ fn a_stop_string_ends_what_the_engine_does() {
     let stops = "vllm:request_success_total{finished_reason=\"stop\"";
     assert!((metric(address, stops) - 1.).abs() < 0.1);
     assert!((metric(address, "vllm:e2e_request_latency_seconds_count") - 1.).abs() < 0.1);
+}
+
+#[test]
+fn a_stop_string_ends_its_continuation_and_not_the_others() {
+    let address = serve(config());
+    // Hot enough that each says something else, and comes to the letter at another time.
+    let fields = json!({
+        "n": 4, "stop": "a", "temperature": 10, "seed": 1, "max_tokens": 1500, "ignore_eos": true,
+    });
+    let answer = post(address, CHAT, &request("<forever>", fields)).json();
+    let reasons = answer["choices"].as_array().unwrap().iter();
+    let reasons: Vec<_> = reasons.map(|choice| choice["finish_reason"].as_str()).collect();
+    assert!(reasons.contains(&Some("stop")), "{reasons:?}");
+    wait_for_metric(address, "vllm:kv_cache_usage_perc", 0.);
+    let counted = answer["usage"]["completion_tokens"].as_f64().unwrap();
+    assert!(counted < 3000., "{counted}");
+    let generated = metric(address, "vllm:generation_tokens_total");
+    // A few steps pass until the engine hears of it.
+    assert!(generated < counted + 400., "{generated} for {counted}");
 }
 
 #[test]
@@ -101,6 +123,47 @@ fn a_body_that_is_too_long_is_not_read() {
     assert_eq!(answer.status, 413);
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("longer than 10000 bytes"), "{message}");
+}
+
+#[test]
+fn who_sends_half_a_request_and_waits_is_left() {
+    let limit = Duration::from_millis(300);
+    let address = serve(ServerConfig { read_timeout: limit, ..config() });
+    let check = |sent: &str, expected: &str| {
+        let start = Instant::now();
+        let mut connection = TcpStream::connect(address).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        connection.write_all(sent.as_bytes()).unwrap();
+        // Others are answered meanwhile.
+        assert_eq!(get(address, "/health").status, 200);
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(
+            answer.starts_with(expected) && answer.is_empty() == expected.is_empty(),
+            "{answer}"
+        );
+        assert!(start.elapsed() >= limit);
+    };
+    check("", "");
+    check("POST /v1/chat/completions HTTP/1.1\r\nhost: te", "");
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
+    check(
+        &format!("{head}content-length: 100\r\n\r\n{{\"messages\": ["),
+        "HTTP/1.1 408 Request Timeout",
+    );
+    check(&format!("{head}transfer-encoding: chunked\r\n\r\n5\r\n{{\"mes"), "HTTP/1.1 408");
+    // It may come in pieces, and what takes longer than that to answer is answered.
+    let body = request("<forever>", json!({"max_tokens": 400})).to_string();
+    let head = format!("{head}connection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let mut connection = TcpStream::connect(address).unwrap();
+    for piece in (head + &body).as_bytes().chunks(60) {
+        connection.write_all(piece).unwrap();
+        thread::sleep(Duration::from_millis(20));
+    }
+    let start = Instant::now();
+    assert_eq!(receive(connection).json()["usage"]["completion_tokens"], 400);
+    assert!(start.elapsed() > limit);
 }
 
 #[test]

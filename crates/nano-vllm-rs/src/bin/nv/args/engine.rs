@@ -2,16 +2,22 @@
 
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::engine::{EngineConfig, KvCacheMemory};
-use nano_vllm_rs::model::Qwen3ForCausalLM;
+use nano_vllm_rs::model::{DType, Qwen3ForCausalLM};
 
-/// Settings of the engine that serves requests together. Names are vLLM's.
+use super::DtypeArg;
+
+/// Settings of the engine that serves requests together. Names are vLLM's, where it has one.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
-    /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40% [default: what
-    /// the requests need, up to 40%].
+    /// Memory of the KV cache: bytes, such as 500MiB or 2GiB, or a share of what is free, such as 40% [default: 40%, or
+    /// what the requests need if that is less and known].
     #[arg(long, value_name = "SIZE", value_parser = kv_cache_memory)]
     kv_cache_memory: Option<KvCacheMemory>,
+
+    /// What keys and values are rounded to [default: what the model computes in].
+    #[arg(long, alias = "kv-dtype")]
+    kv_cache_dtype: Option<DtypeArg>,
 
     /// Run at most N sequences at once [default: 64].
     #[arg(long, value_name = "N")]
@@ -65,10 +71,11 @@ impl EngineArgs {
     }
 
     /// `config` with all that is asked for.
-    fn change(&self, config: EngineConfig) -> EngineConfig {
+    pub(crate) fn change(&self, config: EngineConfig) -> EngineConfig {
         let Self { max_num_seqs, max_num_batched_tokens, block_size, .. } = *self;
         EngineConfig {
             kv_cache_memory: self.kv_cache_memory.unwrap_or(config.kv_cache_memory),
+            kv_dtype: self.kv_cache_dtype.map(DType::from).or(config.kv_dtype),
             max_num_seqs: max_num_seqs.unwrap_or(config.max_num_seqs),
             max_num_batched_tokens: max_num_batched_tokens.unwrap_or(config.max_num_batched_tokens),
             max_model_len: self.max_model_len.or(config.max_model_len),
@@ -78,6 +85,15 @@ impl EngineArgs {
                 .num_speculative_tokens
                 .unwrap_or(config.num_speculative_tokens),
             ..config
+        }
+    }
+}
+
+impl From<DtypeArg> for DType {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::Bf16 => Self::BF16,
         }
     }
 }
