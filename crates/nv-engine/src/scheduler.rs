@@ -21,8 +21,8 @@ use crate::kv_cache_manager::KvCacheManager;
 use crate::sampling_params::refuse;
 use sequence::{Key, Sequence, Sequences, Slot};
 
-pub(crate) use config::DEFAULT_BLOCK_SIZE;
 pub use config::SchedulerConfig;
+pub(crate) use config::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_NUM_BATCHED_TOKENS};
 pub use output::{ScheduledSequence, SchedulerOutput, SchedulerStats};
 pub use sequence::{NewSequence, SequenceId};
 pub use trace::Event;

@@ -6,7 +6,7 @@ use nv_qwen3::Qwen3ForCausalLM;
 use crate::error::Result;
 use crate::kv_cache_size::{KvCacheMemory, KvCacheSize};
 use crate::prompt_lookup::PromptLookup;
-use crate::scheduler::{DEFAULT_BLOCK_SIZE, SchedulerConfig};
+use crate::scheduler::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_NUM_BATCHED_TOKENS, SchedulerConfig};
 
 /// Settings of an [`Engine`](crate::Engine). The fields of the scheduler are explained at [`SchedulerConfig`].
 #[derive(Debug, Clone, PartialEq)]
@@ -17,7 +17,8 @@ pub struct EngineConfig {
     pub kv_dtype: Option<DType>,
     /// Tokens a block, a multiple of 8. Default 32: smaller ones share more of equal beginnings, larger ones attend faster.
     pub block_size: usize,
-    /// Tokens that one step computes at most. Default 2,048.
+    /// Tokens that one step computes at most. Default 512: more make others wait longer for their next token, fewer compute
+    /// prompts slower.
     pub max_num_batched_tokens: usize,
     /// Sequences that run at once at most. Default 64.
     pub max_num_seqs: usize,
@@ -41,7 +42,7 @@ impl Default for EngineConfig {
             kv_cache_memory: KvCacheMemory::Share(0.4),
             kv_dtype: None,
             block_size: DEFAULT_BLOCK_SIZE,
-            max_num_batched_tokens: 2048,
+            max_num_batched_tokens: DEFAULT_MAX_NUM_BATCHED_TOKENS,
             max_num_seqs: 64,
             max_model_len: None,
             enable_prefix_caching: true,

@@ -5,6 +5,10 @@ use crate::error::{Error, Result};
 /// Tokens a block: smaller ones share more of equal beginnings, larger ones attend faster.
 pub(crate) const DEFAULT_BLOCK_SIZE: usize = 32;
 
+/// Tokens a step: enough for the kernels to be at their best, few enough that those who wait for their next token don't
+/// wait long for another's prompt.
+pub(crate) const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
+
 /// What a scheduler may put into a step, and how many blocks it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulerConfig {
@@ -29,11 +33,11 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Usual limits for a model of `max_model_len` tokens and a KV cache of `num_blocks` blocks: 2,048 tokens and 64
+    /// Usual limits for a model of `max_model_len` tokens and a KV cache of `num_blocks` blocks: 512 tokens and 64
     /// sequences a step, blocks of 32 tokens, a watermark of a hundredth, a reach of 4,096 arrivals, prefix caching.
     pub fn new(num_blocks: u32, max_model_len: usize) -> Self {
         Self {
-            max_num_batched_tokens: 2048,
+            max_num_batched_tokens: DEFAULT_MAX_NUM_BATCHED_TOKENS,
             max_num_seqs: 64,
             max_model_len,
             num_blocks,

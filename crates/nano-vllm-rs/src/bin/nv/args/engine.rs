@@ -23,7 +23,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "N")]
     max_num_seqs: Option<usize>,
 
-    /// Compute at most N tokens in a step [default: 2048].
+    /// Compute at most N tokens in a step [default: 512].
     #[arg(long, value_name = "N")]
     max_num_batched_tokens: Option<usize>,
 
