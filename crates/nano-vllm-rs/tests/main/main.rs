@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod copies;
 mod engine;
+mod manual;
 mod memory;
 mod nv;
 mod serve;

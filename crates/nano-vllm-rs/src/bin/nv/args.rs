@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
+use nv_kernels::Kernels;
 use nv_synth::PublishedSize;
 
 pub(crate) use chat::ChatArgs;
@@ -20,7 +21,7 @@ pub(crate) use sampling::{SamplingArgs, random_seed};
 
 /// Qwen3 on the command line.
 #[derive(Debug, Parser)]
-#[command(name = "nv", version, max_term_width = 100)]
+#[command(name = "nv", version = version(), max_term_width = 100)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     #[cfg(feature = "server")]
     Serve(Box<ServeArgs>),
     Bench(Box<BenchArgs>),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 impl Command {
@@ -65,7 +68,7 @@ impl Command {
                 );
                 Ok(())
             }
-            Self::Inspect(_) => Ok(()),
+            Self::Inspect(_) | Self::Completions(_) | Self::Man(_) => Ok(()),
             #[cfg(feature = "server")]
             Self::Serve(_) => Ok(()),
         }
@@ -283,6 +286,21 @@ pub(crate) struct BenchArgs {
     pub(crate) engine: EngineArgs,
 }
 
+/// Print a script that has a shell complete the options of nv.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print the manual page of nv, or write those of all its commands.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArgs {
+    /// Write a page for nv and for each of its commands into this folder, such as /usr/local/share/man/man1.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
 /// A part of what `nv bench` measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Section {
@@ -332,4 +350,12 @@ pub(crate) enum DeviceArg {
 fn published_size() -> impl TypedValueParser<Value = PublishedSize> {
     PossibleValuesParser::new(PublishedSize::ALL.map(PublishedSize::name))
         .try_map(|name| name.parse::<PublishedSize>())
+}
+
+/// The version, the commit that it is of, if that is known, and the kernels that this machine runs.
+fn version() -> String {
+    let commit = option_env!("NV_COMMIT").map(|commit| format!("commit {commit}"));
+    let kernels = Kernels::best().map(|kernels| format!("kernels {}", kernels.isa())).ok();
+    let details: Vec<String> = commit.into_iter().chain(kernels).collect();
+    format!("{} ({})", env!("CARGO_PKG_VERSION"), details.join(", "))
 }

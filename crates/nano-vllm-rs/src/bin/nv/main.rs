@@ -12,6 +12,7 @@ mod format;
 mod generate;
 mod inspect;
 mod interrupt;
+mod manual;
 mod model;
 #[cfg(feature = "server")]
 mod serve;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(&args, verbose),
         Command::Bench(args) => bench::run(&args, verbose),
+        Command::Completions(args) => Ok(manual::completions(&args)),
+        Command::Man(args) => manual::man(&args),
     };
     match result {
         Ok(code) => code,
