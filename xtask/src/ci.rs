@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{openai, page, root, router, tidy, verify};
+use crate::{deny, openai, page, root, router, tidy, verify};
 
 enum Step {
     Cargo(&'static [&'static str]),
@@ -20,6 +20,7 @@ enum Step {
 const STEPS: &[Step] = &[
     Step::Cargo(&["fmt", "--all", "--check"]),
     Step::Task("tidy", tidy::run),
+    Step::Task("deny", deny::run),
     Step::Task("verify", |out| verify::run(&verify::Args::default(), out)),
     Step::Cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
     // In the workspace the binary turns every feature on; alone, the libraries have none.

@@ -5,6 +5,7 @@
 pub mod asan;
 pub mod cases;
 pub mod ci;
+pub mod deny;
 pub mod fetch;
 pub mod load;
 pub mod openai;

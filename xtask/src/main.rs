@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    asan, ci, fetch, load, openai, page, reference, router, simulate, synth, tidy, verify,
+    asan, ci, deny, fetch, load, openai, page, reference, router, simulate, synth, tidy, verify,
 };
 
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ enum Task {
     Asan,
     /// Run everything that a change must pass
     Ci,
+    /// Check the licences, sources and versions of dependencies, and what is known against them
+    Deny,
     /// Download a model and print where its files are
     Fetch(fetch::Args),
     /// Serve the demo checkpoint to many clients at once, some of which go away, and report what they got
@@ -60,6 +62,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
     match task {
         Task::Asan => asan::run(out),
         Task::Ci => ci::run(out),
+        Task::Deny => deny::run(out),
         Task::Fetch(args) => fetch::run(&args, out),
         Task::Load(args) => load::run(&args, out),
         Task::Openai => openai::run(out),

@@ -3,6 +3,7 @@
 //! Every check is a pure function of the tree's files, so that its tests can hand it a tree that breaks the rule.
 
 mod architecture;
+mod inventory;
 mod manifests;
 mod sources;
 
@@ -12,6 +13,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+
+use inventory::Inventory;
 
 /// Folders that hold nothing of the project's own.
 const SKIPPED: &[&str] = &[".git", ".venv", "__pycache__", "target"];
@@ -40,16 +43,18 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Prints every finding in the repository.
+/// Prints every finding in the repository, and an inventory of its unsafe code.
 ///
 /// # Errors
-/// If there is one, or the tree can't be read.
+/// If there is a finding, or the tree can't be read.
 pub fn run(out: &mut dyn Write) -> Result<()> {
-    let findings = check(crate::root())?;
+    let tree = Tree::at(crate::root())?;
+    let findings = tree.findings();
     for finding in &findings {
         writeln!(out, "{finding}")?;
     }
     ensure!(findings.is_empty(), "{} things to tidy", findings.len());
+    write!(out, "{}", Inventory::of(&tree))?;
     Ok(())
 }
 
@@ -58,12 +63,7 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
 /// # Errors
 /// If the tree can't be read.
 pub fn check(root: &Path) -> Result<Vec<Finding>> {
-    let mut tree = Tree { files: Vec::new() };
-    tree.read(root, "").with_context(|| format!("cannot read the tree at {}", root.display()))?;
-    let checks = [architecture::check, manifests::check, sources::check, sizes];
-    let mut findings: Vec<Finding> = checks.into_iter().flat_map(|check| check(&tree)).collect();
-    findings.sort();
-    Ok(findings)
+    Ok(Tree::at(root)?.findings())
 }
 
 /// The files of the repository.
@@ -80,6 +80,20 @@ struct SourceFile {
 }
 
 impl Tree {
+    fn at(root: &Path) -> Result<Self> {
+        let mut tree = Self { files: Vec::new() };
+        tree.read(root, "")
+            .with_context(|| format!("cannot read the tree at {}", root.display()))?;
+        Ok(tree)
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let checks = [architecture::check, manifests::check, sources::check, sizes];
+        let mut findings: Vec<Finding> = checks.into_iter().flat_map(|check| check(self)).collect();
+        findings.sort();
+        findings
+    }
+
     /// Adds what is below `dir`, whose path relative to the root is `prefix`.
     fn read(&mut self, dir: &Path, prefix: &str) -> Result<()> {
         for entry in fs::read_dir(dir)? {
