@@ -1,5 +1,8 @@
-//! The graph on the demo checkpoint: tokens per second of prompts and of generation.
+//! The graph: tokens per second of prompts and of generation, on the demo checkpoint and in one layer of Qwen3-0.6B's size;
+//! on all its layers, with random weights, if `NV_BENCH_FULL` is set.
 
+use std::env;
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +10,9 @@ use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, SamplingMode, Throughput};
 use nv_config::load_config;
 use nv_qwen3::Qwen3ForCausalLM;
+use nv_synth::{PublishedSize, Recipe};
 use nv_weights::Checkpoint;
+use serde_json::Value;
 use xtask::cases::CASES;
 use xtask::reference::Reference;
 use xtask::verify::Distance;
@@ -27,6 +32,47 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         prefill(criterion, name, &mut model, &reference.input_ids);
         decode(criterion, name, &mut model, &reference.input_ids);
     }
+    let ids: Vec<u32> = (0..512).map(|i| i * 7 % 64).collect();
+    synthetic(criterion, "one layer", &one_layer(), &ids);
+    if env::var_os("NV_BENCH_FULL").is_some() {
+        let config = smallest();
+        synthetic(criterion, "0.6b", &config, &ids);
+    }
+}
+
+/// The config of Qwen3-0.6B.
+fn smallest() -> String {
+    let size: PublishedSize = "qwen3-0.6b".parse().unwrap();
+    size.config_json()
+}
+
+/// A decoder layer of Qwen3-0.6B, and next to nothing around it.
+fn one_layer() -> String {
+    let config = smallest();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["num_hidden_layers"] = 1.into();
+    config["vocab_size"] = 64.into();
+    for token in ["bos_token_id", "eos_token_id"] {
+        config[token] = 0.into();
+    }
+    config.to_string()
+}
+
+/// A model of this config with random weights, in bfloat16.
+fn synthetic(criterion: &mut Criterion, name: &str, config: &str, ids: &[u32]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    fs::write(&path, config).unwrap();
+    let recipe = Recipe { config: path.clone(), seed: 1, max_shard_bytes: usize::MAX };
+    let weights = recipe.write(&dir.path().join("model")).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(&weights).unwrap());
+    let config = load_config(&path).unwrap();
+    let mut model =
+        Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, DType::BF16, &Device::Cpu).unwrap();
+    let logits = model.forward(&input_ids(ids), 0).unwrap().flatten_all().unwrap();
+    assert!(logits.to_vec1::<f32>().unwrap().iter().all(|logit| logit.is_finite()));
+    prefill(criterion, name, &mut model, ids);
+    decode(criterion, name, &mut model, ids);
 }
 
 fn demo_model(dtype: DType) -> Qwen3ForCausalLM {
@@ -61,7 +107,7 @@ fn load(criterion: &mut Criterion) {
 fn prefill(criterion: &mut Criterion, name: &str, model: &mut Qwen3ForCausalLM, ids: &[u32]) {
     let mut group = criterion.benchmark_group("model/prefill");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    for num_tokens in [CONTEXT, 256] {
+    for num_tokens in [CONTEXT, ids.len()] {
         let prompt = input_ids(&ids[..num_tokens]);
         group.throughput(Throughput::Elements(num_tokens as u64));
         group.bench_function(format!("{name}/{num_tokens}"), |b| {

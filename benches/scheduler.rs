@@ -15,6 +15,7 @@ const NUM_HELD_BLOCKS: u32 = 64 * 48;
 
 pub(crate) fn benches(criterion: &mut Criterion) {
     schedule(criterion);
+    many_waiting(criterion);
     steps(criterion);
     block_pool(criterion);
 }
@@ -46,6 +47,24 @@ fn schedule(criterion: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| load.scheduler.schedule(black_box(&mut load.output)));
         });
+    }
+    group.finish();
+}
+
+/// How the cost of `schedule` grows with those that wait.
+fn many_waiting(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("scheduler/waiting");
+    for num_waiting in [10, 1_000, 100_000] {
+        let mut load = Load::new(config(2 * NUM_HELD_BLOCKS));
+        // Short ones: the memory of their prompts is not what is measured.
+        for number in 0..num_waiting {
+            load.add(vec![number; 16]);
+        }
+        assert_eq!(load.scheduler.stats().num_waiting, num_waiting as usize);
+        group.bench_function(num_waiting.to_string(), |b| {
+            b.iter(|| load.scheduler.schedule(black_box(&mut load.output)));
+        });
+        assert_eq!(load.output.scheduled.len(), NUM_RUNNING);
     }
     group.finish();
 }
@@ -116,7 +135,11 @@ fn block_pool(criterion: &mut Criterion) {
 }
 
 fn config(num_blocks: u32) -> SchedulerConfig {
-    SchedulerConfig { max_num_seqs: NUM_RUNNING, ..SchedulerConfig::new(num_blocks, 4096) }
+    SchedulerConfig {
+        max_num_seqs: NUM_RUNNING,
+        max_num_batched_tokens: 2048,
+        ..SchedulerConfig::new(num_blocks, 4096)
+    }
 }
 
 /// A scheduler under sequences of 512 + 256 tokens.

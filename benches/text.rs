@@ -1,9 +1,10 @@
-//! Text to token ids and back.
+//! Conversations to text, text to token ids and back.
 
+use std::fs;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use nv_text::Tokenizer;
+use nv_text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer};
 
 use crate::demo;
 
@@ -30,6 +31,27 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(ids.len() as u64));
     group.bench_function("decode", |b| b.iter(|| tokenizer.decode(black_box(&ids), false)));
     group.bench_function("stream", |b| b.iter(|| stream(&tokenizer, black_box(&ids))));
+    group.finish();
+    template(criterion);
+}
+
+/// Qwen3's own template, of which each answer renders the whole conversation.
+fn template(criterion: &mut Criterion) {
+    let source = "crates/nv-text/tests/chat_template/qwen3.jinja";
+    let source = fs::read_to_string(xtask::root().join(source)).unwrap();
+    let template = ChatTemplate::new(&source).unwrap();
+    let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+    let mut group = criterion.benchmark_group("chat_template/render");
+    for num_messages in [1, 11, 101] {
+        let message = |i| ChatMessage::new(if i % 2 == 0 { "user" } else { "assistant" }, TEXT);
+        let messages: Vec<ChatMessage> = (0..num_messages).map(message).collect();
+        let text = template.render(&messages, &options).unwrap();
+        assert_eq!(text.matches("<|im_start|>").count(), num_messages + 1);
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(format!("{num_messages} messages"), |b| {
+            b.iter(|| template.render(black_box(&messages), &options).unwrap());
+        });
+    }
     group.finish();
 }
 

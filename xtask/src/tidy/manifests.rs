@@ -34,7 +34,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "nv-benches",
-        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
+        &[
+            "nv-config",
+            "nv-weights",
+            "nv-kernels",
+            "nv-text",
+            "nv-qwen3",
+            "nv-synth",
+            "nv-engine",
+            "xtask",
+        ],
     ),
 ];
 
