@@ -138,6 +138,7 @@ fn config(num_blocks: u32) -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: NUM_RUNNING,
         max_num_batched_tokens: 2048,
+        block_size: 16,
         ..SchedulerConfig::new(num_blocks, 4096)
     }
 }
