@@ -303,7 +303,13 @@ trait Cache {
     fn keys(&self) -> &[Self::Element];
     fn values(&self) -> &[Self::Element];
     fn outer(&self, outer: Outer<'_, Self::Element, Self::Element>);
-    fn softmax_step(&self, scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32;
+    fn softmax_step(
+        &self,
+        scores: &mut [f32],
+        scale: f32,
+        states: &mut [SoftmaxState],
+        corrections: &mut [f32],
+    );
 }
 
 struct Pairs<'a> {
@@ -346,11 +352,17 @@ impl Cache for Pairs<'_> {
         }
     }
 
-    fn softmax_step(&self, scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
+    fn softmax_step(
+        &self,
+        scores: &mut [f32],
+        scale: f32,
+        states: &mut [SoftmaxState],
+        corrections: &mut [f32],
+    ) {
         // SAFETY: `kernels` exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (self.kernels.elementwise.softmax_step_rounded)(scores, scale, state)
+            (self.kernels.elementwise.softmax_step_rounded)(scores, scale, states, corrections);
         }
     }
 }
@@ -379,11 +391,17 @@ impl Cache for Singles<'_> {
         }
     }
 
-    fn softmax_step(&self, scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
+    fn softmax_step(
+        &self,
+        scores: &mut [f32],
+        scale: f32,
+        states: &mut [SoftmaxState],
+        corrections: &mut [f32],
+    ) {
         // SAFETY: `kernels` exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (self.kernels.elementwise.softmax_step)(scores, scale, state)
+            (self.kernels.elementwise.softmax_step)(scores, scale, states, corrections);
         }
     }
 }
@@ -416,6 +434,7 @@ fn attend<C: Cache>(
 
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut states = vec![SoftmaxState::EMPTY; num_rows];
+    let mut corrections = vec![1.0f32; num_rows];
     let mut attended = vec![0.0f32; num_rows * head_dim];
     let mut scores = vec![0.0f32; num_rows * KEY_TILE];
     let weight_row = KEY_TILE / C::PACKED;
@@ -454,18 +473,19 @@ fn attend<C: Cache>(
             ahead: &ahead[..num_ahead],
         });
 
-        for row in 0..num_rows {
-            let scores = &mut scores[row * KEY_TILE..][..KEY_TILE];
+        for (row, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
             let visible = (position(row) + 1).saturating_sub(tile).min(KEY_TILE);
             scores[visible..].fill(f32::NEG_INFINITY);
-            let correction = cache.softmax_step(scores, scale, &mut states[row]);
+        }
+        cache.softmax_step(&mut scores, scale, &mut states, &mut corrections);
+        for (sums, &correction) in attended.chunks_exact_mut(head_dim).zip(&corrections) {
             if correction < 1.0 {
-                for sum in &mut attended[row * head_dim..][..head_dim] {
+                for sum in sums {
                     *sum *= correction;
                 }
             }
-            cache.pack(scores, &mut weights[row * weight_row..][..weight_row]);
         }
+        cache.pack(&scores, &mut weights);
 
         let mut ahead = layout.parts::<C>(cache.values(), piece, next);
         let mut key = tile;

@@ -170,40 +170,53 @@ fn round_bits(x: f32) -> u16 {
     (if x.is_nan() { quiet } else { nearest }) as u16
 }
 
-/// One row's step of the online softmax: scales `scores`, turns them into weights relative to the highest score so
-/// far, and adds them to `total`. Returns what everything summed before must be multiplied by.
+/// A step of the online softmax for some rows: scales their `scores`, turns them into weights relative to a row's highest
+/// score so far, and adds them to its `total`. `corrections` becomes what all that was summed before must be multiplied by.
+///
+/// Each row is a long chain of operations, so the rows go through each part of it together.
 #[inline(always)]
 fn softmax_step<const ROUNDED: bool>(
     scores: &mut [f32],
     scale: f32,
-    state: &mut SoftmaxState,
-) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (vectors, rest) = scores.as_chunks_mut::<LANES>();
-    debug_assert!(rest.is_empty(), "scores come in whole tiles");
-    for vector in &mut *vectors {
-        for (lane, score) in lanes.iter_mut().zip(vector) {
-            *score *= scale;
-            *lane = if *score > *lane { *score } else { *lane };
-        }
-    }
+    states: &mut [SoftmaxState],
+    corrections: &mut [f32],
+) {
+    let row_len = scores.len() / states.len();
+    debug_assert!(row_len.is_multiple_of(LANES), "scores come in whole tiles");
     let greater = |a: f32, b: f32| if b > a { b } else { a };
-    let highest = greater(state.highest, fold_lanes(lanes, greater));
-    // e⁰ is 1 to the bit: the branch only saves the work.
-    let correction =
-        if highest > state.highest { exp_non_positive(state.highest - highest) } else { 1.0 };
-    let mut sums = [0.0; LANES];
-    for vector in &mut *vectors {
-        for (score, sum) in vector.iter_mut().zip(&mut sums) {
-            let weight = exp_non_positive(*score - highest);
-            *score =
-                if ROUNDED { f32::from_bits(u32::from(round_bits(weight)) << 16) } else { weight };
-            *sum += *score;
+    let rows = scores.chunks_exact_mut(row_len).zip(&mut *states);
+    for ((scores, state), correction) in rows.zip(&mut *corrections) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for vector in scores.as_chunks_mut::<LANES>().0 {
+            for (lane, score) in lanes.iter_mut().zip(vector) {
+                *score *= scale;
+                *lane = greater(*lane, *score);
+            }
         }
+        let highest = greater(state.highest, fold_lanes(lanes, greater));
+        // Not the difference of two infinities.
+        *correction = if highest > state.highest { state.highest - highest } else { 0.0 };
+        state.highest = highest;
     }
-    state.total = state.total * correction + fold_lanes(sums, |a, b| a + b);
-    state.highest = highest;
-    correction
+    for correction in &mut *corrections {
+        *correction = exp_non_positive(*correction);
+    }
+    let rows = scores.chunks_exact_mut(row_len).zip(states);
+    for ((scores, state), correction) in rows.zip(corrections) {
+        let mut sums = [0.0; LANES];
+        for vector in scores.as_chunks_mut::<LANES>().0 {
+            for (score, sum) in vector.iter_mut().zip(&mut sums) {
+                let weight = exp_non_positive(*score - state.highest);
+                *score = if ROUNDED {
+                    f32::from_bits(u32::from(round_bits(weight)) << 16)
+                } else {
+                    weight
+                };
+                *sum += *score;
+            }
+        }
+        state.total = state.total * *correction + fold_lanes(sums, |a, b| a + b);
+    }
 }
 
 /// What the online softmax remembers of a row.
@@ -238,10 +251,13 @@ pub(crate) struct Elementwise {
     /// Rounds to bfloat16, into the upper half of each element; the lower half stays.
     pub(crate) store_upper: unsafe fn(&[f32], &mut [u32]),
     /// `(scores, scale, state)`
-    pub(crate) softmax_step: unsafe fn(&mut [f32], f32, &mut SoftmaxState) -> f32,
+    pub(crate) softmax_step: SoftmaxStep,
     /// The same, with weights rounded to bfloat16 before they are summed.
-    pub(crate) softmax_step_rounded: unsafe fn(&mut [f32], f32, &mut SoftmaxState) -> f32,
+    pub(crate) softmax_step_rounded: SoftmaxStep,
 }
+
+/// `(scores, scale, states, corrections)`
+type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut [SoftmaxState], &mut [f32]);
 
 type NormAndRotateHead = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [f32]);
 
@@ -307,13 +323,13 @@ macro_rules! compile {
             }
 
             $(#[target_feature(enable = $features)])?
-            fn softmax_step(scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
-                super::softmax_step::<false>(scores, scale, state)
+            fn softmax_step(scores: &mut [f32], scale: f32, states: &mut [SoftmaxState], corrections: &mut [f32]) {
+                super::softmax_step::<false>(scores, scale, states, corrections);
             }
 
             $(#[target_feature(enable = $features)])?
-            fn softmax_step_rounded(scores: &mut [f32], scale: f32, state: &mut SoftmaxState) -> f32 {
-                super::softmax_step::<true>(scores, scale, state)
+            fn softmax_step_rounded(scores: &mut [f32], scale: f32, states: &mut [SoftmaxState], corrections: &mut [f32]) {
+                super::softmax_step::<true>(scores, scale, states, corrections);
             }
 
             pub(crate) static TABLE: Elementwise = Elementwise {
@@ -373,21 +389,31 @@ mod tests {
 
     #[test]
     fn softmax_in_steps_is_softmax() {
-        let scores: Vec<f32> = (0..64).map(|i| ((i * 37 % 64) as f32 - 32.0) / 5.0).collect();
-        let mut state = SoftmaxState::EMPTY;
-        let mut weights = Vec::new();
-        for tile in scores.chunks(16) {
-            let mut tile = tile.to_vec();
-            let correction = softmax_step::<false>(&mut tile, 0.5, &mut state);
-            for weight in &mut weights {
-                *weight *= correction;
+        const TILE: usize = 16;
+        // The highest come early in one row, and late in the other.
+        let falling: Vec<f32> = (0..64).map(|i| (32.0 - (i * 37 % 64 + i) as f32) / 5.0).collect();
+        let rising: Vec<f32> = falling.iter().rev().copied().collect();
+        let mut states = [SoftmaxState::EMPTY; 2];
+        let mut weights = [Vec::new(), Vec::new()];
+        for (a, b) in falling.chunks(TILE).zip(rising.chunks(TILE)) {
+            let mut scores = [a, b].concat();
+            let mut corrections = [f32::NAN; 2];
+            softmax_step::<false>(&mut scores, 0.5, &mut states, &mut corrections);
+            for ((weights, new), correction) in
+                weights.iter_mut().zip(scores.chunks(TILE)).zip(corrections)
+            {
+                for weight in &mut *weights {
+                    *weight *= correction;
+                }
+                weights.extend_from_slice(new);
             }
-            weights.extend(tile);
         }
-        let total: f64 = scores.iter().map(|&s| f64::from(s * 0.5).exp()).sum();
-        for (&score, weight) in scores.iter().zip(weights) {
-            let want = f64::from(score * 0.5).exp() / total;
-            assert!((f64::from(weight / state.total) - want).abs() < 1e-6);
+        for ((scores, weights), state) in [falling, rising].iter().zip(weights).zip(states) {
+            let total: f64 = scores.iter().map(|&s| f64::from(s * 0.5).exp()).sum();
+            for (&score, weight) in scores.iter().zip(weights) {
+                let want = f64::from(score * 0.5).exp() / total;
+                assert!((f64::from(weight / state.total) - want).abs() < 1e-6);
+            }
         }
     }
 }
