@@ -3,6 +3,7 @@
 //! Not part of the engine: nothing in `crates` depends on it.
 
 pub mod asan;
+pub mod bench;
 pub mod cases;
 pub mod ci;
 pub mod deny;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    asan, ci, deny, fetch, load, openai, page, reference, router, simulate, synth, tidy, verify,
+    asan, bench, ci, deny, fetch, load, openai, page, reference, router, simulate, synth, tidy,
+    verify,
 };
 
 #[derive(Debug, Parser)]
@@ -20,6 +21,10 @@ struct Cli {
 enum Task {
     /// Run the kernels' tests under the address sanitizer; needs a nightly toolchain
     Asan,
+    /// Compare two records of `cargo bench`; fails if something became slower by more than noise
+    BenchCheck(bench::CheckArgs),
+    /// Run `cargo bench` and keep what it measured
+    BenchRecord(bench::RecordArgs),
     /// Run everything that a change must pass
     Ci,
     /// Check the licences, sources and versions of dependencies, and what is known against them
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
 fn run(task: Task, out: &mut dyn Write) -> Result<()> {
     match task {
         Task::Asan => asan::run(out),
+        Task::BenchCheck(args) => bench::check(&args, out),
+        Task::BenchRecord(args) => bench::record(&args, out),
         Task::Ci => ci::run(out),
         Task::Deny => deny::run(out),
         Task::Fetch(args) => fetch::run(&args, out),
