@@ -54,6 +54,7 @@ const STACK_BYTES: usize = 256 << 20;
 #[derive(Clone)]
 pub struct GrammarCompiler {
     jobs: SyncSender<Job>,
+    time_limit: Duration,
 }
 
 struct Job {
@@ -88,7 +89,12 @@ impl GrammarCompiler {
                 .spawn(move || run(&shared.0, &shared.1, end))
                 .map_err(|source: io::Error| Error::Spawn { source })?;
         }
-        Ok(Self { jobs })
+        Ok(Self { jobs, time_limit: TIME_LIMIT })
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_time_limit(self, time_limit: Duration) -> Self {
+        Self { time_limit, ..self }
     }
 
     /// What `grammar` says of texts, which begin after the reasoning that `reasoning` lets them have. Blocks.
@@ -98,11 +104,11 @@ impl GrammarCompiler {
     pub fn compile(&self, grammar: &Grammar, reasoning: Reasoning) -> Result<CompiledGrammar> {
         let source = grammar.source(reasoning)?;
         let (reply, answer) = mpsc::sync_channel(1);
-        let job = Job { source, deadline: Instant::now() + TIME_LIMIT, reply };
+        let job = Job { source, deadline: Instant::now() + self.time_limit, reply };
         if self.jobs.try_send(job).is_err() {
             return Err(Error::grammar("too many others are being compiled: try again later"));
         }
-        answer.recv_timeout(TIME_LIMIT).unwrap_or_else(|error| {
+        answer.recv_timeout(self.time_limit).unwrap_or_else(|error| {
             Err(Error::grammar(match error {
                 RecvTimeoutError::Timeout => "it takes too long to compile: ask for less",
                 RecvTimeoutError::Disconnected => "the compiler failed on it",

@@ -1,6 +1,6 @@
 //! Grammars over a vocabulary of bytes and a few longer tokens.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -274,7 +274,8 @@ fn check_refusal(grammar: &Grammar, message: &str) {
 
 #[test]
 fn what_cannot_be_compiled_is_refused_with_the_reason() {
-    let schema = |schema: Value, message: &str| check_refusal(&Grammar::JsonSchema(schema), message);
+    let schema =
+        |schema: Value, message: &str| check_refusal(&Grammar::JsonSchema(schema), message);
     schema(json!([]), "expected a schema that is an object");
     schema(json!(true), "expected a schema that is an object");
     schema(json!({"type": "text"}), "Invalid type: text");
@@ -338,6 +339,7 @@ fn hostile_grammars_are_refused_and_the_compiler_goes_on() {
 
     // One of those that no limit holds: it keeps a thread, and the other one serves.
     let endless = Grammar::Lark(format!("start: A\nA: {}", intersection.join(" & ")));
+    let compiler = compiler.with_time_limit(Duration::from_secs(2));
     let error = compiler.compile(&endless, Reasoning::Off).unwrap_err().to_string();
     assert!(error.contains("it takes too long to compile"), "{error}");
     compiler.compile(&Grammar::JsonObject, Reasoning::Off).unwrap();
