@@ -48,6 +48,8 @@ pub enum Grammar {
         /// Whether several calls may follow each other.
         is_parallel: bool,
     },
+    /// What one of two says, which are different kinds and not this one.
+    Either(Box<Grammar>, Box<Grammar>),
 }
 
 /// A function that may be called.
@@ -102,6 +104,13 @@ impl Grammar {
             }
             Self::ToolCalls { functions, is_parallel } => {
                 return tool_calls(functions, *is_parallel);
+            }
+            Self::Either(one, other) => {
+                let (mut one, mut other) = (one.answer()?, other.answer()?);
+                one[0].name = Some("one".to_owned());
+                other[0].name = Some("other".to_owned());
+                let main = GrammarWithLexer::from_lark("start: @one | @other".to_owned());
+                return Ok(std::iter::once(main).chain(one).chain(other).collect());
             }
         }])
     }
