@@ -67,8 +67,9 @@ impl Guide {
         reasoning: Reasoning,
         server: &Server,
     ) -> Result<Arc<dyn Constraint>> {
-        // A model that has no token for it doesn't reason unless its prompt says so.
-        let reasons = server.tokenizer().token_to_id("<think>").is_some();
+        // A model that has no token for it, or that nobody has taught to answer, reasons only if its prompt says so.
+        let has_token = server.tokenizer().token_to_id("<think>").is_some();
+        let reasons = has_token && server.has_chat_template();
         let reasoning = match reasoning {
             Reasoning::Optional if !reasons => Reasoning::Off,
             reasoning => reasoning,

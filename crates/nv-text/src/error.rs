@@ -103,14 +103,6 @@ impl Error {
         Self::Grammar { reason: reason.into() }
     }
 
-    /// What is wrong, without saying with what, if it is a grammar.
-    pub(crate) fn grammar_reason(&self) -> String {
-        match self {
-            Self::Grammar { reason } => reason.clone(),
-            other => other.to_string(),
-        }
-    }
-
     /// Puts the path of the file it is about into an error.
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Self::File { path: path.into(), source: Box::new(self) }

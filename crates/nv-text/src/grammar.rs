@@ -134,9 +134,14 @@ fn tool_calls(functions: &[FunctionSchema], is_parallel: bool) -> Result<Vec<Gra
         let (head, tail) = (quoted(&head), quoted(&tail));
         writeln!(main, "call_{index}: {head} @arguments_{index} {tail}")
             .expect("a string takes any text");
-        let mut grammar = json_schema(&arguments_schema(parameters.as_ref())).map_err(|error| {
-            Error::grammar(format!("the parameters of `{name}`: {}", error.grammar_reason()))
-        })?;
+        let mut grammar = arguments_schema(parameters.as_ref())
+            .and_then(|schema| json_schema(&schema))
+            .map_err(|error| match error {
+                Error::Grammar { reason } => {
+                    Error::grammar(format!("the parameters of `{name}`: {reason}"))
+                }
+                other => other,
+            })?;
         grammar.name = Some(format!("arguments_{index}"));
         grammars.push(grammar);
     }
@@ -144,16 +149,19 @@ fn tool_calls(functions: &[FunctionSchema], is_parallel: bool) -> Result<Vec<Gra
     Ok(grammars)
 }
 
-/// The schema of an object, whatever else `parameters` say.
-fn arguments_schema(parameters: Option<&Value>) -> Value {
+/// The schema of an object, which `parameters` need not say.
+fn arguments_schema(parameters: Option<&Value>) -> Result<Value> {
     let Some(parameters) = parameters else {
-        return json!({"type": "object", "additionalProperties": false});
+        return Ok(json!({"type": "object", "additionalProperties": false}));
     };
     let mut schema = parameters.clone();
     if let Value::Object(schema) = &mut schema {
-        schema.entry("type").or_insert_with(|| "object".into());
+        let kind = schema.entry("type").or_insert_with(|| "object".into());
+        if *kind != "object" {
+            return Err(Error::grammar(format!("expected the type \"object\", found {kind}")));
+        }
     }
-    schema
+    Ok(schema)
 }
 
 /// A text as Lark writes it, which is as JSON does.

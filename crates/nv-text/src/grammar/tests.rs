@@ -245,6 +245,22 @@ fn calls_are_those_that_the_parser_reads() {
 }
 
 #[test]
+fn a_text_may_be_of_either_kind() {
+    let calls = Grammar::ToolCalls {
+        functions: vec![FunctionSchema { name: "f".to_owned(), parameters: None }],
+        is_parallel: false,
+    };
+    let either = Grammar::Either(Box::new(calls), Box::new(Grammar::JsonObject));
+    for reasoning in [Reasoning::Off, Reasoning::Optional] {
+        let grammar = compiler().compile(&either, reasoning).unwrap();
+        check(&grammar, r#"{"a": 1}"#, Some(true));
+        let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
+        check(&grammar, call, Some(true));
+        check(&grammar, "[", None);
+    }
+}
+
+#[test]
 fn a_text_begins_after_its_reasoning() {
     let grammar = Grammar::Choice(vec!["yes".to_owned()]);
     let opened = compiler().compile(&grammar, Reasoning::Opened).unwrap();
@@ -298,6 +314,8 @@ fn what_cannot_be_compiled_is_refused_with_the_reason() {
         is_parallel: false,
     };
     check_refusal(&function(json!([])), "the parameters of `f`: expected a schema");
+    let list = json!({"type": "array"});
+    check_refusal(&function(list), "the parameters of `f`: expected the type \"object\"");
 }
 
 #[test]
