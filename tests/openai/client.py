@@ -168,7 +168,7 @@ class Demo(unittest.TestCase):
         # The demo knows no JSON; it can't but write it.
         for temperature in [0, 1]:
             answer = self.client.chat.completions.parse(
-                model="demo", messages=USER, response_format=King, max_tokens=400, seed=1, temperature=temperature
+                model="demo", messages=USER, response_format=King, max_tokens=900, seed=1, temperature=temperature
             )
             choice = answer.choices[0]
             self.assertEqual(choice.finish_reason, "stop")
@@ -176,7 +176,7 @@ class Demo(unittest.TestCase):
             self.assertEqual(choice.message.parsed, King.model_validate_json(choice.message.content))
 
     def test_json_schema_in_a_stream(self):
-        options = dict(model="demo", messages=USER, response_format=King, max_tokens=400, seed=2, temperature=0.8)
+        options = dict(model="demo", messages=USER, response_format=King, max_tokens=900, seed=2, temperature=0.8)
         with self.client.chat.completions.stream(**options) as stream:
             num_events = sum(event.type == "content.delta" for event in stream)
             streamed = stream.get_final_completion().choices[0].message

@@ -25,7 +25,7 @@ pub use matcher::{CompiledGrammar, GrammarMatcher, NextTokens};
 
 /// Whitespace between the parts of a JSON text: a space, or a line end and what the next line is indented by. JSON has no
 /// bound; a model that has nothing to say would never come to an end of it.
-const JSON_WHITESPACE: &str = r" |\r?\n[ \t]{0,64}";
+const JSON_WHITESPACE: &str = r" |\r?\n[ \t]{0,32}";
 
 /// What a text is held to.
 #[derive(Debug, Clone, PartialEq)]

@@ -111,7 +111,7 @@ fn json_is_what_its_schema_says() {
     check(&grammar, r#"{"name": "th", "age": 3, "other""#, None);
     // A model could go on like this for ever.
     check(&grammar, "{  ", None);
-    check(&grammar, &format!("{{\n{}", " ".repeat(65)), None);
+    check(&grammar, &format!("{{\n{}", " ".repeat(33)), None);
     check(&grammar, " ", None);
     for seed in 0..60 {
         let text = random_text(&grammar, seed);
