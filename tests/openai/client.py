@@ -10,8 +10,10 @@ import os
 import time
 import unittest
 import urllib.request
+from typing import Annotated, Literal
 
 import openai
+import pydantic
 
 DEMO = os.environ["NV_DEMO"]
 SCRIPTED = os.environ["NV_SCRIPTED"]
@@ -24,7 +26,27 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
+KÖLN = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Bonn", "Köln"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
 CALL = 'I ask.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
+
+
+class King(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    age: int = pydantic.Field(ge=0, le=999)
+    house: Literal["Saul", "David"]
+    sons: list[Annotated[str, pydantic.Field(max_length=10)]] = pydantic.Field(max_length=3)
 
 
 def client(address: str, key: str = "key", **options) -> openai.OpenAI:
@@ -135,11 +157,47 @@ class Demo(unittest.TestCase):
         check(openai.BadRequestError, 400, "temperature", temperature=-1)
         check(openai.BadRequestError, 400, "max_tokens", max_tokens=1_000_000_000)
         check(openai.BadRequestError, 400, "messages[0].role", messages=[{"role": "critic", "content": ""}])
-        check(openai.BadRequestError, 400, "response_format", response_format={"type": "json_object"})
+        schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "thing"}}}
+        check(openai.BadRequestError, 400, "response_format.json_schema.schema", response_format=schema)
         # The demo has no chat template that could show tools.
         check(openai.BadRequestError, 400, "tools", tools=[WEATHER])
         with self.assertRaises(openai.AuthenticationError):
             client(DEMO, key="wrong").models.list()
+
+    def test_json_schema(self):
+        # The demo knows no JSON; it can't but write it.
+        for temperature in [0, 1]:
+            answer = self.client.chat.completions.parse(
+                model="demo", messages=USER, response_format=King, max_tokens=900, seed=1, temperature=temperature
+            )
+            choice = answer.choices[0]
+            self.assertEqual(choice.finish_reason, "stop")
+            self.assertIsInstance(choice.message.parsed, King)
+            self.assertEqual(choice.message.parsed, King.model_validate_json(choice.message.content))
+
+    def test_json_schema_in_a_stream(self):
+        options = dict(model="demo", messages=USER, response_format=King, max_tokens=900, seed=2, temperature=0.8)
+        with self.client.chat.completions.stream(**options) as stream:
+            num_events = sum(event.type == "content.delta" for event in stream)
+            streamed = stream.get_final_completion().choices[0].message
+        self.assertGreater(num_events, 5)
+        self.assertIsInstance(streamed.parsed, King)
+        whole = self.client.chat.completions.parse(**options).choices[0].message
+        self.assertEqual(streamed.content, whole.content)
+
+    def test_guided(self):
+        def ask(**extra_body):
+            answer = self.client.completions.create(
+                model="demo", prompt="And God said", max_tokens=60, temperature=1, seed=4, n=3, extra_body=extra_body
+            )
+            self.assertEqual({choice.finish_reason for choice in answer.choices}, {"stop"})
+            return [choice.text for choice in answer.choices]
+
+        self.assertLessEqual(set(ask(guided_choice=["light", "darkness"])), {"light", "darkness"})
+        for text in ask(guided_regex="[a-z]{3}-[0-9]{2}"):
+            self.assertRegex(text, r"\A[a-z]{3}-[0-9]{2}\Z")
+        for text in ask(structured_outputs={"grammar": 'start: WORD (" " WORD)~2\nWORD: /[a-z]{1,6}/\n'}):
+            self.assertRegex(text, r"\A[a-z]{1,6}( [a-z]{1,6}){2}\Z")
 
     def test_cancellation(self):
         stream = self.client.chat.completions.create(
@@ -201,6 +259,31 @@ class Scripted(unittest.TestCase):
         self.assertEqual(choice.finish_reason, "tool_calls")
         (call,) = choice.message.tool_calls
         self.assertEqual(json.loads(call.function.arguments), {"city": "Bonn"})
+
+    def test_json_object(self):
+        for text in ['{"a": [1, 2]}', 'Here it is: {"a": 1}']:
+            message = self.ask(text, response_format={"type": "json_object"}, max_tokens=200).choices[0].message
+            self.assertEqual(message.content[0], "{")
+        self.assertEqual(self.ask('{"a": [1]}', response_format={"type": "json_object"}).choices[0].message.content, '{"a": [1]}')
+
+    def test_tool_choice(self):
+        named = {"type": "function", "function": {"name": "weather"}}
+        for tool_choice, reason in [("required", "tool_calls"), (named, "stop")]:
+            # Whether the model wants to call or not.
+            for text in [CALL.split("\n", 1)[1], "I would rather talk."]:
+                choice = self.ask(text, tools=[KÖLN], tool_choice=tool_choice).choices[0]
+                self.assertEqual(choice.finish_reason, reason)
+                self.assertIsNone(choice.message.content)
+                (call,) = choice.message.tool_calls
+                self.assertEqual(call.function.name, "weather")
+                self.assertIn(json.loads(call.function.arguments)["city"], ["Bonn", "Köln"])
+                with self.client.chat.completions.stream(
+                    model="scripted", messages=said(text), tools=[KÖLN], tool_choice=tool_choice, temperature=0
+                ) as stream:
+                    for _ in stream:
+                        pass
+                    streamed = stream.get_final_completion().choices[0].message.tool_calls
+                self.assertEqual(streamed[0].function.arguments, call.function.arguments)
 
     def test_reasoning(self):
         message = self.ask("<think>\nHm.\n</think>\n\nYes.").choices[0].message

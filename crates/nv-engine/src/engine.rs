@@ -1,6 +1,7 @@
 //! Many requests at once: the scheduler says what runs, the model computes it, the sampler chooses.
 //!
-//! Synchronous and single-threaded: whoever holds the engine says when a step happens. Knows nothing of text or of where
+//! Synchronous: whoever holds the engine says when a step happens, and but for the model and what texts are held to all of
+//! it happens on the caller's thread. Knows nothing of text or of where
 //! requests come from.
 
 mod config;
@@ -169,6 +170,8 @@ impl<M: Model> Engine<M> {
         self.next_id += running.params.n() as u64;
         self.num_arrivals += 1;
         self.counts.num_requests += 1;
+        // While the prompt is computed.
+        running.look_ahead(0, &mut self.step.lookahead);
         self.requests.0.insert(id, running);
         Ok(id)
     }

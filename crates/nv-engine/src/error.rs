@@ -94,6 +94,12 @@ pub enum Error {
         /// How many logits there are.
         num_logits: usize,
     },
+    /// A text can't go on under what it is held to.
+    #[error("the text can't be held to what was asked: {reason}")]
+    Constraint {
+        /// What the [`Constraint`](crate::Constraint) says.
+        reason: String,
+    },
     /// The model refused the tokens, or failed on them.
     #[error(transparent)]
     Model(Arc<nv_qwen3::Error>),

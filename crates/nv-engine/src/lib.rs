@@ -2,6 +2,7 @@
 //!
 //! - [`Engine`] serves many [`Request`]s at once, a step at a time; [`EngineHandle`] runs one on a thread of its own.
 //! - [`SamplingParams`] says how tokens are chosen and when a text ends.
+//! - [`Constraint`] is what texts can be held to, token by token.
 //! - [`EngineStats`] counts what an engine does.
 //!
 //! What the engine is made of can be used alone:
@@ -32,6 +33,7 @@
 
 mod block_hash;
 mod block_pool;
+mod constraint;
 mod engine;
 mod error;
 mod handle;
@@ -52,6 +54,7 @@ mod stats;
 
 pub use block_hash::{BlockHash, BlockHasher};
 pub use block_pool::{BlockId, BlockParent, BlockPool};
+pub use constraint::{Constraint, ConstraintState, TokenMask};
 pub use engine::{Engine, EngineConfig};
 pub use error::{Error, Result};
 pub use handle::{EngineHandle, RequestStream};

@@ -1,5 +1,6 @@
 //! What a request changes in a model's logits before a token is chosen.
 
+use crate::constraint::TokenMask;
 use crate::sampling_params::SamplingParams;
 use crate::sampling_state::SamplingState;
 
@@ -14,7 +15,7 @@ pub(crate) fn is_needed(params: &SamplingParams, state: &SamplingState) -> bool 
 
 /// Writes the logits as the request wants them to `processed`.
 ///
-/// In this order: tokens that aren't allowed, that are banned, and, before `min_tokens`, those that end a text become
+/// In this order: tokens that aren't allowed, by `params` or by a mask, that are banned, and, before `min_tokens`, those that end a text become
 /// -inf; the biases are added; the repetition penalty divides or multiplies, frequency and presence penalties are
 /// subtracted. Costs a copy, and a step for each token that is named or that came before.
 ///
@@ -25,6 +26,7 @@ pub(crate) fn process(
     logits: &[f32],
     params: &SamplingParams,
     state: &SamplingState,
+    mask: Option<&TokenMask>,
     processed: &mut Vec<f32>,
 ) {
     processed.clear();
@@ -37,6 +39,9 @@ pub(crate) fn process(
         }
     } else {
         processed.extend_from_slice(logits);
+    }
+    if let Some(mask) = mask {
+        mask.rule_out(processed);
     }
 
     let ends = [params.stop_token_ids(), params.eos_token_ids()].into_iter().flatten();
@@ -84,7 +89,7 @@ mod tests {
         }
         assert!(is_needed(&params, &state));
         let mut processed = vec![0.0; 99];
-        process(logits, &params, &state, &mut processed);
+        process(logits, &params, &state, None, &mut processed);
         assert_eq!(processed, expected);
     }
 
@@ -120,6 +125,20 @@ mod tests {
             .with_ignore_eos(true)
             .with_min_tokens(4);
         check(params, &[3.0; 6], &[2.0, NONE, NONE, NONE, NONE, NONE]);
+    }
+
+    #[test]
+    fn a_mask_and_the_parameters_must_both_allow_a_token() {
+        let params = SamplingParams::default()
+            .with_allowed_token_ids(vec![0, 1, 2])
+            .and_then(|params| params.with_logit_bias([(0, 9.0), (3, 9.0)]))
+            .unwrap()
+            .with_banned_token_ids(vec![1]);
+        let state = SamplingState::new(&params, 0, &[7]);
+        let mask = TokenMask::new(vec![0b1111_1110], false);
+        let mut processed = Vec::new();
+        process(&[1.0; 5], &params, &state, Some(&mask), &mut processed);
+        assert_eq!(processed, [NONE, NONE, 1.0, NONE, NONE]);
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::TokenId;
+use crate::constraint::Constraint;
 use crate::error::{Error, Result};
 use crate::logprobs::TokenLogprobs;
 use crate::sampling_params::SamplingParams;
 use crate::scheduler::SequenceId;
 
 /// A prompt and how to continue it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Request {
     /// What to continue, at least one token.
     pub prompt_token_ids: Vec<TokenId>,
@@ -21,12 +22,14 @@ pub struct Request {
     pub priority: i32,
     /// Requests of different salts never share blocks: nobody learns by waiting times what others asked.
     pub cache_salt: Option<Arc<str>>,
+    /// What each continuation is held to. Its log-probabilities are still the model's own.
+    pub constraint: Option<Arc<dyn Constraint>>,
 }
 
 impl Request {
-    /// A request of usual priority, without a salt.
+    /// A request of usual priority, without a salt, held to nothing.
     pub fn new(prompt_token_ids: Vec<TokenId>, params: SamplingParams) -> Self {
-        Self { prompt_token_ids, params, priority: 0, cache_salt: None }
+        Self { prompt_token_ids, params, priority: 0, cache_salt: None, constraint: None }
     }
 }
 
@@ -93,6 +96,8 @@ pub enum FinishReason {
     },
     /// As many tokens as `max_tokens` allows were generated.
     Length,
+    /// What the text is held to is complete: it may end, and nothing may follow.
+    Complete,
     /// Prompt and continuation are as long as a sequence can be.
     ContextFull,
 }

@@ -12,6 +12,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use self::cut::{CHUNK, Cut, Cutter, has_any};
 use self::softmax::Softmax;
 use crate::TokenId;
+use crate::constraint::TokenMask;
 use crate::error::{Error, Result};
 use crate::logits_processors;
 use crate::sampling_params::SamplingParams;
@@ -74,10 +75,24 @@ impl Sampler {
         params: &SamplingParams,
         state: &SamplingState,
     ) -> Result<TokenId> {
+        self.sample_masked(logits, params, state, None)
+    }
+
+    /// As [`Self::sample`], from the tokens alone that `mask` allows, if there is one: the others are ruled out first.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_masked(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        state: &SamplingState,
+        mask: Option<&TokenMask>,
+    ) -> Result<TokenId> {
         let (mut likeliest, mut max_logit) = argmax(logits)?;
         let mut logits = logits;
-        if logits_processors::is_needed(params, state) {
-            logits_processors::process(logits, params, state, &mut self.processed);
+        if mask.is_some() || logits_processors::is_needed(params, state) {
+            logits_processors::process(logits, params, state, mask, &mut self.processed);
             logits = &self.processed;
             (likeliest, max_logit) = argmax(logits)?;
         }
@@ -506,7 +521,7 @@ mod tests {
                 logits.iter().map(|logit| logit.to_string().parse().unwrap()).collect();
 
             let mut processed = Vec::new();
-            logits_processors::process(&logits, &params, &state, &mut processed);
+            logits_processors::process(&logits, &params, &state, None, &mut processed);
             for (&found, expected) in processed.iter().zip(numbers(&case["processed"])) {
                 // Of two that are -inf the distance is no number.
                 let differ = (f64::from(found) - expected).abs() > 1e-6 * expected.abs();

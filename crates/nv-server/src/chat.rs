@@ -4,7 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nv_engine::TokenId;
-use nv_text::{ChatMessage, ChatOptions, ChatParser, Reasoning, ToolCalls, deserialize_messages};
+use nv_text::{
+    ChatMessage, ChatOptions, ChatParser, FunctionSchema, Grammar, Reasoning, ToolCalls,
+    deserialize_messages,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -12,6 +15,7 @@ use crate::chat_answer::{ChatAnswers, ChatChunks, Form};
 use crate::error::{Error, Result};
 use crate::fields::{Fields, kind};
 use crate::generation::Generation;
+use crate::guided::Guide;
 use crate::params::{Params, num_logprobs};
 use crate::server::Server;
 use crate::sse;
@@ -41,6 +45,18 @@ pub(crate) struct Conversation {
 pub(crate) struct ChatPrompt {
     pub(crate) text: String,
     pub(crate) token_ids: Vec<TokenId>,
+}
+
+/// Whether the answer calls tools.
+#[derive(Debug, PartialEq, Eq)]
+enum ToolChoice {
+    None,
+    /// If the model wants to.
+    Auto,
+    /// At least one.
+    Required,
+    /// This one, once.
+    Function(String),
 }
 
 /// Messages, whose errors say which one it is.
@@ -88,11 +104,13 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     fields.refuse(UNSUPPORTED)?;
     check_modalities(&mut fields)?;
     let mut conversation = Conversation::take(&mut fields, &server)?;
-    let offers_tools = may_call_tools(&mut fields, &conversation.options.tools)?;
-    if !offers_tools {
+    let tool_choice = ToolChoice::take(&mut fields, &conversation.options.tools)?;
+    let parallel_tool_calls = fields.take("parallel_tool_calls")?.unwrap_or(true);
+    let guide =
+        tool_choice.guide(params.guide.take(), &conversation.options.tools, parallel_tool_calls)?;
+    if tool_choice == ToolChoice::None {
         conversation.options.tools.clear();
     }
-    let parallel_tool_calls = fields.take("parallel_tool_calls")?.unwrap_or(true);
     let has_logprobs = fields.take("logprobs")?.unwrap_or(false);
     match (has_logprobs, num_logprobs(&mut fields, "top_logprobs")?) {
         (true, num_top) => params.sampling = params.sampling.with_logprobs(num_top.unwrap_or(0)),
@@ -109,16 +127,28 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     };
     fields.finish();
 
-    let ChatPrompt { text, token_ids } =
-        server.compute(move |server| conversation.encode(server)).await?;
-    let tool_calls = match (offers_tools, params.delivery.stream) {
-        (false, _) => ToolCalls::Off,
-        (true, false) => ToolCalls::Whole,
-        (true, true) => ToolCalls::Streamed,
+    let (token_ids, reasoning, constraint) = server
+        .compute(move |server| {
+            let ChatPrompt { text, token_ids } = conversation.encode(server)?;
+            let reasoning = Reasoning::after_prompt(&text);
+            let constraint = guide.map(|guide| guide.compile(reasoning, server)).transpose()?;
+            Ok((token_ids, reasoning, constraint))
+        })
+        .await?;
+    params.constraint = constraint;
+    let tool_calls = match (&tool_choice, params.delivery.stream) {
+        (ToolChoice::None, _) => ToolCalls::Off,
+        (_, false) => ToolCalls::Whole,
+        (_, true) => ToolCalls::Streamed,
     };
     let form = Form {
-        parser: ChatParser::new(Reasoning::after_prompt(&text), tool_calls),
+        parser: ChatParser::new(reasoning, tool_calls),
         parallel_tool_calls,
+        // Who named the function need not be told that there is a call.
+        call_finish_reason: match tool_choice {
+            ToolChoice::Function(_) => "stop",
+            _ => "tool_calls",
+        },
         has_logprobs,
         has_prompt_logprobs: params.sampling.prompt_logprobs().is_some(),
     };
@@ -160,27 +190,83 @@ fn tools(fields: &mut Fields, server: &Server) -> Result<Vec<Value>> {
     Ok(tools)
 }
 
-/// Whether the answer may call `tools`.
-fn may_call_tools(fields: &mut Fields, tools: &[Value]) -> Result<bool> {
-    const FIELD: &str = "tool_choice";
-    let unsupported = Err(Error::Unsupported {
-        field: FIELD,
-        reason: "a call can't be enforced; use \"auto\" and ask for it in the prompt",
-    });
-    match fields.take_value(FIELD) {
-        None => Ok(!tools.is_empty()),
-        Some(Value::String(choice)) => match (&*choice, tools.is_empty()) {
-            ("none", _) => Ok(false),
-            ("auto" | "required", true) => Err(Error::field(FIELD, "expected only with `tools`")),
-            ("auto", false) => Ok(true),
-            ("required", false) => unsupported,
-            _ => Err(Error::field(FIELD, r#"expected "none", "auto", "required" or an object"#)),
-        },
-        Some(Value::Object(_)) => unsupported,
-        Some(other) => Err(Error::field(
-            FIELD,
-            format!("expected a string or an object, found {}", kind(&other)),
-        )),
+impl ToolChoice {
+    fn take(fields: &mut Fields, tools: &[Value]) -> Result<Self> {
+        const FIELD: &str = "tool_choice";
+        let choice = match fields.take_value(FIELD) {
+            None if tools.is_empty() => return Ok(Self::None),
+            None => return Ok(Self::Auto),
+            Some(choice) => choice,
+        };
+        let choice = match &choice {
+            Value::String(choice) => match &**choice {
+                "none" => return Ok(Self::None),
+                "auto" => Self::Auto,
+                "required" => Self::Required,
+                _ => {
+                    let reason = r#"expected "none", "auto", "required" or an object"#;
+                    return Err(Error::field(FIELD, reason));
+                }
+            },
+            Value::Object(choice) if choice.get("type") == Some(&"function".into()) => match choice
+                .get("function")
+                .and_then(|function| function.get("name"))
+            {
+                Some(Value::String(name)) => Self::Function(name.clone()),
+                _ => return Err(Error::field("tool_choice.function.name", "expected a string")),
+            },
+            Value::Object(_) => {
+                return Err(Error::field("tool_choice.type", r#"expected the string "function""#));
+            }
+            other => {
+                let reason = format!("expected a string or an object, found {}", kind(other));
+                return Err(Error::field(FIELD, reason));
+            }
+        };
+        if tools.is_empty() {
+            return Err(Error::field(FIELD, "expected only with `tools`"));
+        }
+        Ok(choice)
+    }
+
+    /// What the answer is held to, where its text is held to `text`, if it says anything beside calls.
+    fn guide(
+        &self,
+        text: Option<Guide>,
+        tools: &[Value],
+        is_parallel: bool,
+    ) -> Result<Option<Guide>> {
+        let name = |tool: &Value| tool.pointer("/function/name").cloned();
+        let is_chosen = |tool: &&Value| match self {
+            Self::Function(chosen) => name(tool) == Some(Value::from(&**chosen)),
+            _ => true,
+        };
+        let functions = tools.iter().filter(is_chosen).map(|tool| FunctionSchema {
+            name: name(tool).and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
+            parameters: tool.pointer("/function/parameters").filter(|it| !it.is_null()).cloned(),
+        });
+        let functions: Vec<FunctionSchema> = functions.collect();
+        let is_parallel = is_parallel && !matches!(self, Self::Function(_));
+        let calls = |functions| Grammar::ToolCalls { functions, is_parallel };
+        Ok(match (self, text) {
+            (Self::None, text) | (Self::Auto, text @ None) => text,
+            // The form is that of the text; a call has its own.
+            (Self::Auto, Some(Guide { field, grammar })) => {
+                let grammar = Grammar::Either(Box::new(calls(functions)), Box::new(grammar));
+                Some(Guide { field, grammar })
+            }
+            (Self::Required | Self::Function(_), Some(Guide { field, .. })) => {
+                let reason = "expected only where `tool_choice` lets the answer be a text";
+                return Err(Error::field(field, reason));
+            }
+            (Self::Function(name), None) if functions.is_empty() => {
+                let reason = format!("expected a function of `tools`, found {name:?}");
+                return Err(Error::field("tool_choice.function.name", reason));
+            }
+            (Self::Required | Self::Function(_), None) => {
+                Some(Guide { field: "tools".to_owned(), grammar: calls(functions) })
+            }
+        })
     }
 }
 

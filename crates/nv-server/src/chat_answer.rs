@@ -21,6 +21,8 @@ pub(crate) struct Form {
     pub(crate) parser: ChatParser,
     /// Whether an answer may call several tools; else calls after the first are left out.
     pub(crate) parallel_tool_calls: bool,
+    /// Why an answer ends that calls tools, if nothing cuts it.
+    pub(crate) call_finish_reason: &'static str,
     pub(crate) has_logprobs: bool,
     pub(crate) has_prompt_logprobs: bool,
 }
@@ -48,6 +50,7 @@ struct Deltas {
     /// `None` once the answer has ended.
     parser: Option<ChatParser>,
     parallel_tool_calls: bool,
+    call_finish_reason: &'static str,
     calls_tools: bool,
 }
 
@@ -101,6 +104,7 @@ impl Deltas {
         Self {
             parser: Some(form.parser.clone()),
             parallel_tool_calls: form.parallel_tool_calls,
+            call_finish_reason: form.call_finish_reason,
             calls_tools: false,
         }
     }
@@ -128,7 +132,7 @@ impl Deltas {
 
     fn finish_reason(&self, finish: &Finish) -> &'static str {
         match finish.reason() {
-            "stop" if self.calls_tools => "tool_calls",
+            "stop" if self.calls_tools => self.call_finish_reason,
             reason => reason,
         }
     }

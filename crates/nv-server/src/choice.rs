@@ -45,7 +45,7 @@ pub(crate) struct PieceToken {
 /// How a continuation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finish {
-    /// The model chose its own end.
+    /// The model chose its own end, or what it is held to allows no more.
     Eos,
     /// It came to a token that the request named.
     StopToken(TokenId),
@@ -107,7 +107,11 @@ impl Choice {
     }
 
     fn finish(&mut self, reason: FinishReason, piece: &mut Piece) {
-        let mut finish = Finish::Length;
+        let mut finish = match reason {
+            // As much the text's own end as a token that says so.
+            FinishReason::Complete => Finish::Eos,
+            _ => Finish::Length,
+        };
         if let FinishReason::Stop { token_id } = reason {
             let is_asked_for = self.params.stop_token_ids.contains(&token_id);
             if is_asked_for && self.params.include_stop_str_in_output {

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nv_engine::TokenId;
+use nv_text::Reasoning;
 use serde_json::Value;
 
 use crate::completion_answer::{CompletionAnswers, CompletionChunks, Form, Prompt};
@@ -57,12 +58,17 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     let is_only_prompt = max_tokens == 0 && params.sampling.prompt_logprobs().is_some();
     let max_tokens = ("max_tokens", Some(max_tokens.max(usize::from(is_only_prompt))));
     let skip_special_tokens = params.text.skip_special_tokens;
-    let prompts = server
+    let guide = params.guide.take();
+    let (prompts, constraint) = server
         .compute(move |server| {
             let prompt = |input| encode(input, add_special_tokens, skip_special_tokens, server);
-            inputs.into_iter().map(prompt).collect::<Result<Vec<_>>>()
+            let prompts = inputs.into_iter().map(prompt).collect::<Result<Vec<_>>>()?;
+            let constraint =
+                guide.map(|guide| guide.compile(Reasoning::Off, server)).transpose()?;
+            Ok((prompts, constraint))
         })
         .await?;
+    params.constraint = constraint;
     let requests = prompts.iter();
     let requests = requests
         .map(|prompt| params.request(prompt.token_ids.clone(), max_tokens, &server))

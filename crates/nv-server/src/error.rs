@@ -198,8 +198,10 @@ impl Error {
         use nv_text::Error as Text;
 
         match self {
-            // What every token is ruled out by is the request.
-            Self::Json { .. } | Self::Body { .. } | Self::Engine(Engine::NoChoice { .. }) => {
+            // What every token is ruled out by is the request; so is what is too complex to follow.
+            Self::Json { .. }
+            | Self::Body { .. }
+            | Self::Engine(Engine::NoChoice { .. } | Engine::Constraint { .. }) => {
                 Meaning::invalid(None)
             }
             Self::ContentType { .. } => Meaning::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE),

@@ -34,6 +34,7 @@ mod counts;
 mod error;
 mod fields;
 mod generation;
+mod guided;
 mod health;
 mod ids;
 mod logprobs;

@@ -4,27 +4,21 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use nv_engine::{Request, SamplingParams, TokenId};
+use nv_engine::{Constraint, Request, SamplingParams, TokenId};
 use nv_text::StopStrings;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::fields::Fields;
+use crate::guided::Guide;
 use crate::server::Server;
 
 /// Log-probabilities a token at most, as the OpenAI API has it.
 const MAX_LOGPROBS: usize = 20;
 
-const NO_GRAMMAR: &str = "the answer can't be held to a form; ask for it in the prompt";
-
 /// Fields of the OpenAI API and of vLLM's that change what is answered, and that this server lacks.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("guided_json", NO_GRAMMAR),
-    ("guided_regex", NO_GRAMMAR),
-    ("guided_choice", NO_GRAMMAR),
-    ("guided_grammar", NO_GRAMMAR),
-    ("structured_outputs", NO_GRAMMAR),
+    ("guided_whitespace_pattern", "JSON is written with a space or a line end between its parts"),
     ("bad_words", "use `logit_bias` for single tokens"),
     ("use_beam_search", "use `n` and compare `logprobs`"),
     ("logits_processors", "use `logit_bias`"),
@@ -40,6 +34,10 @@ pub(crate) struct Params {
     priority: i32,
     cache_salt: Option<Arc<str>>,
     pub(crate) delivery: Delivery,
+    /// What answers are to be held to.
+    pub(crate) guide: Option<Guide>,
+    /// What they are held to, once it is compiled.
+    pub(crate) constraint: Option<Arc<dyn Constraint>>,
 }
 
 /// How the text of a continuation comes about.
@@ -85,7 +83,7 @@ impl Params {
         server.check_model(fields.take::<String>("model")?.as_deref())?;
         fields.refuse(UNSUPPORTED)?;
         refuse_best_of(fields)?;
-        refuse_response_format(fields)?;
+        let guide = Guide::take(fields)?;
         // Of no consequence for the answer.
         for name in ["user", "metadata", "store", "service_tier", "safety_identifier"] {
             fields.take_value(name);
@@ -113,7 +111,7 @@ impl Params {
             let reason = "ask for it without `stream`";
             return Err(Error::Unsupported { field: "prompt_logprobs", reason });
         }
-        Ok(Self { sampling, text, priority, cache_salt, delivery })
+        Ok(Self { sampling, text, priority, cache_salt, delivery, guide, constraint: None })
     }
 
     /// The request for one prompt, of which `field` says how far it may go on, by `max_tokens` if it does.
@@ -144,6 +142,7 @@ impl Params {
         Ok(Request {
             priority: self.priority,
             cache_salt: self.cache_salt.clone(),
+            constraint: self.constraint.clone(),
             ..Request::new(prompt_token_ids, params)
         })
     }
@@ -237,22 +236,4 @@ fn refuse_best_of(fields: &mut Fields) -> Result<()> {
         return Err(Error::Unsupported { field: "best_of", reason });
     }
     Ok(())
-}
-
-fn refuse_response_format(fields: &mut Fields) -> Result<()> {
-    const FIELD: &str = "response_format";
-    match fields.take_value(FIELD) {
-        None => Ok(()),
-        Some(format) if format == json!({"type": "text"}) => Ok(()),
-        Some(Value::Object(format)) => match format.get("type").and_then(Value::as_str) {
-            Some("json_object" | "json_schema" | "structural_tag") => {
-                Err(Error::Unsupported { field: FIELD, reason: NO_GRAMMAR })
-            }
-            _ => Err(Error::field(
-                "response_format.type",
-                "expected text, json_object or json_schema",
-            )),
-        },
-        Some(_) => Err(Error::field(FIELD, "expected an object")),
-    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nv_config::GenerationConfig;
 use nv_engine::{Engine, EngineHandle, Model};
-use nv_text::{ChatTemplate, Tokenizer};
+use nv_text::{ChatTemplate, GrammarCompiler, Tokenizer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::counts::Counts;
@@ -88,6 +88,8 @@ struct Inner {
     model: ServedModel,
     /// Of the model, or the one for models without.
     chat_template: ChatTemplate,
+    /// Made when the first answer is to be held to a form: it takes time and memory.
+    grammar_compiler: Mutex<Option<GrammarCompiler>>,
     config: ServerConfig,
     max_model_len: usize,
     block_size: usize,
@@ -128,6 +130,7 @@ impl Server {
             engine,
             model,
             chat_template,
+            grammar_compiler: Mutex::default(),
             config,
             max_model_len: limits.max_model_len,
             block_size: limits.block_size,
@@ -173,6 +176,16 @@ impl Server {
 
     pub(crate) fn chat_template(&self) -> &ChatTemplate {
         &self.0.chat_template
+    }
+
+    /// What grammars are compiled by. Takes a while the first time.
+    pub(crate) fn grammar_compiler(&self) -> Result<GrammarCompiler> {
+        let compiler = &self.0.grammar_compiler;
+        let mut compiler = compiler.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiler) = &*compiler {
+            return Ok(compiler.clone());
+        }
+        Ok(compiler.insert(GrammarCompiler::new(self.tokenizer())?).clone())
     }
 
     /// Whether the model brings a chat template, which can show tools.

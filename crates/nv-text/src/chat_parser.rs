@@ -6,8 +6,10 @@ use crate::chat_delta::{ChatAnswer, ChatDelta, append};
 use crate::literals::Literals;
 use crate::tool_call::{Outcome, START_TAG, ToolCallParser};
 
-const THINK_START: &str = "<think>";
-const THINK_END: &str = "</think>";
+/// Opens reasoning.
+pub(crate) const THINK_START: &str = "<think>";
+/// Closes reasoning.
+pub(crate) const THINK_END: &str = "</think>";
 
 /// Where an answer may hold reasoning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -78,9 +78,31 @@ pub enum Error {
         /// What failed, and in which line of the template.
         source: minijinja::Error,
     },
+    /// What a text is to be held to can't be compiled, or is too complex to follow.
+    #[error("the grammar can't be used: {reason}")]
+    Grammar {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tokens of a tokenizer can't be searched for those that a grammar allows.
+    #[error("the tokens can't be held to a grammar: {reason}")]
+    Vocabulary {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// The system refuses the threads that grammars are compiled on.
+    #[error("the system does not start the threads that compile grammars")]
+    Spawn {
+        /// What the system says.
+        source: io::Error,
+    },
 }
 
 impl Error {
+    pub(crate) fn grammar(reason: impl Into<String>) -> Self {
+        Self::Grammar { reason: reason.into() }
+    }
+
     /// Puts the path of the file it is about into an error.
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Self::File { path: path.into(), source: Box::new(self) }

@@ -4,6 +4,7 @@
 //! conversation, [`ChatMessage`]s as the OpenAI API has them, into the text that the model continues. What the model
 //! generates goes the other way as it comes: [`TokenStream`] turns ids into text, [`StopStrings`] ends it,
 //! [`ChatParser`] takes it apart into reasoning, content and tool calls.
+//! [`GrammarCompiler`] says which tokens keep a text to a [`Grammar`], such as the JSON of a schema.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -52,6 +53,7 @@ mod chat_delta;
 mod chat_parser;
 mod chat_template;
 mod error;
+mod grammar;
 mod json;
 mod literals;
 mod message;
@@ -64,6 +66,9 @@ pub use chat_delta::{ChatAnswer, ChatDelta, GeneratedToolCall};
 pub use chat_parser::{ChatParser, Reasoning, ToolCalls};
 pub use chat_template::{ChatOptions, ChatTemplate};
 pub use error::{Error, Result};
+pub use grammar::{
+    CompiledGrammar, FunctionSchema, Grammar, GrammarCompiler, GrammarMatcher, NextTokens,
+};
 pub use message::{ChatMessage, FunctionCall, ToolCall, deserialize_messages};
 pub use stop::{StopCheck, StopStrings};
 pub use stream::TokenStream;

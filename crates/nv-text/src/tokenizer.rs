@@ -135,6 +135,12 @@ impl Tokenizer {
         self.inner.tokenizer.get_vocab_size(true)
     }
 
+    /// One more than the highest id. There need not be a token for each below.
+    pub(crate) fn num_ids(&self) -> u32 {
+        let vocab = self.inner.tokenizer.get_vocab(true);
+        vocab.into_values().max().map_or(0, |id| id.saturating_add(1))
+    }
+
     /// Appends the bytes that `id` stands for.
     pub(crate) fn extend_bytes(&self, id: u32, skip_special_tokens: bool, bytes: &mut Vec<u8>) {
         if skip_special_tokens && self.is_special(id) {

@@ -3,6 +3,7 @@
 //! It knows nothing of the text around the call.
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::chat_delta::{ChatDelta, append};
@@ -29,6 +30,13 @@ pub(crate) struct ToolCallParser {
     /// Brackets that are open.
     depth: usize,
     end_tag: Literal,
+}
+
+/// What a call of a function is, as Qwen writes it, before its arguments and behind them.
+pub(crate) fn around_arguments(name: &str) -> (String, String) {
+    let name = Value::from(name);
+    let head = format!("{START_TAG}\n{{\"name\": {name}, \"arguments\": ");
+    (head, format!("}}\n{END_TAG}"))
 }
 
 /// What has been read of the call, and what has been given out.

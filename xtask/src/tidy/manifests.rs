@@ -59,6 +59,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["nano-vllm-rs", "xtask"]),
     ("hf-hub", &["nv-weights"]),
     ("memmap2", &["nv-weights", "nv-engine"]),
+    ("llguidance", &["nv-text"]),
     ("minijinja", &["nv-text"]),
     ("tokenizers", &["nv-text"]),
     ("tokio", &["nv-engine", "nv-server"]),

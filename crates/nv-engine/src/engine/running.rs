@@ -1,7 +1,9 @@
 //! What the engine knows of a request that has not ended.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::constraint::{ConstrainedText, Constraint, Lookahead};
 use crate::error::Result;
 use crate::prompt_lookup::PromptLookup;
 use crate::request::{FinishReason, Request, RequestId, RequestOutput};
@@ -21,6 +23,7 @@ pub(super) struct Running {
     /// Tokens of the prompt, from the second on, whose log-probabilities are out.
     pub(super) num_prompt_logprobs: usize,
     pub(super) num_cached_tokens: usize,
+    constraint: Option<Arc<dyn Constraint>>,
     /// The continuations that have begun, the first from the start; `None` for those that have ended.
     sequences: Vec<Option<RunningSequence>>,
     arrival: Instant,
@@ -29,10 +32,12 @@ pub(super) struct Running {
 }
 
 /// A continuation that has not ended.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct RunningSequence {
     pub(super) state: SamplingState,
     pub(super) lookup: Option<PromptLookup>,
+    /// What it is held to.
+    text: Option<ConstrainedText>,
     /// When its last token came.
     last_token: Option<Instant>,
 }
@@ -40,13 +45,16 @@ pub(super) struct RunningSequence {
 impl Running {
     pub(super) fn new(id: RequestId, request: &Request, lookup: Option<PromptLookup>) -> Self {
         let state = SamplingState::new(&request.params, 0, &request.prompt_token_ids);
+        let constraint = request.constraint.clone();
+        let text = begin(constraint.as_deref(), &request.params);
         Self {
             id,
             params: request.params.clone(),
             num_prompt_tokens: request.prompt_token_ids.len(),
             num_prompt_logprobs: 0,
             num_cached_tokens: 0,
-            sequences: vec![Some(RunningSequence { state, lookup, last_token: None })],
+            constraint,
+            sequences: vec![Some(RunningSequence { state, lookup, text, last_token: None })],
             arrival: Instant::now(),
             first_step: None,
         }
@@ -65,12 +73,19 @@ impl Running {
 
     /// Begins the other continuations.
     pub(super) fn fork(&mut self) {
-        let first = self.sequences[0].clone();
-        self.sequences.extend((1..self.params.n()).map(|index| {
-            first
-                .clone()
-                .map(|first| RunningSequence { state: first.state.fork(index as u64), ..first })
-        }));
+        let Some(first) = &self.sequences[0] else { return };
+        // No token has come yet: what they are held to begins anew.
+        let forks: Vec<_> = (1..self.params.n())
+            .map(|index| {
+                Some(RunningSequence {
+                    state: first.state.fork(index as u64),
+                    lookup: first.lookup.clone(),
+                    text: begin(self.constraint.as_deref(), &self.params),
+                    last_token: None,
+                })
+            })
+            .collect();
+        self.sequences.extend(forks);
     }
 
     /// A continuation, unless it has ended.
@@ -106,8 +121,11 @@ impl Running {
         output: &mut RequestOutput,
     ) -> Result<TokenId> {
         let sequence = self.sequences[output.index].as_mut();
-        let state = &mut sequence.expect("only what has not ended is sampled").state;
-        let token_id = sampler.sample(logits, &self.params, state)?;
+        let sequence = sequence.expect("only what has not ended is sampled");
+        let state = &mut sequence.state;
+        let mut text = sequence.text.as_ref().map(ConstrainedText::lock).transpose()?;
+        let mask = text.as_mut().map(|text| text.next_tokens()).transpose()?;
+        let token_id = sampler.sample_masked(logits, &self.params, state, mask)?;
         state.push(token_id);
         let num_tokens = state.num_output_tokens();
         let finished = if self.params.stops_at(token_id) {
@@ -117,7 +135,13 @@ impl Running {
             if let Some(num_top) = self.params.logprobs() {
                 output.logprobs.push(TokenLogprobs::new(logits, token_id, num_top)?);
             }
-            if self.params.max_tokens() == Some(num_tokens) {
+            let is_complete = match &mut text {
+                Some(text) => text.push(token_id)?,
+                None => false,
+            };
+            if is_complete {
+                Some(FinishReason::Complete)
+            } else if self.params.max_tokens() == Some(num_tokens) {
                 Some(FinishReason::Length)
             } else {
                 (self.num_prompt_tokens + num_tokens == max_model_len)
@@ -126,6 +150,14 @@ impl Running {
         };
         output.finished = finished.map(Ok);
         Ok(token_id)
+    }
+
+    /// Has somebody find out what may come next in a continuation, unless it has ended or is held to nothing.
+    pub(super) fn look_ahead(&self, index: usize, lookahead: &mut Lookahead) {
+        let sequence = self.sequences.get(index).and_then(Option::as_ref);
+        if let Some(text) = sequence.and_then(|sequence| sequence.text.as_ref()) {
+            lookahead.ask(text);
+        }
     }
 
     /// Takes note of the request's part in a step that begins.
@@ -166,4 +198,9 @@ impl Running {
         latencies.end_to_end.record(now - self.arrival, 1);
         self.unfinished().next().is_none()
     }
+}
+
+/// A continuation that has not begun, if it is held to anything.
+fn begin(constraint: Option<&dyn Constraint>, params: &SamplingParams) -> Option<ConstrainedText> {
+    constraint.map(|constraint| ConstrainedText::begin(constraint, params))
 }

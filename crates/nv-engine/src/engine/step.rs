@@ -8,6 +8,7 @@ use nv_kernels::Sequence;
 use nv_qwen3::Elements;
 
 use super::Requests;
+use crate::constraint::Lookahead;
 use crate::error::{Error, Result};
 use crate::model::{Batch, Model};
 use crate::request::RequestOutput;
@@ -28,6 +29,8 @@ pub(super) struct Step {
     rows: Vec<u32>,
     wanted: Vec<Wanted>,
     sampler: Sampler,
+    /// Finds out what may come next while the model computes.
+    pub(super) lookahead: Lookahead,
     /// How long the last step computed, up to logits.
     pub(super) model_time: Duration,
     /// How long it chose and judged tokens.
@@ -108,7 +111,8 @@ impl Step {
                 let (Wanted::PromptLogprobs { scheduled, .. } | Wanted::Sample { scheduled, .. }) =
                     wanted;
                 let outcome = &mut outcomes[scheduled];
-                outcome.take(wanted, logits, max_model_len, &mut self.sampler, requests);
+                let tools = (&mut self.sampler, &mut self.lookahead);
+                outcome.take(wanted, logits, max_model_len, tools, requests);
             }
             self.sampler_time += lap(&mut start);
         }
@@ -196,7 +200,7 @@ impl Outcome {
         wanted: Wanted,
         logits: &[f32],
         max_model_len: usize,
-        sampler: &mut Sampler,
+        (sampler, lookahead): (&mut Sampler, &mut Lookahead),
         requests: &mut Requests,
     ) {
         if self.is_over {
@@ -217,12 +221,19 @@ impl Outcome {
                         let mut output = request.output(index);
                         let token_id =
                             request.sample(sampler, logits, max_model_len, &mut output)?;
+                        if output.finished.is_none() {
+                            request.look_ahead(index, lookahead);
+                        }
                         self.forks.push((token_id, output));
                     }
                 }
                 let token_id = request.sample(sampler, logits, max_model_len, &mut self.output)?;
                 self.token_ids.push(token_id);
                 self.is_over = self.output.finished.is_some() || draft != Some(token_id);
+                // Behind a guess that was right, the next row needs to know at once.
+                if self.is_over && self.output.finished.is_none() {
+                    request.look_ahead(index, lookahead);
+                }
                 Ok(())
             })(),
         };

@@ -1,11 +1,15 @@
 //! The engine over a model that is cheap and sees what it is given: keys are tokens, and logits follow from all of them.
 
+mod constraint;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
+use self::constraint::{END, Rhythm};
 use super::*;
 use crate::{
     Batch, BlockCopy, Completion, FinishReason, KvCacheSize, Latencies, SamplingParams, StepTimes,
@@ -132,7 +136,7 @@ pub(crate) fn request(seed: u32, len: u32, max_tokens: usize) -> Request {
     Request::new(prompt(seed, len), params)
 }
 
-/// Varied requests: greedy and warm, one and several continuations, penalties, log-probabilities.
+/// Varied requests: greedy and warm, held to something and free, one and several continuations, penalties, log-probabilities.
 fn requests() -> Vec<Request> {
     (0..12)
         .map(|i| {
@@ -143,6 +147,10 @@ fn requests() -> Vec<Request> {
             }
             if i % 4 == 1 {
                 params = params.with_repetition_penalty(1.1).unwrap().with_prompt_logprobs(1);
+            }
+            if i % 2 == 0 {
+                request.constraint = Some(Arc::new(Rhythm::default()));
+                params = params.with_eos_token_ids(vec![END]);
             }
             request.params = params;
             request
@@ -180,6 +188,14 @@ fn what_a_request_gets_does_not_depend_on_how_it_is_served() {
         })
         .collect();
     assert!(alone.iter().any(|(texts, _)| texts.len() == 4 && texts[0] != texts[1]));
+    let constrained = alone.iter().step_by(2).flat_map(|(texts, _)| texts);
+    let mut ends = Vec::new();
+    for (token_ids, _, finish_reason) in constrained {
+        Rhythm::check(token_ids, *finish_reason);
+        ends.push(*finish_reason);
+    }
+    assert!(ends.contains(&FinishReason::Complete) && ends.contains(&FinishReason::Length));
+    assert!(ends.contains(&FinishReason::Stop { token_id: END }));
     let mut num_preemptions = 0;
     let mut num_accepted_tokens = 0;
     for num_blocks in [200, 24, 16] {

@@ -142,20 +142,14 @@ fn what_is_not_supported_is_refused_and_not_ignored() {
     let check = |path, field: &str, value: Value| {
         let body = json!({
             "messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", field: value,
-            "tools": if field == "tool_choice" { json!([{"type": "function", "function": {"name": "f"}}]) } else { json!([]) },
         });
         check(path, &body, Some(field), "is not supported yet");
     };
     for path in [CHAT, COMPLETIONS] {
-        check(path, "guided_json", json!({"type": "object"}));
-        check(path, "guided_regex", json!("a+"));
-        check(path, "response_format", json!({"type": "json_object"}));
         check(path, "best_of", json!(2));
     }
     check(CHAT, "functions", json!([{"name": "f"}]));
     check(CHAT, "modalities", json!(["audio"]));
-    check(CHAT, "tool_choice", json!("required"));
-    check(CHAT, "tool_choice", json!({"type": "function", "function": {"name": "f"}}));
     check(COMPLETIONS, "suffix", json!("end"));
 }
 

@@ -7,6 +7,7 @@ mod completions;
 mod limits;
 mod paths;
 mod scripted;
+mod structured;
 
 use std::net::SocketAddr;
 use std::sync::{OnceLock, mpsc};

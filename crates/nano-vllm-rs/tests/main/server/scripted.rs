@@ -24,7 +24,7 @@ const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}\
     {% for message in messages %}\
     {% if message.content == 'refuse' %}{{ raise_exception('the template does not want to') }}{% endif %}\
     {{ message.role }}: {{ message.content }}\n{% endfor %}\
-    {% if add_generation_prompt %}<answer>{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}";
+    {% if add_generation_prompt %}<answer>{% if enable_thinking is false %}<think>\n\n</think>\n\n{% elif enable_thinking is true %}<think>\n{% endif %}{% endif %}";
 
 /// A server of the scripted model.
 pub(crate) fn server(config: ServerConfig) -> Server {

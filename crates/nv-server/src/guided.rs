@@ -1,0 +1,153 @@
+//! What an answer is held to: the fields that say it, and the grammar that the engine asks token by token.
+
+use std::sync::Arc;
+
+use nv_engine::{Constraint, ConstraintState, TokenId, TokenMask};
+use nv_text::{CompiledGrammar, Grammar, GrammarMatcher, Reasoning};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::fields::{Fields, kind};
+use crate::server::Server;
+
+/// What an answer is held to, and the field that asks for it.
+#[derive(Debug)]
+pub(crate) struct Guide {
+    pub(crate) field: String,
+    pub(crate) grammar: Grammar,
+}
+
+/// vLLM's object for all of it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StructuredOutputs {
+    json: Option<Value>,
+    regex: Option<String>,
+    choice: Option<Vec<String>>,
+    grammar: Option<String>,
+    json_object: Option<bool>,
+}
+
+impl Guide {
+    /// Takes the fields of the OpenAI API and of vLLM's that hold an answer to a form, of which one may be used.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>> {
+        let mut guides = Vec::new();
+        guides.extend(response_format(fields)?);
+        let mut add = |field: &str, grammar: Option<Grammar>| {
+            guides.extend(grammar.map(|grammar| Self { field: field.to_owned(), grammar }));
+        };
+        let json = fields.take_value("guided_json");
+        add("guided_json", json.map(|schema| json_schema("guided_json", schema)).transpose()?);
+        add("guided_regex", fields.take("guided_regex")?.map(Grammar::Regex));
+        add("guided_choice", fields.take("guided_choice")?.map(Grammar::Choice));
+        add("guided_grammar", fields.take("guided_grammar")?.map(Grammar::Lark));
+        if let Some(outputs) = fields.take::<StructuredOutputs>("structured_outputs")? {
+            let StructuredOutputs { json, regex, choice, grammar, json_object } = outputs;
+            let field = "structured_outputs.json";
+            add(field, json.map(|schema| json_schema(field, schema)).transpose()?);
+            add("structured_outputs.regex", regex.map(Grammar::Regex));
+            add("structured_outputs.choice", choice.map(Grammar::Choice));
+            add("structured_outputs.grammar", grammar.map(Grammar::Lark));
+            let json_object = json_object.unwrap_or(false).then_some(Grammar::JsonObject);
+            add("structured_outputs.json_object", json_object);
+        }
+        let guide = guides.pop();
+        if let (Some(other), Some(guide)) = (guides.pop(), &guide) {
+            let reason =
+                format!("expected only one form of the answer, found `{}`, too", other.field);
+            return Err(Error::field(&guide.field, reason));
+        }
+        Ok(guide)
+    }
+
+    /// The constraint of answers that have not begun. Takes a while.
+    pub(crate) fn compile(
+        &self,
+        reasoning: Reasoning,
+        server: &Server,
+    ) -> Result<Arc<dyn Constraint>> {
+        // A model that has no token for it, or that nobody has taught to answer, reasons only if its prompt says so.
+        let has_token = server.tokenizer().token_to_id("<think>").is_some();
+        let reasons = has_token && server.has_chat_template();
+        let reasoning = match reasoning {
+            Reasoning::Optional if !reasons => Reasoning::Off,
+            reasoning => reasoning,
+        };
+        match server.grammar_compiler()?.compile(&self.grammar, reasoning) {
+            Ok(grammar) => Ok(Arc::new(Held(grammar))),
+            Err(nv_text::Error::Grammar { reason }) => Err(Error::field(&self.field, reason)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn response_format(fields: &mut Fields) -> Result<Option<Guide>> {
+    const FIELD: &str = "response_format";
+    const SCHEMA: &str = "response_format.json_schema";
+    let mut format = match fields.take_value(FIELD) {
+        None => return Ok(None),
+        Some(Value::Object(format)) => format,
+        Some(other) => {
+            let reason = format!("expected an object, found {}", kind(&other));
+            return Err(Error::field(FIELD, reason));
+        }
+    };
+    let guide = |field: &str, grammar| Ok(Some(Guide { field: field.to_owned(), grammar }));
+    match format.get("type").and_then(Value::as_str) {
+        Some("text") => Ok(None),
+        Some("json_object") => guide(FIELD, Grammar::JsonObject),
+        Some("json_schema") => {
+            let Some(Value::Object(mut described)) = format.remove("json_schema") else {
+                return Err(Error::field(SCHEMA, "expected an object"));
+            };
+            let field = format!("{SCHEMA}.schema");
+            match described.remove("schema").filter(|schema| !schema.is_null()) {
+                Some(schema) => guide(&field, Grammar::JsonSchema(schema)),
+                None => Err(Error::field(field, "expected a JSON schema, found nothing")),
+            }
+        }
+        Some("structural_tag") => {
+            let reason = "use `structured_outputs.grammar`";
+            Err(Error::Unsupported { field: FIELD, reason })
+        }
+        _ => {
+            let reason = "expected text, json_object or json_schema";
+            Err(Error::field("response_format.type", reason))
+        }
+    }
+}
+
+/// A schema, as vLLM takes it: JSON, or a string of it.
+fn json_schema(field: &str, schema: Value) -> Result<Grammar> {
+    let schema = match schema {
+        Value::String(text) => serde_json::from_str::<Map<String, Value>>(&text)
+            .map(Value::Object)
+            .map_err(|error| Error::field(field, format!("expected a JSON schema: {error}")))?,
+        schema => schema,
+    };
+    Ok(Grammar::JsonSchema(schema))
+}
+
+/// A grammar as the engine takes it.
+#[derive(Debug)]
+struct Held(CompiledGrammar);
+
+struct HeldText(GrammarMatcher);
+
+impl Constraint for Held {
+    fn begin(&self) -> Box<dyn ConstraintState> {
+        Box::new(HeldText(self.0.matcher()))
+    }
+}
+
+impl ConstraintState for HeldText {
+    fn next_tokens(&mut self) -> Result<TokenMask, String> {
+        let next = self.0.next_tokens().map_err(|error| error.to_string())?;
+        Ok(TokenMask::new(next.allowed, next.may_end))
+    }
+
+    fn push(&mut self, token_id: TokenId) -> Result<bool, String> {
+        self.0.push(token_id).map_err(|error| error.to_string())
+    }
+}
