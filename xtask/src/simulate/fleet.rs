@@ -24,7 +24,8 @@ fn config() -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: 256,
         max_num_batched_tokens: 4096,
-        ..SchedulerConfig::new(8 * 1024, MAX_MODEL_LEN)
+        block_size: 16,
+        ..SchedulerConfig::new(16 * 1024, MAX_MODEL_LEN)
     }
 }
 
