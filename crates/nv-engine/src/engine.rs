@@ -17,6 +17,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::Instant;
 
 use nv_qwen3::Qwen3ForCausalLM;
+use tracing::debug_span;
+use tracing::field::Empty;
 
 use crate::TokenId;
 use crate::error::{Error, Result};
@@ -182,7 +184,10 @@ impl<M: Model> Engine<M> {
     /// NaN ends its own request alone.
     pub fn step(&mut self) -> Vec<RequestOutput> {
         let start = Instant::now();
-        self.scheduler.schedule(&mut self.output);
+        let span = debug_span!("step", sequences = Empty, tokens = Empty).entered();
+        debug_span!("schedule").in_scope(|| self.scheduler.schedule(&mut self.output));
+        span.record("sequences", self.output.scheduled.len());
+        span.record("tokens", self.output.num_scheduled_tokens());
         if self.output.scheduled.is_empty() {
             return Vec::new();
         }

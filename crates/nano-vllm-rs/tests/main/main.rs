@@ -10,6 +10,7 @@ mod memory;
 mod nv;
 mod serve;
 mod server;
+mod trace;
 
 use std::path::{Path, PathBuf};
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nv_kernels::Sequence;
 use nv_qwen3::Elements;
+use tracing::debug_span;
 
 use super::Requests;
 use crate::constraint::Lookahead;
@@ -88,6 +89,7 @@ impl Step {
             })
             .collect();
         let mut start = Instant::now();
+        let span = debug_span!("forward").entered();
         let hidden_states = model.forward(&Batch {
             copies: &output.copies,
             token_ids: &self.token_ids,
@@ -95,6 +97,7 @@ impl Step {
             sequences: &sequences,
             sequence_ids: &self.sequence_ids,
         })?;
+        drop(span);
         self.model_time += lap(&mut start);
 
         let mut outcomes: Vec<Outcome> =
@@ -104,8 +107,11 @@ impl Step {
         let groups = self.rows.chunks(MAX_LOGITS_ROWS).zip(self.wanted.chunks(MAX_LOGITS_ROWS));
         for (rows, wanted) in groups {
             start = Instant::now();
+            let span = debug_span!("logits", rows = rows.len()).entered();
             let logits = model.compute_logits(&hidden_states, rows)?; // [rows.len(), vocab_size]
+            drop(span);
             self.model_time += lap(&mut start);
+            let _span = debug_span!("sample").entered();
             let logits = Elements::of(&logits)?;
             for (&wanted, logits) in wanted.iter().zip(logits.as_slice()?.chunks(vocab_size)) {
                 let (Wanted::PromptLogprobs { scheduled, .. } | Wanted::Sample { scheduled, .. }) =

@@ -29,6 +29,10 @@ pub(crate) struct Args {
     /// Say which weights had to be copied, and why.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+
+    /// Write what each step of the engine takes to this file, in the form that Chrome and Perfetto show.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 impl Args {

@@ -12,6 +12,7 @@ mod format;
 mod generate;
 mod inspect;
 mod interrupt;
+mod log;
 mod manual;
 mod model;
 #[cfg(feature = "server")]
@@ -24,6 +25,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Result;
 use args::{Args, Command};
 
 /// The activations of each step are megabytes that come and go: an allocator that keeps them for the next step saves
@@ -32,17 +34,8 @@ use args::{Args, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let Args { command, verbose } = Args::read();
-    let result = match command {
-        Command::Generate(args) => generate::run(&args, verbose),
-        Command::Chat(args) => chat::run(&args, verbose),
-        Command::Inspect(args) => inspect::run(&args, verbose),
-        #[cfg(feature = "server")]
-        Command::Serve(args) => serve::run(&args, verbose),
-        Command::Bench(args) => bench::run(&args, verbose),
-        Command::Completions(args) => Ok(manual::completions(&args)),
-        Command::Man(args) => manual::man(&args),
-    };
+    let args = Args::read();
+    let result = log::start(&args).and_then(|_log| run(args));
     match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
@@ -53,6 +46,19 @@ fn main() -> ExitCode {
             }));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(Args { command, verbose, .. }: Args) -> Result<ExitCode> {
+    match command {
+        Command::Generate(args) => generate::run(&args, verbose),
+        Command::Chat(args) => chat::run(&args, verbose),
+        Command::Inspect(args) => inspect::run(&args, verbose),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(&args, verbose),
+        Command::Bench(args) => bench::run(&args, verbose),
+        Command::Completions(args) => Ok(manual::completions(&args)),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

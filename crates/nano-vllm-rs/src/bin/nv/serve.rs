@@ -8,9 +8,8 @@ use std::time::Duration;
 use anyhow::Result;
 use nano_vllm_rs::engine::{Engine, EngineConfig};
 use nano_vllm_rs::server::{self, Outcome, ServedModel, Server, ServerConfig};
-use tracing_subscriber::filter::LevelFilter;
 
-use crate::args::{LogFormat, LogLevel, ServeArgs};
+use crate::args::ServeArgs;
 use crate::model::Model;
 use crate::{copies, interrupt, say};
 
@@ -18,7 +17,6 @@ use crate::{copies, interrupt, say};
 const LARGER: &str = "cargo run --release -- serve Qwen/Qwen3-0.6B";
 
 pub(crate) fn run(args: &ServeArgs, verbose: bool) -> Result<ExitCode> {
-    start_log(args);
     let model = match &args.model {
         Some(name) => Model::open(name, args.revision.as_deref())?,
         None => Model::open_demo("its folder or id", LARGER)?,
@@ -74,19 +72,4 @@ fn server_config(args: &ServeArgs) -> ServerConfig {
 fn folder_name(name: &str) -> Option<String> {
     let path = Path::new(name).canonicalize().ok().filter(|path| path.is_dir())?;
     Some(path.file_name()?.to_string_lossy().into_owned())
-}
-
-fn start_log(args: &ServeArgs) {
-    let level = match args.log_level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-    };
-    let log =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(false);
-    match args.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
 }
