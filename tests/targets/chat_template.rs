@@ -9,7 +9,8 @@ use super::scratch;
 /// or an error.
 pub fn chat_template(data: &[u8]) {
     let is_json = data.starts_with(b"{\"");
-    let path = scratch::write(if is_json { "tokenizer_config.json" } else { "chat_template.jinja" }, data);
+    let path =
+        scratch::write(if is_json { "tokenizer_config.json" } else { "chat_template.jinja" }, data);
     let (tokenizer_config, template) =
         if is_json { (Some(&*path), None) } else { (None, Some(&*path)) };
     let template = match ChatTemplate::load(tokenizer_config, template) {
@@ -19,7 +20,9 @@ pub fn chat_template(data: &[u8]) {
     };
     let mut messages =
         vec![ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Hi <é> {{ 1 }}")];
-    let tools = vec![json!({"type": "function", "function": {"name": "f", "parameters": {"x": [1, null]}}})];
+    let tools = vec![
+        json!({"type": "function", "function": {"name": "f", "parameters": {"x": [1, null]}}}),
+    ];
     let plain = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
     let with_tools = ChatOptions { enable_thinking: Some(false), tools, ..ChatOptions::default() };
     // Only that it ends, and what with, if not with a text.

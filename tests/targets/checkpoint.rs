@@ -49,7 +49,10 @@ pub fn safetensors_header(data: &[u8]) {
         (mapped, copied) => panic!("mapped: {mapped:?}; copied: {copied:?}"),
     };
     for (a, b) in mapped.tensors().zip(copied.tensors()) {
-        assert_eq!((a.name(), a.dtype(), a.shape(), a.bytes()), (b.name(), b.dtype(), b.shape(), b.bytes()));
+        assert_eq!(
+            (a.name(), a.dtype(), a.shape(), a.bytes()),
+            (b.name(), b.dtype(), b.shape(), b.bytes())
+        );
         let num_elements: usize = a.shape().iter().product();
         assert_eq!(a.bytes().len() * 8, num_elements * a.dtype().bitsize());
         assert!(mapped.get(a.name()).is_some());
@@ -70,7 +73,8 @@ pub fn checkpoint(data: &[u8]) {
     for dtype in [DType::F32, DType::BF16] {
         let kernels = Kernels::best().expect("a tier that every machine has");
         let cpu = Cpu::with_kernels(kernels, 1).expect("one thread, which is this one");
-        let Ok(mut model) = Qwen3ForCausalLM::from_checkpoint_on(&config, &checkpoint, dtype, cpu) else {
+        let Ok(mut model) = Qwen3ForCausalLM::from_checkpoint_on(&config, &checkpoint, dtype, cpu)
+        else {
             continue;
         };
         let copied = copied_weights(&config, &checkpoint, dtype);

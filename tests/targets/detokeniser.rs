@@ -16,8 +16,10 @@ pub fn detokeniser(data: &[u8]) {
     let mut choices = Choices(data);
     let settings = choices.below(u8::MAX);
     let (skip_special_tokens, include_stop) = (settings & 1 != 0, settings & 2 != 0);
-    let reasoning = [Reasoning::Off, Reasoning::Optional, Reasoning::Opened][settings as usize / 4 % 3];
-    let tool_calls = [ToolCalls::Off, ToolCalls::Whole, ToolCalls::Streamed][settings as usize / 16 % 3];
+    let reasoning =
+        [Reasoning::Off, Reasoning::Optional, Reasoning::Opened][settings as usize / 4 % 3];
+    let tool_calls =
+        [ToolCalls::Off, ToolCalls::Whole, ToolCalls::Streamed][settings as usize / 16 % 3];
     let stop: Vec<String> = (0..choices.below(4))
         .map(|_| {
             let len = choices.below(8);
@@ -29,7 +31,11 @@ pub fn detokeniser(data: &[u8]) {
     };
     let mut ids = Vec::new();
     while let Some(byte) = choices.next() {
-        ids.push(if byte == u8::MAX { 256 + u32::from(choices.below(u8::MAX)) } else { byte.into() });
+        ids.push(if byte == u8::MAX {
+            256 + u32::from(choices.below(u8::MAX))
+        } else {
+            byte.into()
+        });
     }
 
     let mut stream = tokenizer.stream(skip_special_tokens);

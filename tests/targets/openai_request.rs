@@ -43,14 +43,16 @@ fn server() -> (Runtime, Router) {
 
 async fn check(response: Response<Body>) {
     let status = response.status();
-    let is_stream = response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream");
+    let is_stream =
+        response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream");
     let body = to_bytes(response.into_body(), usize::MAX).await.expect("the whole body");
     let text = str::from_utf8(&body).expect("a body of text");
     if !status.is_success() {
         assert!(status.is_client_error(), "{status}: {text}");
         check_error(&serde_json::from_slice(&body).expect("a body of JSON"));
     } else if is_stream {
-        let chunks: Vec<&str> = text.split("\n\n").filter(|chunk| !chunk.starts_with(':')).collect();
+        let chunks: Vec<&str> =
+            text.split("\n\n").filter(|chunk| !chunk.starts_with(':')).collect();
         let [chunks @ .., "data: [DONE]", ""] = &*chunks else { panic!("no end: {text}") };
         for chunk in chunks {
             let json = chunk.strip_prefix("data: ").expect("an event with data alone");
@@ -70,6 +72,9 @@ fn check_error(body: &Value) {
     assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
     assert!(error["type"].as_str().is_some_and(|kind| kind != "server_error"), "{body}");
     for field in ["param", "code"] {
-        assert!(error.get(field).is_some_and(|value| value.is_null() || value.is_string()), "{body}");
+        assert!(
+            error.get(field).is_some_and(|value| value.is_null() || value.is_string()),
+            "{body}"
+        );
     }
 }

@@ -5,8 +5,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::mem;
 
 use nv_engine::{
-    BlockCopy, NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput, SequenceId,
-    TokenId,
+    BlockCopy, NewSequence, ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput,
+    SequenceId, TokenId,
 };
 
 use super::Choices;
@@ -63,7 +63,14 @@ impl<'a> Run<'a> {
         };
         let keys = vec![u64::MAX; config.num_cache_tokens()];
         let scheduler = Scheduler::new(config).expect("limits that something can run under");
-        Self { choices, scheduler, output: SchedulerOutput::default(), keys, ids: Vec::new(), num_added: 0 }
+        Self {
+            choices,
+            scheduler,
+            output: SchedulerOutput::default(),
+            keys,
+            ids: Vec::new(),
+            num_added: 0,
+        }
     }
 
     fn next_id(&mut self) -> SequenceId {
@@ -75,7 +82,8 @@ impl<'a> Run<'a> {
         let (id, kind) = (self.next_id(), self.choices.below(u8::MAX));
         // Beginnings of two texts.
         let (text, len) = (u32::from(kind & 1), u32::from(self.choices.below(24)));
-        let prompt_token_ids: Vec<TokenId> = (0..len).map(|at| at * 5 / 3 * (text + 1) % 3).collect();
+        let prompt_token_ids: Vec<TokenId> =
+            (0..len).map(|at| at * 5 / 3 * (text + 1) % 3).collect();
         let max_tokens = usize::from(self.choices.below(12));
         let cache_salt = (kind & 2 != 0).then_some("salt");
         let num_tokens = prompt_token_ids.len() + max_tokens;
@@ -184,7 +192,8 @@ impl<'a> Run<'a> {
             return self.scheduler.update(scheduled, &[], false);
         }
         // As many proposed tokens as the bytes say, and one that they say.
-        let (num_tokens, draft) = (own.len(), &input_ids[input_ids.len() - scheduled.num_draft_tokens..]);
+        let (num_tokens, draft) =
+            (own.len(), &input_ids[input_ids.len() - scheduled.num_draft_tokens..]);
         let num_accepted = usize::from(self.choices.below(u8::MAX)) % (draft.len() + 1);
         let mut sampled = draft[..num_accepted].to_vec();
         sampled.push(self.choices.below(VOCAB_SIZE).into());
@@ -192,7 +201,9 @@ impl<'a> Run<'a> {
         if scheduled.num_draft_tokens == 0 && num_tokens < 24 && kind.is_multiple_of(5) {
             let id = self.next_id();
             let token_id = self.choices.below(VOCAB_SIZE).into();
-            self.scheduler.fork(scheduled, id, token_id).expect("a step that samples can be forked");
+            self.scheduler
+                .fork(scheduled, id, token_id)
+                .expect("a step that samples can be forked");
             self.ids.push((id, salt));
         }
         self.scheduler.update(scheduled, &sampled, kind.is_multiple_of(16));

@@ -24,5 +24,9 @@ pub(super) fn write(name: &str, content: &[u8]) -> PathBuf {
 /// Asserts that an error says where it was found.
 pub(super) fn assert_names(error: &impl std::error::Error, path: &Path) {
     let message = error.to_string();
-    assert!(message.contains(&path.display().to_string()), "{message}: no word of {}", path.display());
+    assert!(
+        message.contains(&path.display().to_string()),
+        "{message}: no word of {}",
+        path.display()
+    );
 }

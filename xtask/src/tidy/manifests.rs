@@ -30,8 +30,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3", "nv-synth", "nv-engine"]),
     (
         "nv-tests",
-        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
+        &[
+            "nv-config",
+            "nv-weights",
+            "nv-kernels",
+            "nv-text",
+            "nv-qwen3",
+            "nv-engine",
+            "nano-vllm-rs",
+            "xtask",
+        ],
     ),
+    ("nv-fuzz", &["nv-tests"]),
     (
         "nv-benches",
         &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
@@ -41,7 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The packages that may name an external crate whose job is theirs alone.
 const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["nano-vllm-rs", "xtask"]),
-    ("axum", &["nv-server"]),
+    ("axum", &["nv-server", "nv-tests"]),
     (
         "candle-core",
         &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
@@ -52,7 +62,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("memmap2", &["nv-weights", "nv-engine"]),
     ("minijinja", &["nv-text"]),
     ("tokenizers", &["nv-text"]),
-    ("tokio", &["nv-engine", "nv-server"]),
+    ("tokio", &["nv-engine", "nv-server", "nv-tests"]),
 ];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
