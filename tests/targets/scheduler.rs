@@ -198,7 +198,7 @@ impl<'a> Run<'a> {
         let mut sampled = draft[..num_accepted].to_vec();
         sampled.push(self.choices.below(VOCAB_SIZE).into());
         let kind = self.choices.below(u8::MAX);
-        if scheduled.num_draft_tokens == 0 && num_tokens < 24 && kind.is_multiple_of(5) {
+        if scheduled.num_draft_tokens == 0 && num_tokens < 24 && kind % 5 == 1 {
             let id = self.next_id();
             let token_id = self.choices.below(VOCAB_SIZE).into();
             self.scheduler
@@ -206,7 +206,7 @@ impl<'a> Run<'a> {
                 .expect("a step that samples can be forked");
             self.ids.push((id, salt));
         }
-        self.scheduler.update(scheduled, &sampled, kind.is_multiple_of(16));
+        self.scheduler.update(scheduled, &sampled, kind % 16 == 3);
     }
 
     /// Proposes tokens for one sequence.
