@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod copies;
+mod corpora;
 mod equalities;
 mod generation;
 mod references;

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    asan, bench, ci, deny, fetch, load, openai, page, reference, router, simulate, synth, tidy,
-    verify,
+    asan, bench, ci, deny, fetch, fuzz, load, openai, page, reference, router, simulate, synth,
+    tidy, verify,
 };
 
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Task {
     Deny,
     /// Download a model and print where its files are
     Fetch(fetch::Args),
+    /// Run the fuzz targets, one after the other; needs a nightly toolchain and cargo-fuzz
+    Fuzz(fuzz::Args),
     /// Serve the demo checkpoint to many clients at once, some of which go away, and report what they got
     Load(load::Args),
     /// Test the server with the official Python client of the OpenAI API
@@ -71,6 +73,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Ci => ci::run(out),
         Task::Deny => deny::run(out),
         Task::Fetch(args) => fetch::run(&args, out),
+        Task::Fuzz(args) => fuzz::run(&args, out),
         Task::Load(args) => load::run(&args, out),
         Task::Openai => openai::run(out),
         Task::Page => page::run(out),

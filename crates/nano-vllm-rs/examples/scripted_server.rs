@@ -4,6 +4,7 @@
 mod scripted;
 
 use std::io::{Write, stdout};
+use std::time::Duration;
 
 use nano_vllm_rs::server::{ServerConfig, run};
 
@@ -15,5 +16,6 @@ fn main() {
         writeln!(out, "listening on http://{address}").unwrap();
         out.flush().unwrap();
     };
-    run(scripted::server(config), "127.0.0.1", 0, listening).unwrap();
+    let server = scripted::server(config, 2048, Duration::from_millis(1));
+    run(server, "127.0.0.1", 0, listening).unwrap();
 }

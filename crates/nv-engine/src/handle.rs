@@ -368,8 +368,13 @@ impl<M: Model> Thread<M> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+    use std::sync::atomic::Ordering;
+
     use super::*;
-    use crate::engine::tests::{FakeModel, PANICS, config, engine, request, slow_engine};
+    use crate::engine::tests::{
+        FakeModel, PANICS, config, engine, engine_to_break, request, slow_engine,
+    };
     use crate::{EngineConfig, FinishReason};
 
     fn spawn(config: &EngineConfig) -> (EngineHandle, JoinHandle<Engine<FakeModel>>) {
@@ -536,5 +541,24 @@ mod tests {
         assert!(stream.blocking_next().is_none());
         drop((stream, handle));
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn an_engine_whose_thread_panics_leaves_nobody_waiting() {
+        let (engine, is_broken) = engine_to_break();
+        let (handle, thread) = EngineHandle::spawn(engine).unwrap();
+        let mut running = handle.blocking_add_request(request(1, 9, 180)).unwrap();
+        running.blocking_next().unwrap();
+        is_broken.store(true, Ordering::Relaxed);
+        // Outside of any step, where nothing catches it.
+        let refused = handle.blocking_add_request(request(2, 9, 20));
+        assert!(matches!(refused, Err(Error::Stopped)), "{refused:?}");
+        // A step may have come first, and then the model broke in it.
+        let last = iter::from_fn(|| running.blocking_next()).last().unwrap();
+        let Some(Err(error)) = last.finished else { panic!("{last:?}") };
+        assert!(matches!(error, Error::Stopped | Error::Panic { .. }), "{error:?}");
+        assert!(matches!(handle.blocking_stats(), Err(Error::Stopped)));
+        handle.blocking_shut_down();
+        assert!(thread.join().is_err());
     }
 }

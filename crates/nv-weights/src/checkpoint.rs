@@ -57,7 +57,8 @@ impl Checkpoint {
     /// Maps the safetensors files at `paths` read-only.
     ///
     /// The files must not be changed in place for as long as the checkpoint lives: another process that writes into
-    /// one changes tensors under their readers, one that cuts it short kills the process that reads there. Replacing a
+    /// one changes tensors under their readers; one that cuts it short has the system kill the process that reads behind
+    /// the new end (`SIGBUS` on Unix). A file that was cut before is refused with the sizes. Replacing a
     /// file by renaming another over it is harmless. [`Self::read`] makes a copy instead.
     ///
     /// # Errors
@@ -313,6 +314,8 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    #[cfg(target_os = "linux")]
+    use crate::child;
 
     /// A safetensors file of these tensors, `(name, dtype, shape, bytes)`; its data begin at a multiple of 8,
     /// plus `shift`.
@@ -392,6 +395,47 @@ pub(crate) mod tests {
         drop(checkpoint);
         assert_eq!(shared.view().bytes().as_ptr(), address);
         assert_eq!(shared.clone().view().as_f32().unwrap()[3].to_bits(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_refused_with_its_sizes() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = safetensors(&[("a", "U8", &[8], &[1; 8]), ("b", "U8", &[8], &[2; 8])], 0);
+        let path = write(&dir, "x.safetensors", &whole);
+        let copied = Checkpoint::read(std::slice::from_ref(&path)).unwrap();
+        let len = whole.len();
+        fs::File::options().write(true).open(&path).unwrap().set_len(len as u64 - 3).unwrap();
+        for open in [Checkpoint::open, Checkpoint::read] {
+            let error = open(std::slice::from_ref(&path)).unwrap_err();
+            assert!(matches!(&error, Error::Truncated { name, .. } if name == "b"), "{error:?}");
+            let message = error.to_string();
+            assert!(
+                message.contains(&format!("{len}")) && message.contains(&format!("{}", len - 3))
+            );
+        }
+        // A copy doesn't notice.
+        assert_eq!(copied.tensor("b").unwrap().bytes(), [2; 8]);
+    }
+
+    /// What the docs of `open` say of those who cut a file that is mapped.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whoever_reads_behind_the_end_of_a_mapped_file_that_was_cut_is_killed() {
+        use std::os::unix::process::ExitStatusExt;
+
+        const SIGBUS: i32 = 7;
+        let name = "checkpoint::tests::whoever_reads_behind_the_end_of_a_mapped_file_that_was_cut_is_killed";
+        let Some(dir) = child::dir() else {
+            let dir = tempfile::tempdir().unwrap();
+            let content = vec![1; 1 << 20];
+            write(&dir, "x.safetensors", &safetensors(&[("a", "U8", &[1 << 20], &content)], 0));
+            let output = child::run(name, "ulimit -c 0", dir.path());
+            return assert_eq!(output.status.signal(), Some(SIGBUS), "{output:?}");
+        };
+        let path = Path::new(&dir).join("x.safetensors");
+        let checkpoint = Checkpoint::open(std::slice::from_ref(&path)).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(1 << 12).unwrap();
+        black_box(*checkpoint.tensor("a").unwrap().bytes().last().unwrap());
     }
 
     #[test]

@@ -21,10 +21,22 @@ pub enum Error {
         source: io::Error,
     },
     /// A file could not be mapped into memory.
-    #[error("cannot map {path} into memory")]
+    #[error("cannot map {path} into memory: {num_bytes} bytes, which `ulimit -v` may limit")]
     Map {
         /// The file.
         path: PathBuf,
+        /// Its size.
+        num_bytes: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// There is no memory for a copy of a file.
+    #[error("no memory for a copy of {path}: {num_bytes} bytes; map it instead")]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        num_bytes: u64,
         /// The system's reason.
         source: io::Error,
     },
@@ -462,10 +474,10 @@ pub enum Error {
         /// The SHA-256 of the download, which was deleted.
         found: String,
     },
-    /// There is no space left for a download.
+    /// There is no space left for a download, or none for a file so large.
     #[cfg(feature = "hub")]
     #[error(
-        "no space left to write {path}: make room and run it again, or set HF_HOME to a folder on another disk"
+        "no room to write {path}: make some and run it again, or set HF_HOME to a folder on another disk"
     )]
     DiskFull {
         /// The file.

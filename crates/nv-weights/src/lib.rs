@@ -27,6 +27,8 @@
 compile_error!("safetensors data are little-endian and are read in place");
 
 mod checkpoint;
+#[cfg(all(test, target_os = "linux"))]
+mod child;
 mod error;
 mod files;
 mod header;

@@ -20,20 +20,27 @@ impl Mapping {
     ///
     /// The file must not be changed in place while the mapping lives.
     pub(crate) fn map(path: &Path) -> Result<Self> {
-        let (file, _) = open(path)?;
+        let (file, num_bytes) = open(path)?;
         #[expect(unsafe_code, reason = "mapping a file is unsafe in itself")]
         // SAFETY: `Mmap` owns the pages, so they stay mapped for as long as they can be borrowed; they are mapped
         // read-only and are only ever borrowed as shared bytes, for which every bit pattern is valid. That no one
         // changes or cuts the file meanwhile is beyond what any process can prove of a file: it is the condition that
         // the docs of `Checkpoint::open` and `load_safetensors` state, and `Self::read` serves whoever can't meet it.
         let map = unsafe { Mmap::map(&file) };
-        map.map(Self).map_err(|source| Error::Map { path: path.into(), source })
+        map.map(Self).map_err(|source| Error::Map { path: path.into(), num_bytes, source })
     }
 
     /// Copies the file at `path` into memory.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let (mut file, len) = open(path)?;
-        read_exact(&mut file, len)
+        let (mut file, num_bytes) = open(path)?;
+        let len = usize::try_from(num_bytes).map_err(|_| io::ErrorKind::OutOfMemory.into());
+        let mut bytes = len.and_then(MmapMut::map_anon).map_err(|source| Error::Memory {
+            path: path.into(),
+            num_bytes,
+            source,
+        })?;
+        file.read_exact(&mut bytes)
+            .and_then(|()| bytes.make_read_only())
             .map(Self)
             .map_err(|source| Error::Read { path: path.into(), source })
     }
@@ -57,16 +64,11 @@ fn open(path: &Path) -> Result<(File, u64)> {
     Ok((File::open(path).map_err(read)?, metadata.len()))
 }
 
-fn read_exact(file: &mut File, len: u64) -> io::Result<Mmap> {
-    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let mut bytes = MmapMut::map_anon(len)?;
-    file.read_exact(&mut bytes)?;
-    bytes.make_read_only()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_os = "linux")]
+    use crate::child;
 
     #[test]
     fn mapped_and_copied_bytes_are_those_of_the_file() {
@@ -77,6 +79,26 @@ mod tests {
             assert_eq!(&*Mapping::map(&path).unwrap(), content);
             assert_eq!(&*Mapping::read(&path).unwrap(), content);
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_limit_on_memory_is_told_with_the_size() {
+        let Some(dir) = child::dir() else {
+            let dir = tempfile::tempdir().unwrap();
+            // Sparse: it takes no room on the disk.
+            File::create(dir.path().join("file")).unwrap().set_len(8 << 30).unwrap();
+            let name = "mapping::tests::a_limit_on_memory_is_told_with_the_size";
+            return child::passes(name, "ulimit -v 4194304", dir.path());
+        };
+        let path = Path::new(&dir).join("file");
+        let shown = path.display();
+        let expected = format!(
+            "cannot map {shown} into memory: 8589934592 bytes, which `ulimit -v` may limit"
+        );
+        assert_eq!(Mapping::map(&path).unwrap_err().to_string(), expected);
+        let expected = format!("no memory for a copy of {shown}: 8589934592 bytes; map it instead");
+        assert_eq!(Mapping::read(&path).unwrap_err().to_string(), expected);
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub struct CheckArgs {
 /// # Errors
 /// If a benchmark fails, or the record can't be written.
 pub fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "files bear the time of the same clock")]
     let start = SystemTime::now();
     let mut bench = vec!["bench", "--package", "nv-benches"];
     if let Some(filter) = &args.filter {

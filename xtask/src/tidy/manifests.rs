@@ -30,8 +30,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &["nv-config", "nv-weights", "nv-kernels", "nv-qwen3", "nv-synth", "nv-engine"]),
     (
         "nv-tests",
-        &["nv-config", "nv-weights", "nv-kernels", "nv-text", "nv-qwen3", "nv-engine", "xtask"],
+        &[
+            "nv-config",
+            "nv-weights",
+            "nv-kernels",
+            "nv-text",
+            "nv-qwen3",
+            "nv-engine",
+            "nano-vllm-rs",
+            "xtask",
+        ],
     ),
+    ("nv-fuzz", &["nv-tests"]),
     (
         "nv-benches",
         &[
@@ -50,7 +60,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The packages that may name an external crate whose job is theirs alone.
 const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["nano-vllm-rs", "xtask"]),
-    ("axum", &["nv-server"]),
+    ("axum", &["nv-server", "nv-tests"]),
     (
         "candle-core",
         &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
@@ -62,7 +72,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("llguidance", &["nv-text"]),
     ("minijinja", &["nv-text"]),
     ("tokenizers", &["nv-text"]),
-    ("tokio", &["nv-engine", "nv-server"]),
+    ("tokio", &["nv-engine", "nv-server", "nv-tests"]),
 ];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {

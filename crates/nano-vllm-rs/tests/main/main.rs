@@ -5,6 +5,8 @@ mod bench;
 mod chat;
 mod copies;
 mod engine;
+#[cfg(unix)]
+mod faults;
 mod manual;
 mod memory;
 mod nv;

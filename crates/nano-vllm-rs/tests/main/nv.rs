@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{demo, greedy_reference};
 
-const PROMPT: &str = "In the beginning";
+pub(crate) const PROMPT: &str = "In the beginning";
 
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));

@@ -4,6 +4,7 @@ mod constraint;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -34,11 +35,14 @@ pub(crate) struct FakeModel {
     slots: Vec<TokenId>,
     /// How long a step takes at least.
     step_time: Duration,
+    /// Whether it panics at the next question, within a step or not.
+    is_broken: Arc<AtomicBool>,
 }
 
 impl FakeModel {
     fn new(num_blocks: usize) -> Self {
-        Self { slots: vec![0; num_blocks * BLOCK_SIZE], step_time: Duration::ZERO }
+        let slots = vec![0; num_blocks * BLOCK_SIZE];
+        Self { slots, step_time: Duration::ZERO, is_broken: Arc::default() }
     }
 
     fn hash(text: &[TokenId]) -> i64 {
@@ -53,6 +57,7 @@ impl FakeModel {
 
 impl Model for FakeModel {
     fn vocab_size(&self) -> usize {
+        assert!(!self.is_broken.load(Ordering::Relaxed), "the model is broken");
         VOCAB_SIZE as usize
     }
 
@@ -124,6 +129,13 @@ pub(crate) fn engine(num_blocks: usize, config: &EngineConfig) -> Engine<FakeMod
 pub(crate) fn slow_engine() -> Engine<FakeModel> {
     let model = FakeModel { step_time: Duration::from_millis(2), ..FakeModel::new(100) };
     Engine::with_model(model, &config()).unwrap()
+}
+
+/// As [`slow_engine`], with what breaks its model.
+pub(crate) fn engine_to_break() -> (Engine<FakeModel>, Arc<AtomicBool>) {
+    let engine = slow_engine();
+    let is_broken = Arc::clone(&engine.model().is_broken);
+    (engine, is_broken)
 }
 
 /// Tokens that no fault hangs on.

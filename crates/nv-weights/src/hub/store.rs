@@ -123,7 +123,7 @@ impl Store {
 pub(super) fn write_error(path: &Path, source: io::Error) -> Error {
     let path = path.to_path_buf();
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             Error::DiskFull { path, source }
         }
         _ => Error::Write { path, source },
@@ -159,6 +159,7 @@ mod tests {
             assert_eq!(matches!(error, Error::DiskFull { .. }), full, "{kind:?}");
         };
         check(io::ErrorKind::StorageFull, true);
+        check(io::ErrorKind::FileTooLarge, true);
         check(io::ErrorKind::QuotaExceeded, true);
         check(io::ErrorKind::PermissionDenied, false);
     }

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 use super::transfer::hex;
 use super::{Hub, MAX_ATTEMPTS, is_truthy};
+#[cfg(target_os = "linux")]
+use crate::child;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 
@@ -767,7 +769,36 @@ fn a_full_disk() {
     let server = Server::well_behaved(single_file_model());
     let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
     assert!(matches!(error, Error::DiskFull { .. }), "{error:?}");
-    assert!(error.to_string().contains("make room"), "{error}");
+    assert!(error.to_string().contains("make some"), "{error}");
+}
+
+/// The disk is full in the middle of a file, and has room again later.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fills_up_loses_nothing() {
+    if let Some(dir) = child::dir() {
+        let address = fs::read_to_string(Path::new(&dir).join("address")).unwrap();
+        let hub = Hub::new(Path::new(&dir).join("cache")).with_endpoint(address);
+        let error = hub.download_model(MODEL, "main").unwrap_err();
+        assert!(matches!(error, Error::DiskFull { .. }), "{error:?}");
+        assert!(error.to_string().contains(".incomplete"), "{error}");
+        return;
+    }
+    let dir = tempdir();
+    let server = Server::well_behaved(single_file_model());
+    fs::write(dir.path().join("address"), format!("http://{}/", server.address)).unwrap();
+    // 512 or 1,024 bytes, as shells have it. By default the system would end a process that goes beyond.
+    let limits = "trap '' XFSZ; ulimit -f 1";
+    child::passes("hub::tests::a_disk_that_fills_up_loses_nothing", limits, dir.path());
+    let blob = repo_dir(&dir).join("blobs").join(sha256(&single_file_model()["model.safetensors"]));
+    assert!(!blob.exists());
+    server.requests();
+
+    assert_downloaded(&server.hub(&dir).download_model(MODEL, "main"), &single_file_model());
+    let requests = server.requests();
+    let get = requests.iter().find(|request| request.is_get("model.safetensors")).unwrap();
+    assert!(matches!(get.offset(), Some(512 | 1024)), "{get:?}");
+    assert!(!has_unfinished(&dir));
 }
 
 #[test]

@@ -97,14 +97,21 @@ impl Model {
     ) -> (Result<T>, Result<Qwen3ForCausalLM>) {
         let text_is_ready = AtomicBool::new(false);
         thread::scope(|scope| {
-            let qwen3 = scope.spawn(|| {
+            let load = || {
                 let qwen3 = self.load(dtype, device, threads);
                 self.checkpoint.prefetch(&text_is_ready);
                 qwen3
-            });
+            };
+            let qwen3 = thread::Builder::new().spawn_scoped(scope, load);
             let text = text();
             text_is_ready.store(true, Ordering::Relaxed);
-            (text, qwen3.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            let qwen3 = match qwen3 {
+                Ok(qwen3) => qwen3.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(error) => {
+                    Err(error).context("the system starts no thread to load the model on")
+                }
+            };
+            (text, qwen3)
         })
     }
 

@@ -167,6 +167,26 @@ fn who_sends_half_a_request_and_waits_is_left() {
 }
 
 #[test]
+fn who_reads_slowly_holds_nobody_up_and_misses_nothing() {
+    let address = serve(config());
+    // Megabytes, more than the system keeps for a socket.
+    let fields = json!({
+        "stream": true, "max_tokens": 1500, "logprobs": true, "top_logprobs": 20, "ignore_eos": true,
+    });
+    let slow = start(address, CHAT, &request("<forever>", fields));
+    wait_for_metric(address, "vllm:num_requests_running", 1.);
+    let other = post(address, CHAT, &request("Hi", json!({})));
+    assert_eq!(other.json()["choices"][0]["message"]["content"], "Hello!");
+    // The engine is through with it before a byte was read.
+    wait_for_metric(address, "vllm:num_requests_running", 0.);
+    wait_for_metric(address, "vllm:kv_cache_usage_perc", 0.);
+    let chunks = receive(slow).chunks();
+    let logprobs =
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
+    assert_eq!(logprobs.map(Vec::len).sum::<usize>(), 1500);
+}
+
+#[test]
 fn a_request_that_takes_too_long_is_ended() {
     let limit = Duration::from_millis(100);
     let address = serve(ServerConfig { request_timeout: Some(limit), ..config() });

@@ -12,13 +12,15 @@ mod structured;
 use std::net::SocketAddr;
 use std::sync::{OnceLock, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use nano_vllm_rs::server::{ServerConfig, run};
 
 /// Starts a server that lives as long as the tests.
 fn serve(config: ServerConfig) -> SocketAddr {
     let (sender, receiver) = mpsc::channel();
-    let server = scripted::server(config);
+    // Slow enough to be caught in the middle.
+    let server = scripted::server(config, 2048, Duration::from_millis(1));
     thread::spawn(move || run(server, "127.0.0.1", 0, |address| sender.send(address).unwrap()));
     receiver.recv().unwrap()
 }

@@ -18,7 +18,6 @@ const EOS: u32 = 256;
 const ANSWER: u32 = 257;
 const VOCAB_SIZE: usize = 258;
 const BLOCK_SIZE: usize = 8;
-const MAX_MODEL_LEN: usize = 2048;
 
 const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}\
     {% for message in messages %}\
@@ -26,14 +25,14 @@ const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}\
     {{ message.role }}: {{ message.content }}\n{% endfor %}\
     {% if add_generation_prompt %}<answer>{% if enable_thinking is false %}<think>\n\n</think>\n\n{% elif enable_thinking is true %}<think>\n{% endif %}{% endif %}";
 
-/// A server of the scripted model.
-pub(crate) fn server(config: ServerConfig) -> Server {
+/// A server of the scripted model, for which sequences have `max_model_len` tokens at most and a step takes `step_time`.
+pub(crate) fn server(config: ServerConfig, max_model_len: usize, step_time: Duration) -> Server {
     let blocks = 1024;
-    let model = Scripted { slots: vec![0; blocks * BLOCK_SIZE] };
+    let model = Scripted { slots: vec![0; blocks * BLOCK_SIZE], max_model_len, step_time };
     let engine_config = EngineConfig { max_num_seqs: 4, ..EngineConfig::default() };
     let engine = Engine::with_model(model, &engine_config).unwrap();
     let served = ServedModel {
-        tokenizer: Tokenizer::from_bytes(tokenizer().to_string().as_bytes()).unwrap(),
+        tokenizer: tokenizer(),
         chat_template: Some(ChatTemplate::new(TEMPLATE).unwrap()),
         generation_config: GenerationConfig {
             eos_token_id: vec![EOS],
@@ -46,6 +45,8 @@ pub(crate) fn server(config: ServerConfig) -> Server {
 struct Scripted {
     /// The token of each slot.
     slots: Vec<u32>,
+    max_model_len: usize,
+    step_time: Duration,
 }
 
 impl Scripted {
@@ -70,7 +71,7 @@ impl Model for Scripted {
     }
 
     fn max_position_embeddings(&self) -> usize {
-        MAX_MODEL_LEN
+        self.max_model_len
     }
 
     fn kv_cache_size(&self) -> KvCacheSize {
@@ -79,8 +80,7 @@ impl Model for Scripted {
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Tensor> {
-        // Slow enough to be caught in the middle.
-        thread::sleep(Duration::from_millis(1));
+        thread::sleep(self.step_time);
         for &BlockCopy { src, dst } in batch.copies {
             let src = src as usize * BLOCK_SIZE;
             self.slots.copy_within(src..src + BLOCK_SIZE, dst as usize * BLOCK_SIZE);
@@ -113,8 +113,12 @@ impl Model for Scripted {
     }
 }
 
-/// A `tokenizer.json` whose tokens are all bytes, byte b with id b, and two added ones.
-fn tokenizer() -> Value {
+/// A tokenizer whose tokens are all bytes, byte b with id b, and two added ones.
+pub(crate) fn tokenizer() -> Tokenizer {
+    Tokenizer::from_bytes(tokenizer_json().to_string().as_bytes()).unwrap()
+}
+
+fn tokenizer_json() -> Value {
     // The inverse of GPT-2's `bytes_to_unicode`.
     let mut others = 0x100..;
     let vocab: Map<String, Value> = (0..=u8::MAX)

@@ -1,0 +1,87 @@
+//! Weights: an index of shards, the header of a file, a whole model.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use nv_config::load_config;
+use nv_kernels::Kernels;
+use nv_qwen3::{Cpu, Qwen3ForCausalLM, copied_weights};
+use nv_weights::{Checkpoint, ModelFiles};
+
+use super::scratch;
+
+/// The shards that an index is about: tensor `a` in the first, `b` and `c` in the second.
+const SHARDS: [(&str, &[u8]); 2] = [
+    (
+        "1.safetensors",
+        b"\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}    \x01",
+    ),
+    (
+        "2.safetensors",
+        b"\x68\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\
+          \"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}   \x02\x03",
+    ),
+];
+
+/// `model.safetensors.index.json`: an index that is accepted names the two shards that are there, and nothing else.
+pub fn shard_index(data: &[u8]) {
+    scratch::write("config.json", b"{}");
+    let _ = std::fs::remove_file(scratch::dir().join("model.safetensors"));
+    let shards = SHARDS.map(|(name, content)| scratch::write(name, content));
+    let index = scratch::write("model.safetensors.index.json", data);
+    match ModelFiles::from_dir(scratch::dir()) {
+        Ok(files) => assert!(files.weights.iter().all(|path| shards.contains(path))),
+        // A tensor that is in no index is in a shard, whose name the error has too.
+        Err(error) => scratch::assert_names(&error, &index),
+    }
+}
+
+/// A file of weights: mapped and copied it has the same tensors, which fill it without gap or overlap.
+pub fn safetensors_header(data: &[u8]) {
+    let paths = [scratch::write("model.safetensors", data)];
+    let (mapped, copied) = (Checkpoint::open(&paths), Checkpoint::read(&paths));
+    let (mapped, copied) = match (mapped, copied) {
+        (Ok(mapped), Ok(copied)) => (mapped, copied),
+        (Err(mapped), Err(copied)) => {
+            assert_eq!(mapped.to_string(), copied.to_string());
+            return scratch::assert_names(&mapped, &paths[0]);
+        }
+        (mapped, copied) => panic!("mapped: {mapped:?}; copied: {copied:?}"),
+    };
+    for (a, b) in mapped.tensors().zip(copied.tensors()) {
+        assert_eq!(
+            (a.name(), a.dtype(), a.shape(), a.bytes()),
+            (b.name(), b.dtype(), b.shape(), b.bytes())
+        );
+        let num_elements: usize = a.shape().iter().product();
+        assert_eq!(a.bytes().len() * 8, num_elements * a.dtype().bitsize());
+        assert!(mapped.get(a.name()).is_some());
+    }
+    let len = data.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
+    assert_eq!(mapped.num_bytes() as u64 + 8 + len, data.len() as u64);
+}
+
+/// A folder with a config (up to the first zero byte) and a file of weights (all that follows): what loads can be computed.
+pub fn checkpoint(data: &[u8]) {
+    let config_len = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
+    let (config, weights) = data.split_at(config_len);
+    scratch::write("config.json", config);
+    scratch::write("model.safetensors", weights.get(1..).unwrap_or_default());
+    let files = ModelFiles::from_dir(scratch::dir()).expect("both files are there");
+    let Ok(config) = load_config(&files.config) else { return };
+    let Ok(checkpoint) = Checkpoint::open(&files.weights).map(Arc::new) else { return };
+    for dtype in [DType::F32, DType::BF16] {
+        let kernels = Kernels::best().expect("a tier that every machine has");
+        let cpu = Cpu::with_kernels(kernels, 1).expect("one thread, which is this one");
+        let Ok(mut model) = Qwen3ForCausalLM::from_checkpoint_on(&config, &checkpoint, dtype, cpu)
+        else {
+            continue;
+        };
+        let copied = copied_weights(&config, &checkpoint, dtype);
+        assert!(copied.len() <= checkpoint.tensors().len());
+        let device = candle_core::Device::Cpu;
+        let input_ids = Tensor::new(&[[0_u32]], &device).expect("a tensor of one element");
+        let logits = model.forward(&input_ids, 0).expect("what was loaded can be computed");
+        assert_eq!(logits.dims(), [1, config.vocab_size]);
+    }
+}
