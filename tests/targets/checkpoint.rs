@@ -14,12 +14,12 @@ use super::scratch;
 const SHARDS: [(&str, &[u8]); 2] = [
     (
         "1.safetensors",
-        b"\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}    \x01",
+        b"\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}   \x01",
     ),
     (
         "2.safetensors",
-        b"\x68\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\
-          \"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}   \x02\x03",
+        b"\x70\0\0\0\0\0\0\0{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\
+          \"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}       \x02\x03",
     ),
 ];
 
@@ -28,6 +28,8 @@ pub fn shard_index(data: &[u8]) {
     scratch::write("config.json", b"{}");
     let _ = std::fs::remove_file(scratch::dir().join("model.safetensors"));
     let shards = SHARDS.map(|(name, content)| scratch::write(name, content));
+    // Were they not whole, no index would be looked at.
+    Checkpoint::open(&shards).expect("the shards are whole");
     let index = scratch::write("model.safetensors.index.json", data);
     match ModelFiles::from_dir(scratch::dir()) {
         Ok(files) => assert!(files.weights.iter().all(|path| shards.contains(path))),

@@ -131,9 +131,11 @@ impl<'t> Package<'t> {
         Some(Self { name: name.value.trim_matches('"'), manifest })
     }
 
-    /// Dependencies of every kind.
+    /// Dependencies of every kind, but for the table of a package that is a workspace of its own.
     fn dependencies(&self) -> impl Iterator<Item = Entry<'t>> {
-        entries(self.manifest).into_iter().filter(|entry| entry.section.ends_with("dependencies"))
+        entries(self.manifest).into_iter().filter(|Entry { section, .. }| {
+            section.ends_with("dependencies") && !section.starts_with("workspace")
+        })
     }
 
     /// Whether one of the package's Rust files has a path into `dependency`, or re-exports it.
