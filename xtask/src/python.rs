@@ -29,7 +29,10 @@ pub(crate) fn with_requirements(name: &str, requirements: &Path) -> Result<PathB
 /// If it can't be started, or fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     // Tests that import each other would leave folders of compiled ones in the tree.
-    let status = command.env("PYTHONDONTWRITEBYTECODE", "1").status().with_context(|| format!("cannot start {command:?}"))?;
+    let status = command
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
 }

@@ -23,9 +23,10 @@ pub struct Args {
 /// If there is no Python, the router can't be installed, or a test fails.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let dir = root().join("tests/router");
-    let (name, requirements, test) = match args.ray {
-        false => ("router", "requirements.txt", "router.py"),
-        true => ("ray", "requirements-ray.txt", "on_ray.py"),
+    let (name, requirements, test) = if args.ray {
+        ("ray", "requirements-ray.txt", "on_ray.py")
+    } else {
+        ("router", "requirements.txt", "router.py")
     };
     let python = python::with_requirements(name, &dir.join(requirements))?;
     let nv = served::build(["--bin", "nv"], "dev")?;
