@@ -19,12 +19,14 @@ const SECONDS_PER_CACHED_TOKEN: f64 = 70e-9;
 /// What the model answers with; never asked for, as nothing in it depends on anything.
 const ANSWER: TokenId = 0;
 
-/// Limits of every engine: 256 sequences and 4,096 tokens a step, a KV cache of 256k tokens.
+/// Limits of every engine: 256 sequences and 4,096 tokens a step, a KV cache of 256k tokens in blocks of 16, as is usual on
+/// accelerators.
 fn config() -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: 256,
         max_num_batched_tokens: 4096,
-        ..SchedulerConfig::new(8 * 1024, MAX_MODEL_LEN)
+        block_size: 16,
+        ..SchedulerConfig::new(16 * 1024, MAX_MODEL_LEN)
     }
 }
 
