@@ -1,8 +1,7 @@
 //! `cargo xtask load`: many streaming clients at once, some of which go away in the middle, and what they got.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::process::private_bytes;
 use crate::served::Served;
+use crate::streaming::{self, Ended};
 
 /// How long the server may take to be done with what the clients left.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,13 +50,6 @@ struct Seen {
     first: Vec<Duration>,
     gaps: Vec<Duration>,
     errors: Vec<String>,
-}
-
-/// How a request went.
-enum Ended {
-    Done,
-    Left,
-    Refused,
 }
 
 /// Starts a server, puts it under load, and prints what came of it.
@@ -129,30 +123,9 @@ fn exchange(
     let body = serde_json::json!({
         "prompt": prompt, "max_tokens": max_tokens, "seed": seed >> 1, "stream": true, "temperature": 1, "ignore_eos": true,
     });
-    let (body, start) = (body.to_string(), Instant::now());
-    let connection = TcpStream::connect(address)?;
-    connection.set_read_timeout(Some(Duration::from_mins(2)))?;
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: load\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n",
-        body.len()
-    );
-    (&connection).write_all((head + &body).as_bytes())?;
-    let mut lines = BufReader::new(connection).lines();
-    let status = lines.next().context("no answer")??;
-    if status.contains(" 429 ") {
-        return Ok(Ended::Refused);
-    }
-    ensure!(status.contains(" 200 "), "{status}");
-    let mut last = None;
-    let mut num_tokens = 0;
-    for line in lines {
-        let line = line?;
-        let Some(data) = line.strip_prefix("data: ") else { continue };
-        if data == "[DONE]" {
-            return Ok(Ended::Done);
-        }
-        ensure!(!data.contains("\"error\""), "{data}");
+    let start = Instant::now();
+    let (mut last, mut num_tokens) = (None, 0);
+    streaming::stream(address, &body, |_| {
         let now = Instant::now();
         match last.replace(now) {
             None => seen.first.push(now - start),
@@ -160,22 +133,15 @@ fn exchange(
         }
         num_tokens += 1;
         seen.num_tokens += 1;
-        if num_tokens > leave_after {
-            return Ok(Ended::Left);
-        }
-    }
-    bail!("the stream breaks off after {num_tokens} tokens")
+        if num_tokens > leave_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
 }
 
 /// Waits until no block of the KV cache is in use.
 fn wait_until_idle(address: &str) -> Result<()> {
     let start = Instant::now();
     loop {
-        let mut connection = TcpStream::connect(address)?;
-        connection
-            .write_all(b"GET /metrics HTTP/1.1\r\nhost: load\r\nconnection: close\r\n\r\n")?;
-        let mut page = String::new();
-        connection.read_to_string(&mut page)?;
+        let page = streaming::get(address, "/metrics")?;
         let usage = page.lines().find(|line| line.starts_with("vllm:kv_cache_usage_perc"));
         let usage = usage.context("the metrics do not tell the usage of the KV cache")?;
         if usage.ends_with(" 0") {
@@ -184,13 +150,6 @@ fn wait_until_idle(address: &str) -> Result<()> {
         ensure!(start.elapsed() < PATIENCE, "blocks stay in use: {usage}");
         thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// Memory of a process that is not mapped from files, where the system tells it.
-fn private_bytes(id: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 fn report(

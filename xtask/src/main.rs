@@ -6,9 +6,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    asan, bench, ci, deny, fetch, fuzz, load, openai, page, reference, router, simulate, synth,
-    tidy, verify,
+    asan, bench, ci, deny, fetch, fuzz, load, openai, overhead, page, reference, router, simulate,
+    synth, tidy, verify,
 };
+
+/// The engine is measured with the allocator that `nv` gives it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", about = "The project's tasks")]
@@ -37,6 +41,8 @@ enum Task {
     Load(load::Args),
     /// Test the server with the official Python client of the OpenAI API
     Openai,
+    /// Measure what the server costs beside its engine
+    Overhead(overhead::Args),
     /// Test the server's page in headless Chromium
     Page,
     /// Have transformers write reference logits; without arguments, all committed ones
@@ -76,6 +82,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Fuzz(args) => fuzz::run(&args, out),
         Task::Load(args) => load::run(&args, out),
         Task::Openai => openai::run(out),
+        Task::Overhead(args) => overhead::run(&args, out),
         Task::Page => page::run(out),
         Task::Reference(args) => reference::run(args, out),
         Task::Router(args) => router::run(&args, out),
