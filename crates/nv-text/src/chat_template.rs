@@ -6,6 +6,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
@@ -49,7 +50,8 @@ pub struct ChatOptions {
 /// A checkpoint's chat template.
 ///
 /// Templates come with checkpoints and are not trusted: they see nothing but what they are given, and a render
-/// that takes too long is ended.
+/// that takes too long is ended. The template engine does not count everything, though: a template that is written to
+/// harm can nest values deeper than the stack, or compare or print one that holds itself twice at each of many levels.
 ///
 /// ```
 /// use nv_text::{ChatMessage, ChatOptions, ChatTemplate};
@@ -130,7 +132,9 @@ impl ChatTemplate {
             Ok(template) if with_tools => Ok(template),
             _ => self.environment.get_template(DEFAULT),
         };
-        template.and_then(|template| template.render(Serde(context))).map_err(render_error)
+        template
+            .and_then(|template| caught(|| template.render(Serde(context))))
+            .map_err(render_error)
     }
 
     fn from_field(field: Option<&Value>) -> Result<Option<Self>> {
@@ -166,8 +170,7 @@ impl ChatTemplate {
     fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
         // As Python's Jinja does.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        self.environment
-            .add_template_owned(name, source)
+        caught(|| self.environment.add_template_owned(name, source))
             .map_err(|source| Error::Compile { source })
     }
 }
@@ -207,6 +210,15 @@ fn environment() -> Environment<'static> {
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);
     environment
+}
+
+/// Runs the template engine, which panics on some numbers that no template has in earnest, such as the least step of a slice.
+///
+/// What it leaves behind is not used again: a render changes no template, and one that does not compile goes with its error.
+fn caught<T>(run: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T, minijinja::Error> {
+    panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, "the template engine panicked"))
+    })
 }
 
 /// What a template said when it raised an exception.
@@ -430,6 +442,16 @@ mod tests {
         let without_config = ChatTemplate::load(None, Some(&jinja_path)).unwrap().unwrap();
         assert_eq!(without_config.render(&[], &ChatOptions::default()).unwrap(), "jinja ");
         assert!(ChatTemplate::load(None, None).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_panic_of_the_template_engine_is_an_error() {
+        let panic = super::caught::<()>(|| panic!("in a template")).unwrap_err();
+        assert_eq!(panic.detail(), Some("the template engine panicked"));
+        // One that it has where overflows are checked; elsewhere this is a text.
+        let template = ChatTemplate::new("{{ 'abc'[::-9223372036854775808] }}").unwrap();
+        let text = template.render(&[], &ChatOptions::default());
+        assert!(text.is_ok() || matches!(text, Err(Error::Render { .. })), "{text:?}");
     }
 
     #[test]

@@ -5,14 +5,18 @@
 
 use std::fmt::Write as _;
 
-use minijinja::value::Kwargs;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, ErrorKind, State, Value};
+
+/// How deep a value may be nested: as deep as JSON that is read.
+const MAX_DEPTH: usize = 128;
 
 /// The `tojson` filter: `json.dumps(value)`, with its keyword arguments.
 ///
 /// # Errors
-/// If the value is undefined or can't be JSON, or for an unknown argument.
-pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+/// If the value is undefined or can't be JSON, is nested too deep or costs more than a render may spend, or for an unknown
+/// argument.
+pub(crate) fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let separators: Option<Vec<String>> = kwargs.get("separators")?;
     let separators = match separators.as_deref() {
@@ -31,10 +35,26 @@ pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     if value.is_undefined() {
         return Err(invalid("tojson: the value is undefined"));
     }
-    let json = serde_json::to_value(value)
-        .map_err(|source| invalid("tojson: the value cannot be JSON").with_source(source))?;
+    let json = writer.convert(state, value, 0)?;
     writer.value(&json, 0);
     Ok(Value::from(writer.out))
+}
+
+/// A value without items.
+fn to_json(value: &Value) -> Result<serde_json::Value, Error> {
+    serde_json::to_value(value)
+        .map_err(|source| invalid("tojson: the value cannot be JSON").with_source(source))
+}
+
+/// The name of a field, which JSON wants to be a string.
+fn field_name(key: &Value) -> Result<String, Error> {
+    match to_json(key)? {
+        serde_json::Value::String(name) => Ok(name),
+        other @ (serde_json::Value::Bool(_) | serde_json::Value::Number(_)) => {
+            Ok(other.to_string())
+        }
+        _ => Err(invalid("tojson: the name of a field is neither a string nor a number")),
+    }
 }
 
 fn invalid(message: &'static str) -> Error {
@@ -52,6 +72,40 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Pays for each item of `value` before it takes memory: a short template can name a value with more items, or ask for
+    /// more space before each, than any memory holds.
+    fn convert(
+        &self,
+        state: &State,
+        value: &Value,
+        depth: usize,
+    ) -> Result<serde_json::Value, Error> {
+        if depth > MAX_DEPTH {
+            return Err(invalid("tojson: the value is nested more than 128 deep"));
+        }
+        let num_spaces = self.indent.unwrap_or(0).saturating_mul(depth);
+        let num_bytes = [num_spaces, self.separators.0.len(), self.separators.1.len()]
+            .into_iter()
+            .chain(value.as_str().map(str::len))
+            .fold(0, usize::saturating_add);
+        // As the template engine counts: in pieces of 64 bytes.
+        state.consume_fuel(1 + num_bytes as u64 / 64)?;
+        match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items = value.try_iter()?.map(|item| self.convert(state, &item, depth + 1));
+                items.collect::<Result<_, _>>().map(serde_json::Value::Array)
+            }
+            ValueKind::Map => {
+                let fields = value.try_iter()?.map(|key| {
+                    let item = self.convert(state, &value.get_item(&key)?, depth + 1)?;
+                    Ok((field_name(&key)?, item))
+                });
+                fields.collect::<Result<_, _>>().map(serde_json::Value::Object)
+            }
+            _ => to_json(value),
+        }
+    }
+
     fn value(&mut self, value: &serde_json::Value, depth: usize) {
         match value {
             serde_json::Value::String(string) => self.string(string),
@@ -143,8 +197,8 @@ impl Writer<'_> {
 
 #[cfg(test)]
 mod tests {
-    use minijinja::Environment;
     use minijinja::value::Serde;
+    use minijinja::{Environment, ErrorKind};
 
     /// Applies `filter` to a value and compares with what Python's `json.dumps` printed.
     fn check(value: serde_json::Value, filter: &str, expected: &str) {
@@ -219,5 +273,41 @@ mod tests {
             let text = environment.render_str(&format!("{{{{ 1 | {call} }}}}"), ());
             assert!(text.is_err(), "{call}: {text:?}");
         }
+    }
+
+    #[test]
+    fn what_no_memory_holds_is_refused() {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(10_000));
+        environment.set_recursion_limit(200);
+        environment.add_filter("tojson", super::tojson);
+        let check = |template: &str, expected: ErrorKind| {
+            let error = environment.render_str(template, ()).unwrap_err();
+            assert_eq!(error.kind(), expected, "{template}: {error}");
+        };
+        check("{{ [1] | tojson(indent=1000000000000) }}", ErrorKind::OutOfFuel);
+        check("{{ [[1]] | tojson(indent=18446744073709551615) }}", ErrorKind::OutOfFuel);
+        // As many items as there are steps to double them, to the power of two.
+        let double = "{% set x = [x, x] %}".repeat(60);
+        check(&format!("{double}{{{{ x | tojson }}}}"), ErrorKind::OutOfFuel);
+        let deep = "{% set x = [x] %}".repeat(200);
+        check(&format!("{deep}{{{{ x | tojson }}}}"), ErrorKind::InvalidOperation);
+        let separators = "['a' * 100000, ':']";
+        check(
+            &format!("{{{{ ([1] * 1000) | tojson(separators={separators}) }}}}"),
+            ErrorKind::OutOfFuel,
+        );
+    }
+
+    #[test]
+    fn names_of_fields_become_strings() {
+        let environment = {
+            let mut environment = Environment::new();
+            environment.add_filter("tojson", super::tojson);
+            environment
+        };
+        let text = environment.render_str("{{ {1: 2, false: 3, 'a': [4]} | tojson }}", ());
+        assert_eq!(text.unwrap(), r#"{"1": 2, "false": 3, "a": [4]}"#);
+        assert!(environment.render_str("{{ {none: 1} | tojson }}", ()).is_err());
     }
 }
