@@ -1,6 +1,7 @@
 //! The engine over a model that is cheap and sees what it is given: keys are tokens, and logits follow from all of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
