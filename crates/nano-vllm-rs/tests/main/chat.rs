@@ -193,9 +193,11 @@ mod terminal {
 
     impl Terminal {
         fn start(options: &str) -> Self {
-            let chat = format!("{} chat {options}", env!("CARGO_BIN_EXE_nv"));
+            // A shell that waits for its command would die of Ctrl-C itself.
+            let chat = format!("exec {} chat {options}", env!("CARGO_BIN_EXE_nv"));
             let mut child = Command::new("script")
                 .args(["--quiet", "--return", "--command", &chat, "/dev/null"])
+                .env("SHELL", "/bin/sh")
                 .env("TERM", "xterm")
                 .env_remove("NO_COLOR")
                 .env_remove("NV_ISA")
