@@ -8,6 +8,7 @@ mod kernels;
 mod model;
 mod sampler;
 mod scheduler;
+mod server;
 mod text;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ criterion_group!(
     model::benches,
     sampler::benches,
     scheduler::benches,
+    server::benches,
     text::benches
 );
 criterion_main!(benches);

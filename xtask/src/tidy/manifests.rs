@@ -52,15 +52,19 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nv-qwen3",
             "nv-synth",
             "nv-engine",
+            "nv-server",
             "xtask",
         ],
     ),
 ];
 
+/// For packages whose examples show more than the package knows, what those may name beside it, as dev-dependencies.
+const EXAMPLES: &[(&str, &[&str])] = &[("nv-server", &["candle-core", "nv-qwen3", "nv-weights"])];
+
 /// The packages that may name an external crate whose job is theirs alone.
 const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["nano-vllm-rs", "xtask"]),
-    ("axum", &["nv-server", "nv-tests"]),
+    ("axum", &["nv-server", "nv-tests", "nv-benches"]),
     (
         "candle-core",
         &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
@@ -72,7 +76,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("llguidance", &["nv-text"]),
     ("minijinja", &["nv-text"]),
     ("tokenizers", &["nv-text"]),
-    ("tokio", &["nv-engine", "nv-server", "nv-tests"]),
+    ("tokio", &["nv-engine", "nv-server", "nv-tests", "nv-benches"]),
 ];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
@@ -176,6 +180,9 @@ fn arrows(package: &Package<'_>, packages: &[Package<'_>]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for entry in package.dependencies() {
         let to = entry.dependency();
+        if is_for_examples(package, &entry) {
+            continue;
+        }
         if packages.iter().any(|package| package.name == to) && !allowed.contains(&to) {
             let message =
                 format!("`{}` must not depend on `{to}`: see ARCHITECTURE.md", package.name);
@@ -185,11 +192,17 @@ fn arrows(package: &Package<'_>, packages: &[Package<'_>]) -> Vec<Finding> {
     findings
 }
 
+/// Whether the package itself can't name it, and its examples may.
+fn is_for_examples(package: &Package<'_>, entry: &Entry<'_>) -> bool {
+    let allowed = lookup(EXAMPLES, package.name).unwrap_or_default();
+    entry.section == "dev-dependencies" && allowed.contains(&entry.dependency())
+}
+
 fn homes(package: &Package<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for entry in package.dependencies() {
         let Some(homes) = lookup(HOMES, entry.dependency()) else { continue };
-        if !homes.contains(&package.name) {
+        if !homes.contains(&package.name) && !is_for_examples(package, &entry) {
             let message = format!("`{}` is for {} only", entry.dependency(), homes.join(", "));
             findings.push(package.manifest.finding(entry.line, message));
         }
@@ -296,6 +309,23 @@ mod tests {
             &[("crates/nv-text/Cargo.toml", &text), ("crates/nv-text/src/lib.rs", "hf_hub::Api")],
             &["crates/nv-text/Cargo.toml:8: `hf-hub` is for nv-weights only"],
         );
+    }
+
+    #[test]
+    fn what_examples_may_name_the_package_may_not() {
+        let dependencies = "candle-core.workspace = true\nnv-qwen3.workspace = true";
+        let outside = manifest("nv-server", dependencies);
+        let found = |text: &str| {
+            let qwen3 = manifest("nv-qwen3", "");
+            let tree = [
+                ("crates/nv-qwen3/Cargo.toml", &*qwen3),
+                ("crates/nv-server/Cargo.toml", text),
+                ("crates/nv-server/examples/a.rs", "nv_qwen3::a candle_core::b"),
+            ];
+            check(&Tree::of(&tree)).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&outside.replace("[dep", "[dev-dep")), [""; 0]);
+        assert_eq!(found(&outside).len(), 2);
     }
 
     #[test]
