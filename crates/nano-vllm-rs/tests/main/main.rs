@@ -7,6 +7,7 @@ mod copies;
 mod engine;
 #[cfg(unix)]
 mod faults;
+mod log;
 mod manual;
 mod memory;
 mod nv;

@@ -17,7 +17,7 @@ pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nv"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // No test reaches a hub, or depends on the shell that it was started from.
-    command.env("HF_HUB_OFFLINE", "1").env_remove("NV_ISA");
+    command.env("HF_HUB_OFFLINE", "1").env_remove("NV_ISA").env_remove("RUST_LOG");
     command
 }
 

@@ -11,16 +11,23 @@ use serde_json::json;
 use crate::nv::{command, nv, stderr};
 use crate::server::client::{self, get, post};
 
-struct Serving {
+pub(crate) struct Serving {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _stdout: BufReader<ChildStdout>,
 }
 
 impl Serving {
     fn start(options: &[&str]) -> Self {
+        Self::start_with(options, |_| {})
+    }
+
+    /// A server whose environment `prepare` may change.
+    pub(crate) fn start_with(options: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let usual = ["serve", "--port", "0", "--threads", "1", "--kv-cache-memory", "64MiB"];
-        let mut child = command(&[&usual, options].concat()).spawn().unwrap();
+        let mut command = command(&[&usual, options].concat());
+        prepare(&mut command);
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -29,13 +36,13 @@ impl Serving {
         Self { child, address, _stdout: stdout }
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.child.id().to_string()]).status();
         assert!(status.unwrap().success());
     }
 
     /// Its exit code, once it has ended, and what it said meanwhile.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let start = Instant::now();
         let code = loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -2,6 +2,7 @@
 
 mod chat;
 mod engine;
+mod log_filter;
 mod requests;
 mod sampling;
 
@@ -13,6 +14,7 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use nv_kernels::Kernels;
 use nv_synth::PublishedSize;
+use tracing_subscriber::filter::Targets;
 
 pub(crate) use chat::ChatArgs;
 pub(crate) use engine::EngineArgs;
@@ -22,6 +24,9 @@ pub(crate) use sampling::{SamplingArgs, random_seed};
 /// Qwen3 on the command line.
 #[derive(Debug, Parser)]
 #[command(name = "nv", version = version(), max_term_width = 100)]
+#[command(
+    after_help = "RUST_LOG=debug, or RUST_LOG=nv_engine=debug,nv_server=info and its like, logs events and spans to stderr."
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -33,14 +38,19 @@ pub(crate) struct Args {
     /// Write what each step of the engine takes to this file, in the form that Chrome and Perfetto show.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+
+    /// What `RUST_LOG` asks to be logged.
+    #[arg(skip)]
+    pub(crate) rust_log: Option<Targets>,
 }
 
 impl Args {
     /// Reads the command line; ends the process if it makes no sense.
     pub(crate) fn read() -> Self {
-        let args = Self::parse();
-        if let Err(error) = args.command.check() {
-            Self::command().error(ErrorKind::ValueValidation, error).exit();
+        let mut args = Self::parse();
+        match args.command.check().and_then(|()| log_filter::from_env()) {
+            Ok(rust_log) => args.rust_log = rust_log,
+            Err(error) => Self::command().error(ErrorKind::ValueValidation, error).exit(),
         }
         args
     }
@@ -231,9 +241,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// The least that is worth a line of the log.
-    #[arg(long, default_value = "info")]
-    pub(crate) log_level: LogLevel,
+    /// The least that is worth a line of the log; counts before RUST_LOG [default: what RUST_LOG says, else info].
+    #[arg(long)]
+    pub(crate) log_level: Option<LogLevel>,
 
     /// How the log is written.
     #[arg(long, default_value = "text")]

@@ -1,18 +1,19 @@
-//! Where events and spans go: the log of a server, and the trace that `--trace` asks for.
+//! Where events and spans go: the log of a server, or the one that `RUST_LOG` asks for, and the trace that `--trace` asks for.
 
 use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
 use crate::args::Args;
 #[cfg(feature = "server")]
-use crate::args::{Command, LogFormat, LogLevel, ServeArgs};
+use crate::args::{Command, LogFormat, LogLevel};
 
 type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
@@ -33,11 +34,7 @@ pub(crate) fn start(args: &Args) -> Result<Log> {
         layers.push(layer);
         guard = Some(until_dropped);
     }
-    // The other commands talk to their user instead.
-    #[cfg(feature = "server")]
-    if let Command::Serve(args) = &args.command {
-        layers.push(log(args));
-    }
+    layers.extend(log(args));
     if !layers.is_empty() {
         tracing_subscriber::registry().with(layers).init();
     }
@@ -51,17 +48,32 @@ fn trace(path: &Path) -> Result<(AnyLayer, FlushGuard)> {
     Ok((layer.with_filter(LevelFilter::DEBUG).boxed(), guard))
 }
 
-#[cfg(feature = "server")]
-fn log(args: &ServeArgs) -> AnyLayer {
-    let level = match args.log_level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-    };
+/// The log of a server; of other commands, which talk to their user instead, only what `RUST_LOG` asks for.
+fn log(args: &Args) -> Option<AnyLayer> {
+    #[cfg(feature = "server")]
+    if let Command::Serve(serve) = &args.command {
+        let is_json = matches!(serve.log_format, LogFormat::Json);
+        let level = match (serve.log_level, &args.rust_log) {
+            (None, Some(targets)) => return Some(layer(is_json, targets.clone(), FmtSpan::CLOSE)),
+            (None | Some(LogLevel::Info), _) => LevelFilter::INFO,
+            (Some(LogLevel::Error), _) => LevelFilter::ERROR,
+            (Some(LogLevel::Warn), _) => LevelFilter::WARN,
+            (Some(LogLevel::Debug), _) => LevelFilter::DEBUG,
+        };
+        let targets = Targets::new().with_default(level);
+        return Some(layer(is_json, targets, FmtSpan::NONE));
+    }
+    let targets = args.rust_log.clone()?;
+    Some(layer(false, targets, FmtSpan::CLOSE))
+}
+
+/// A log on stderr of what `targets` lets through, with lines for spans that were asked for.
+fn layer(is_json: bool, targets: Targets, spans: FmtSpan) -> AnyLayer {
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    match args.log_format {
-        LogFormat::Text => log.with_filter(level).boxed(),
-        LogFormat::Json => log.json().flatten_event(true).with_filter(level).boxed(),
+    let log = log.with_span_events(spans);
+    if is_json {
+        log.json().flatten_event(true).with_filter(targets).boxed()
+    } else {
+        log.with_filter(targets).boxed()
     }
 }
