@@ -80,7 +80,7 @@ fn index(criterion: &mut Criterion) {
     const NUM_SHARDS: usize = 10;
     let mut group = criterion.benchmark_group("model_files/index");
     group.sample_size(10);
-    for num_tensors in [100, 10_000] {
+    for num_tensors in [100, 1_000, 10_000] {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), "{}").unwrap();
         let mut weight_map = serde_json::Map::new();

@@ -1,5 +1,5 @@
-//! The graph: tokens per second of prompts and of generation, on the demo checkpoint and in one layer of Qwen3-0.6B's size;
-//! on all its layers, with random weights, if `NV_BENCH_FULL` is set.
+//! The graph: tokens per second of prompts and of generation, by length and by batch, on the demo checkpoint and in one layer of
+//! Qwen3-0.6B's size; on all its layers, with random weights, if `NV_BENCH_FULL` is set.
 
 use std::env;
 use std::fs;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use criterion::{Criterion, SamplingMode, Throughput};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
 use nv_config::load_config;
 use nv_qwen3::Qwen3ForCausalLM;
 use nv_synth::{PublishedSize, Recipe};
@@ -20,7 +21,14 @@ use xtask::verify::Distance;
 use crate::demo;
 
 const DTYPES: [(&str, DType); 2] = [("f32", DType::F32), ("bf16", DType::BF16)];
-const CONTEXT: usize = 128;
+const PROMPT_LENS: [usize; 5] = [16, 64, 128, 256, 512];
+/// Of generation.
+const CONTEXTS: [usize; 3] = [128, 512, 992];
+/// More than the demo can hold.
+const LONG_CONTEXTS: [usize; 3] = [128, 512, 2048];
+/// Sequences that are computed together, of so many tokens each.
+const BATCHES: [usize; 3] = [1, 4, 16];
+const BATCH_LEN: usize = 128;
 const NUM_NEW_TOKENS: usize = 16;
 
 pub(crate) fn benches(criterion: &mut Criterion) {
@@ -29,14 +37,12 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let reference = Reference::read(&case.reference_path()).unwrap();
     let models = DTYPES.map(|(name, dtype)| (name, checked_model(dtype, &reference)));
     for (name, mut model) in models {
-        prefill(criterion, name, &mut model, &reference.input_ids);
-        decode(criterion, name, &mut model, &reference.input_ids);
+        prefill(criterion, name, &mut model);
+        decode(criterion, name, &mut model, &CONTEXTS);
     }
-    let ids: Vec<u32> = (0..512).map(|i| i * 7 % 64).collect();
-    synthetic(criterion, "one layer", &one_layer(), &ids);
+    synthetic(criterion, "one layer", &one_layer(), &CONTEXTS);
     if env::var_os("NV_BENCH_FULL").is_some() {
-        let config = smallest();
-        synthetic(criterion, "0.6b", &config, &ids);
+        synthetic(criterion, "0.6b", &smallest(), &LONG_CONTEXTS);
     }
 }
 
@@ -59,7 +65,7 @@ fn one_layer() -> String {
 }
 
 /// A model of this config with random weights, in bfloat16.
-fn synthetic(criterion: &mut Criterion, name: &str, config: &str, ids: &[u32]) {
+fn synthetic(criterion: &mut Criterion, name: &str, config: &str, contexts: &[usize]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
     fs::write(&path, config).unwrap();
@@ -69,10 +75,10 @@ fn synthetic(criterion: &mut Criterion, name: &str, config: &str, ids: &[u32]) {
     let config = load_config(&path).unwrap();
     let mut model =
         Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, DType::BF16, &Device::Cpu).unwrap();
-    let logits = model.forward(&input_ids(ids), 0).unwrap().flatten_all().unwrap();
+    let logits = model.forward(&tokens(1, 0, 512), 0).unwrap().flatten_all().unwrap();
     assert!(logits.to_vec1::<f32>().unwrap().iter().all(|logit| logit.is_finite()));
-    prefill(criterion, name, &mut model, ids);
-    decode(criterion, name, &mut model, ids);
+    prefill(criterion, name, &mut model);
+    decode(criterion, name, &mut model, contexts);
 }
 
 fn demo_model(dtype: DType) -> Qwen3ForCausalLM {
@@ -84,16 +90,19 @@ fn demo_model(dtype: DType) -> Qwen3ForCausalLM {
 /// The demo model, whose logits were compared with transformers'.
 fn checked_model(dtype: DType, reference: &Reference) -> Qwen3ForCausalLM {
     let mut model = demo_model(dtype);
-    let logits = model.forward_all(&input_ids(&reference.input_ids), 0).unwrap();
+    let input_ids = Tensor::new(&*reference.input_ids, &Device::Cpu).unwrap();
+    let logits = model.forward_all(&input_ids.unsqueeze(0).unwrap(), 0).unwrap();
     let logits = logits.flatten_all().unwrap().to_vec1().unwrap();
     let top1 = Distance::between(&reference.logits_f32, &logits, reference.vocab_size).top1;
     assert!(top1 > 0.97, "the model computes something else");
     model
 }
 
-/// `[1, seq_len]`
-fn input_ids(ids: &[u32]) -> Tensor {
-    Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
+/// Tokens that every vocabulary has, at `start_pos` and after: `[batch, seq_len]`.
+fn tokens(batch: usize, start_pos: usize, seq_len: usize) -> Tensor {
+    let ids = (start_pos as u32..).take(seq_len).map(|i| i * 7 % 64);
+    let ids: Vec<u32> = ids.collect::<Vec<u32>>().repeat(batch);
+    Tensor::from_vec(ids, (batch, seq_len), &Device::Cpu).unwrap()
 }
 
 fn load(criterion: &mut Criterion) {
@@ -104,40 +113,61 @@ fn load(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn prefill(criterion: &mut Criterion, name: &str, model: &mut Qwen3ForCausalLM, ids: &[u32]) {
-    let mut group = criterion.benchmark_group("model/prefill");
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    for num_tokens in [CONTEXT, ids.len()] {
-        let prompt = input_ids(&ids[..num_tokens]);
-        group.throughput(Throughput::Elements(num_tokens as u64));
-        group.bench_function(format!("{name}/{num_tokens}"), |b| {
-            b.iter(|| model.forward(&prompt, 0).unwrap());
-        });
-    }
-    group.finish();
+    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
+    group
 }
 
-/// One token at a time after a prompt, which isn't timed.
-fn decode(criterion: &mut Criterion, name: &str, model: &mut Qwen3ForCausalLM, ids: &[u32]) {
-    let mut group = criterion.benchmark_group("model/decode");
-    group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    let prompt = input_ids(&ids[..CONTEXT]);
-    let steps: Vec<Tensor> =
-        ids[CONTEXT..][..NUM_NEW_TOKENS].iter().map(|&id| input_ids(&[id])).collect();
-    group.throughput(Throughput::Elements(NUM_NEW_TOKENS as u64));
-    group.bench_function(format!("{name}/context {CONTEXT}"), |b| {
-        b.iter_custom(|num_iterations| {
-            let mut time = Duration::ZERO;
-            for _ in 0..num_iterations {
-                model.forward(&prompt, 0).unwrap();
-                let start = Instant::now();
-                for (i, step) in steps.iter().enumerate() {
-                    model.forward(step, CONTEXT + i).unwrap();
+fn prefill(criterion: &mut Criterion, name: &str, model: &mut Qwen3ForCausalLM) {
+    let mut bench = |group: &mut BenchmarkGroup<'_, WallTime>, name, batch, seq_len| {
+        let prompts = tokens(batch, 0, seq_len);
+        group.throughput(Throughput::Elements((batch * seq_len) as u64));
+        group.bench_function(name, |b| b.iter(|| model.forward(&prompts, 0).unwrap()));
+    };
+    let mut lens = group(criterion, "model/prefill");
+    for num_tokens in PROMPT_LENS {
+        bench(&mut lens, format!("{name}/{num_tokens}"), 1, num_tokens);
+    }
+    lens.finish();
+    let mut batches = group(criterion, &format!("model/prefill of {BATCH_LEN}"));
+    for batch in BATCHES {
+        bench(&mut batches, format!("{name}/batch {batch}"), batch, BATCH_LEN);
+    }
+    batches.finish();
+}
+
+/// One token at a time after prompts, which aren't timed.
+fn decode(criterion: &mut Criterion, name: &str, model: &mut Qwen3ForCausalLM, contexts: &[usize]) {
+    let mut bench = |group: &mut BenchmarkGroup<'_, WallTime>, name, batch, context| {
+        let prompts = tokens(batch, 0, context);
+        let steps: Vec<Tensor> =
+            (context..).take(NUM_NEW_TOKENS).map(|position| tokens(batch, position, 1)).collect();
+        group.throughput(Throughput::Elements((batch * NUM_NEW_TOKENS) as u64));
+        group.bench_function(name, |b| {
+            b.iter_custom(|num_iterations| {
+                let mut time = Duration::ZERO;
+                for _ in 0..num_iterations {
+                    model.forward(&prompts, 0).unwrap();
+                    let start = Instant::now();
+                    for (step, position) in steps.iter().zip(context..) {
+                        model.forward(step, position).unwrap();
+                    }
+                    time += start.elapsed();
                 }
-                time += start.elapsed();
-            }
-            time
+                time
+            });
         });
-    });
-    group.finish();
+    };
+    let mut lens = group(criterion, "model/decode");
+    for &context in contexts {
+        bench(&mut lens, format!("{name}/context {context}"), 1, context);
+    }
+    lens.finish();
+    let mut batches = group(criterion, &format!("model/decode at {BATCH_LEN}"));
+    for batch in BATCHES {
+        bench(&mut batches, format!("{name}/batch {batch}"), batch, BATCH_LEN);
+    }
+    batches.finish();
 }

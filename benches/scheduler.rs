@@ -72,7 +72,7 @@ fn many_waiting(criterion: &mut Criterion) {
 /// All that an engine asks of the scheduler in a step, sequences that end and others that take their places included.
 fn steps(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scheduler/64 running");
-    for num_waiting in [1, 10_000] {
+    for num_waiting in [1, 100, 10_000] {
         let mut load = Load::new(config(2 * NUM_HELD_BLOCKS));
         load.fill(NUM_RUNNING + num_waiting);
         group.bench_function(format!("step, {num_waiting} waiting"), |b| {

@@ -1,10 +1,10 @@
 //! Attention over a bfloat16 cache in blocks: decode steps after contexts of two lengths, and a prompt.
 
 use candle_core::{DType, Device, Result, Tensor};
-use criterion::{Criterion, Throughput};
+use criterion::Criterion;
 use nv_kernels::{Kernels, KvLayout, KvMut, Pool, Sequence};
 
-use super::{Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, group, values};
+use super::{Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, Work, group, values};
 
 const QUERY_SIZE: usize = NUM_HEADS * HEAD_DIM;
 const KV_SIZE: usize = NUM_KV_HEADS * HEAD_DIM;
@@ -30,11 +30,10 @@ pub(super) fn benches(criterion: &mut Criterion) {
         let block_table = cache.block_table.clone();
         Case {
             shape: name.to_owned(),
-            throughput: if num_tokens == 1 {
-                Throughput::Bytes(cache.layer_bytes() as u64)
-            } else {
-                let pairs: usize = (start_pos + 1..=kv_len).sum();
-                Throughput::Elements((4 * pairs * QUERY_SIZE) as u64)
+            // Scores and sums of values; all keys and values, queries and outputs.
+            work: Work {
+                operations: 4 * (start_pos + 1..=kv_len).sum::<usize>() * QUERY_SIZE,
+                bytes: cache.layer_bytes() + 2 * num_tokens * QUERY_SIZE * size_of::<f32>(),
             },
             num_tokens,
             row_sizes: &[QUERY_SIZE],

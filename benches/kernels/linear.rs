@@ -1,18 +1,16 @@
 //! Linear layers in bfloat16: from one token, which memory limits, to 512, which arithmetic does.
 
 use candle_core::{DType, Device, Tensor};
-use criterion::{Criterion, Throughput};
+use criterion::Criterion;
 use half::bf16;
 use nv_kernels::{Kernels, Linear, Matrix, Pool, Precision, Scratch};
 
 use super::{
-    Case, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, group,
-    values,
+    Case, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, Work,
+    group, values,
 };
 
 const NUM_TOKENS: &[usize] = &[1, 4, 16, 128, 512];
-/// Fewer tokens than this are done before memory has delivered the weights.
-const MAX_MEMORY_BOUND: usize = 8;
 
 const QUERY_SIZE: usize = NUM_HEADS * HEAD_DIM;
 const KV_SIZE: usize = NUM_KV_HEADS * HEAD_DIM;
@@ -77,11 +75,13 @@ impl<'a> Region<'a> {
         })
     }
 
-    fn throughput(&self, num_tokens: usize) -> Throughput {
-        if num_tokens <= MAX_MEMORY_BOUND {
-            Throughput::Bytes((self.num_elements() * size_of::<bf16>()) as u64)
-        } else {
-            Throughput::Elements((2 * num_tokens * self.num_elements()) as u64)
+    /// Weights of bfloat16, inputs and `num_outputs` outputs of f32 a token; the products.
+    fn work(&self, num_tokens: usize, num_outputs: usize) -> Work {
+        let num_weights = self.num_elements();
+        let num_activations = num_tokens * (self.in_features + num_outputs);
+        Work {
+            operations: 2 * num_tokens * num_weights,
+            bytes: num_weights * size_of::<bf16>() + num_activations * size_of::<f32>(),
         }
     }
 
@@ -109,7 +109,7 @@ impl<'a> Region<'a> {
             let (x, x_tensor) = self.input(num_tokens);
             Case {
                 shape: format!("{num_tokens} tokens"),
-                throughput: self.throughput(num_tokens),
+                work: self.work(num_tokens, self.out_features.iter().sum()),
                 num_tokens,
                 row_sizes: self.out_features,
                 tolerance: 1e-5,
@@ -144,7 +144,7 @@ impl<'a> Region<'a> {
             let (x, x_tensor) = self.input(num_tokens);
             Case {
                 shape: format!("{num_tokens} tokens"),
-                throughput: self.throughput(num_tokens),
+                work: self.work(num_tokens, INTERMEDIATE_SIZE),
                 num_tokens,
                 row_sizes: &[INTERMEDIATE_SIZE],
                 tolerance: 1e-5,

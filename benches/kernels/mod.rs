@@ -1,5 +1,8 @@
 //! The CPU kernels on the shapes of Qwen3-0.6B in every tier of the machine, and candle's ops: `kernel/shape/tier`.
 //!
+//! Each has two measures of its work, so that a roofline can be drawn: its elements are floating-point operations, a multiplication and
+//! an addition two; its bytes what it has to read from memory and write there at least.
+//!
 //! Each result is compared with the scalar tier's before it is timed. What a decode step streams from memory, weights
 //! and cached keys, is another layer's each time, so that it isn't found in a cache.
 
@@ -41,7 +44,7 @@ type Run<'a> = dyn FnMut(&Kernels, usize, Range<usize>, &mut [f32]) + 'a;
 /// One kernel on one shape. Its result is a matrix `[num_tokens, size]` for each of `row_sizes`, back to back.
 struct Case<'a> {
     shape: String,
-    throughput: Throughput,
+    work: Work,
     num_tokens: usize,
     row_sizes: &'a [usize],
     /// How far a tier may be from the scalar one, relative to the largest value.
@@ -52,10 +55,18 @@ struct Case<'a> {
     candle: &'a dyn Fn(usize) -> candle_core::Result<Vec<Tensor>>,
 }
 
+/// What a kernel does at least.
+#[derive(Clone, Copy)]
+struct Work {
+    operations: usize,
+    bytes: usize,
+}
+
 impl Case<'_> {
     fn bench(self, group: &mut BenchmarkGroup<'_, WallTime>) {
-        let Self { shape, throughput, num_tokens, row_sizes, tolerance, run, candle } = self;
-        group.throughput(throughput);
+        let Self { shape, work, num_tokens, row_sizes, tolerance, run, candle } = self;
+        let [elements, bytes] = [work.operations, work.bytes].map(|count| count as u64);
+        group.throughput(Throughput::ElementsAndBytes { elements, bytes });
         let scalar = Kernels::for_isa(Isa::Scalar).expect("every machine has the scalar tier");
         let row_len: usize = row_sizes.iter().sum();
         // A token's result is the same alone.

@@ -1,10 +1,10 @@
 //! Norms and rotation, which take each token by itself.
 
 use candle_core::{Device, Tensor};
-use criterion::{Criterion, Throughput};
+use criterion::Criterion;
 use nv_kernels::{Kernels, NormAndRotate, Pool};
 
-use super::{Case, HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, group, values};
+use super::{Case, HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, Work, group, values};
 
 const NUM_TOKENS: [usize; 2] = [1, 512];
 const EPS: f32 = 1e-6;
@@ -15,9 +15,17 @@ pub(super) fn benches(criterion: &mut Criterion) {
     norm_and_rotate(criterion, &pool);
 }
 
-/// f32 elements that are read and written.
-fn throughput(num_elements: usize) -> Throughput {
-    Throughput::Bytes((2 * num_elements * size_of::<f32>()) as u64)
+/// Operations an element: its square and the sum of those, the scale and the weight.
+const NORM_OPERATIONS: usize = 4;
+/// An element and its partner by cosine and sine, and their sum.
+const ROTATE_OPERATIONS: usize = 3;
+
+/// Of f32 elements that are read and written, beside `num_others` that are read.
+fn work(num_elements: usize, num_others: usize, operations: usize) -> Work {
+    Work {
+        operations: operations * num_elements,
+        bytes: (2 * num_elements + num_others) * size_of::<f32>(),
+    }
 }
 
 fn rms_norm(criterion: &mut Criterion, pool: &Pool) {
@@ -29,7 +37,7 @@ fn rms_norm(criterion: &mut Criterion, pool: &Pool) {
         let x_tensor = Tensor::from_slice(&x, (num_tokens, HIDDEN_SIZE), &Device::Cpu).unwrap();
         Case {
             shape: format!("{num_tokens} tokens"),
-            throughput: throughput(x.len()),
+            work: work(x.len(), HIDDEN_SIZE, NORM_OPERATIONS),
             num_tokens,
             row_sizes: &[HIDDEN_SIZE],
             tolerance: 1e-6,
@@ -61,7 +69,7 @@ fn norm_and_rotate(criterion: &mut Criterion, pool: &Pool) {
             [&cos, &sin].map(|x| tensor(x, &[num_tokens, HALF]).unwrap());
         Case {
             shape: format!("{num_tokens} tokens"),
-            throughput: throughput(x.len()),
+            work: work(x.len(), cos.len() + sin.len(), NORM_OPERATIONS + ROTATE_OPERATIONS),
             num_tokens,
             row_sizes: &[SIZE],
             tolerance: 1e-6,

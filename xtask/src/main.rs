@@ -29,6 +29,8 @@ enum Task {
     BenchCheck(bench::CheckArgs),
     /// Run `cargo bench` and keep what it measured
     BenchRecord(bench::RecordArgs),
+    /// Make a page with plots of each record of `cargo bench`
+    BenchReport(bench::ReportArgs),
     /// Run everything that a change must pass
     Ci,
     /// Check the licences, sources and versions of dependencies, and what is known against them
@@ -76,6 +78,7 @@ fn run(task: Task, out: &mut dyn Write) -> Result<()> {
         Task::Asan => asan::run(out),
         Task::BenchCheck(args) => bench::check(&args, out),
         Task::BenchRecord(args) => bench::record(&args, out),
+        Task::BenchReport(args) => bench::report(&args, out),
         Task::Ci => ci::run(out),
         Task::Deny => deny::run(out),
         Task::Fetch(args) => fetch::run(&args, out),

@@ -55,7 +55,8 @@ mod tests {
             median_ns,
             lower_ns,
             upper_ns,
-            throughput: None,
+            elements: None,
+            bytes: None,
         };
         Record { rows: rows.iter().map(row).collect(), ..Record::default() }
     }

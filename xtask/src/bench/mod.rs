@@ -1,7 +1,9 @@
-//! What `cargo bench` measured: kept, and compared with what it measured before.
+//! What `cargo bench` measured: kept, compared with what it measured before, and shown.
 
 mod check;
+mod limits;
 mod record;
+mod report;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,7 +14,9 @@ use std::{env, fs};
 use anyhow::{Context, Result, ensure};
 
 pub use check::{Change, changes};
-pub use record::{Record, Row, Throughput};
+pub use limits::Limits;
+pub use record::{Record, Row};
+pub use report::{ReportArgs, report};
 
 use crate::root;
 
@@ -38,7 +42,7 @@ pub struct CheckArgs {
     allow: f64,
 }
 
-/// Runs `cargo bench` and writes what it measured as a record.
+/// Runs `cargo bench`, between two measurements of the machine's limits, and writes what it measured as a record.
 ///
 /// # Errors
 /// If a benchmark fails, or the record can't be written.
@@ -49,12 +53,14 @@ pub fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(filter) = &args.filter {
         bench.extend(["--", filter]);
     }
+    let before = Limits::measure()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo).args(&bench).current_dir(root()).status()?;
     ensure!(status.success(), "cargo bench failed: {status}");
 
     let command = format!("cargo {}", bench.join(" "));
-    let record = Record::of_criterion(&root().join("target/criterion"), start, command)?;
+    let limits = before.max(Limits::measure()?);
+    let record = Record::of_criterion(&root().join("target/criterion"), start, command, limits)?;
     ensure!(!record.rows.is_empty(), "no benchmark has a name that the filter finds");
     let path = args.out.clone().unwrap_or_else(|| {
         root().join("benches/record").join(format!("{}-{}.csv", record.date, slug(&record.cpu)))
