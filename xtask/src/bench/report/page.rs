@@ -276,7 +276,7 @@ fn throughput(row: &Row) -> String {
 
 /// A key by which `16 tokens` comes before `128 tokens`: texts, each with the number behind it.
 fn natural(text: &str) -> Vec<(String, u64)> {
-    let mut parts = vec![(String::new(), 0)];
+    let mut parts = vec![(String::new(), 0_u64)];
     let mut is_number = false;
     for c in text.chars() {
         let last = parts.len() - 1;

@@ -242,8 +242,8 @@ mod tests {
 
     /// An attribute of every element of a kind, as numbers.
     fn attributes(svg: &str, element: &str, name: &str) -> Vec<f64> {
-        let elements = svg.split(&format!("<{element} ")).skip(1);
-        let values = elements.map(|rest| rest.split_once(&format!("{name}=\"")).unwrap().1);
+        let (element, name) = (format!("<{element} "), format!("{name}=\""));
+        let values = svg.split(&element).skip(1).map(|rest| rest.split_once(&name).unwrap().1);
         values.map(|rest| rest.split('"').next().unwrap().parse().unwrap()).collect()
     }
 
