@@ -3,7 +3,7 @@
 //! `c[r][lane] += Σ_i a[r][i] · b[i][lane]`, i in order, each lane its own chain. `b` is given as halves: vectors
 //! of 8 lanes that lie anywhere but advance by one stride, so that a vector may span two blocks of a paged cache.
 //! In bfloat16 an element is a pair: `a[r][2i] · b[2i][lane] + a[r][2i + 1] · b[2i + 1][lane]`.
-#![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
+#![expect(clippy::inline_always, reason = "both kinds of products compile their own copy")]
 
 /// Lanes of a half.
 pub(crate) const HALF: usize = 8;
@@ -30,7 +30,7 @@ pub(crate) struct Outer<'a, A, B> {
     /// `[num_rows, c_stride]`, of which `8 · b.len()` columns are added to.
     pub(crate) c: &'a mut [f32],
     pub(crate) c_stride: usize,
-    /// What will be read soon: asked for meanwhile, in the tiers that are fast enough to wait for memory.
+    /// What will be read soon: asked for meanwhile, but by the scalar tier, which has no time to wait for memory.
     pub(crate) ahead: &'a [&'a [B]],
 }
 
@@ -48,7 +48,7 @@ impl<A, B> Outer<'_, A, B> {
     }
 }
 
-/// The loop of every tier without bfloat16 products: `multiply_add(a, b, c)` gives a lane's next sum.
+/// The scalar tier's loop: `multiply_add(a, b, c)` gives a lane's next sum.
 #[inline(always)]
 fn run<A: Copy, B: Copy>(mut outer: Outer<'_, A, B>, multiply_add: impl Fn(A, B, f32) -> f32) {
     outer.check();
@@ -98,10 +98,10 @@ fn two_roundings(a: f32, b: f32, c: f32) -> f32 {
 
 /// The sum of both products of a pair: the even one first.
 #[inline(always)]
-fn pair(a: u32, b: u32, c: f32, multiply_add: impl Fn(f32, f32, f32) -> f32) -> f32 {
+fn pair(a: u32, b: u32, c: f32) -> f32 {
     let even = |pair: u32| f32::from_bits(pair << 16);
     let odd = |pair: u32| f32::from_bits(pair & 0xffff_0000);
-    multiply_add(odd(a), odd(b), multiply_add(even(a), even(b), c))
+    two_roundings(odd(a), odd(b), two_roundings(even(a), even(b), c))
 }
 
 pub(crate) fn scalar_f32(outer: Outer<'_, f32, f32>) {
@@ -109,26 +109,5 @@ pub(crate) fn scalar_f32(outer: Outer<'_, f32, f32>) {
 }
 
 pub(crate) fn scalar_pairs(outer: Outer<'_, u32, u32>) {
-    run(outer, |a, b, c| pair(a, b, c, two_roundings));
+    run(outer, pair);
 }
-
-/// Compiles the loop with `$features`, fused multiply-add among them.
-#[cfg(target_arch = "x86_64")]
-macro_rules! fused {
-    ($f32:ident, $pairs:ident, $features:literal) => {
-        #[target_feature(enable = $features)]
-        pub(crate) fn $f32(outer: Outer<'_, f32, f32>) {
-            run(outer, |a, b, c| a.mul_add(b, c));
-        }
-
-        #[target_feature(enable = $features)]
-        pub(crate) fn $pairs(outer: Outer<'_, u32, u32>) {
-            run(outer, |a, b, c| pair(a, b, c, |a, b, c| a.mul_add(b, c)));
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-fused!(avx2_f32, avx2_pairs, "avx2,fma");
-#[cfg(target_arch = "x86_64")]
-fused!(avx512_f32, avx512_pairs, "avx512f,fma");
