@@ -12,9 +12,13 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+# Modules that import each other would leave a folder of compiled ones in the tree.
+sys.dont_write_bytecode = True
 
 import page
 from engines import ENGINES, PRECISIONS, ROOT, Engine, EngineError, Place, Process
