@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("nv-fuzz", &["nv-tests"]),
+    ("nv-peers", &["nano-vllm-rs"]),
     (
         "nv-benches",
         &[
@@ -67,9 +68,18 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["nv-server", "nv-tests", "nv-benches"]),
     (
         "candle-core",
-        &["nv-weights", "nv-qwen3", "nv-engine", "nano-vllm-rs", "xtask", "nv-tests", "nv-benches"],
+        &[
+            "nv-weights",
+            "nv-qwen3",
+            "nv-engine",
+            "nano-vllm-rs",
+            "xtask",
+            "nv-tests",
+            "nv-benches",
+            "nv-peers",
+        ],
     ),
-    ("candle-nn", &["nv-weights", "nv-qwen3", "nv-benches"]),
+    ("candle-nn", &["nv-weights", "nv-qwen3", "nv-benches", "nv-peers"]),
     ("clap", &["nano-vllm-rs", "xtask"]),
     ("hf-hub", &["nv-weights"]),
     ("memmap2", &["nv-weights", "nv-engine"]),

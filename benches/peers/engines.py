@@ -1,0 +1,274 @@
+"""The engines that are compared: what they are, what they need, and a process of each to talk to."""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import threading
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+RUST = HERE / "rust"
+
+PRECISIONS = ("bf16", "f32")
+
+
+@dataclass(frozen=True)
+class Engine:
+    name: str
+    # A script here, or a binary of the crate in `rust`.
+    worker: str
+    # Packages whose versions say what it is.
+    packages: tuple[str, ...]
+    # What it loads for each precision: the folder of the checkpoint, or a GGUF file of a type.
+    models: dict[str, str]
+    # How it computes, for each precision, as the page says it.
+    computes: dict[str, str]
+    rustflags: str = ""
+
+    @property
+    def is_python(self) -> bool:
+        return self.worker.endswith(".py")
+
+
+ENGINES = [
+    Engine(
+        "nano-vllm-rs",
+        "nano_vllm_rs",
+        ("nano-vllm-rs",),
+        {"bf16": "checkpoint", "f32": "checkpoint"},
+        {
+            "bf16": "Weights bfloat16, mapped. Inputs of linear layers, keys and values are rounded to bfloat16; the rest is float32.",
+            "f32": "Weights bfloat16, mapped, and widened to float32 in registers; all else is float32.",
+        },
+    ),
+    Engine(
+        "transformers",
+        "transformers_worker.py",
+        ("transformers", "torch"),
+        {"bf16": "checkpoint", "f32": "checkpoint"},
+        {
+            "bf16": "`generate`, eager, SDPA attention. All tensors bfloat16.",
+            "f32": "`generate`, eager, SDPA attention. All tensors float32.",
+        },
+    ),
+    Engine(
+        "llama.cpp",
+        "llama_cpp_worker.py",
+        ("llama-cpp-python",),
+        {"bf16": "bf16", "f32": "f32"},
+        {
+            "bf16": "GGUF with BF16 matrices, mapped; keys and values float16, its default; activations float32, rounded to bfloat16 for products.",
+            "f32": "GGUF with F32 matrices, mapped; keys and values float32.",
+        },
+    ),
+    Engine(
+        "openvino-genai",
+        "openvino_worker.py",
+        ("openvino-genai", "openvino"),
+        {"bf16": "f16", "f32": "f16"},
+        {
+            "bf16": "GGUF with F16 matrices, the only unquantised type that it reads; inference precision, keys and values bfloat16.",
+            "f32": "GGUF with F16 matrices, the only unquantised type that it reads; inference precision, keys and values float32.",
+        },
+    ),
+    Engine(
+        "candle-transformers",
+        "candle",
+        ("candle-transformers",),
+        {"bf16": "checkpoint", "f32": "checkpoint"},
+        {
+            "bf16": "All tensors bfloat16; products and attention widen both sides to float32 and narrow the result.",
+            "f32": "All tensors float32.",
+        },
+        # As candle's own configuration of Cargo has it.
+        "-C target-cpu=native",
+    ),
+]
+
+
+class EngineError(Exception):
+    """An engine that can't be built, doesn't start, doesn't answer in time, or says that it failed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything is that isn't the repository."""
+
+    venv: Path
+    work: Path
+    threads: int
+
+    @property
+    def python(self) -> Path:
+        return self.venv / "bin/python"
+
+    def environment(self) -> dict[str, str]:
+        threads = str(self.threads)
+        return os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
+        }
+
+    def target(self, engine: Engine) -> Path:
+        """Binaries with other flags have another folder, or Cargo would build all anew each time."""
+        return self.work / ("target-native" if engine.rustflags else "target")
+
+    def command(self, engine: Engine) -> list[str]:
+        if engine.is_python:
+            return [str(self.python), str(HERE / engine.worker)]
+        return [str(self.target(engine) / "release" / engine.worker)]
+
+
+def run(command: list, **options) -> None:
+    """Runs `command` to its end; what it prints is for the user to see."""
+    try:
+        subprocess.run([str(part) for part in command], check=True, **options)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EngineError(f"{command[0]}: {error}") from error
+
+
+def make_environment(place: Place) -> None:
+    """A virtual environment with what requirements.txt pins; what can't be installed is missing."""
+    if not place.python.exists():
+        run(["python3", "-m", "venv", place.venv])
+    install = [place.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    requirements = HERE / "requirements.txt"
+    try:
+        run([*install, "--requirement", requirements])
+    except EngineError as error:
+        print(f"{error}\ninstalling one package after the other", flush=True)
+        for line in requirements.read_text().splitlines():
+            if "==" in line and not line.startswith("#"):
+                try:
+                    run([*install, line])
+                except EngineError as error:
+                    print(error, flush=True)
+
+
+def build(engine: Engine, place: Place) -> None:
+    environment = place.environment() | {"CARGO_TARGET_DIR": str(place.target(engine))}
+    if engine.rustflags:
+        environment["RUSTFLAGS"] = engine.rustflags
+    build = ["cargo", "build", "--release", "--locked"]
+    run([*build, "--bin", engine.worker, "--features", engine.worker], cwd=RUST, env=environment)
+
+
+def model(engine: Engine, precision: str, config: Path, place: Place) -> Path:
+    """The path to what `engine` loads, which is made unless it is there."""
+    folder = place.work / "models" / config.stem
+    checkpoint = folder / "checkpoint"
+    if not checkpoint.exists():
+        synth = ["cargo", "run", "--release", "--package", "xtask", "--", "synth"]
+        run([*synth, "--config", config, "--seed", "0", "--out", checkpoint], cwd=ROOT)
+    kind = engine.models[precision]
+    if kind == "checkpoint":
+        return checkpoint
+    path = folder / f"{kind}.gguf"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        run([place.python, HERE / "gguf_file.py", checkpoint, kind, part], env=place.environment())
+        part.rename(path)
+    return path
+
+
+def versions(engine: Engine, place: Place) -> dict[str, str]:
+    if engine.is_python:
+        script = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
+        output = subprocess.run([place.python, "-c", script, *engine.packages], capture_output=True, text=True)
+        return json.loads(output.stdout) if output.returncode == 0 else {}
+    packages = tomllib.loads((RUST / "Cargo.lock").read_text())["package"]
+    return {package["name"]: package["version"] for package in packages if package["name"] in engine.packages}
+
+
+class Process:
+    """An engine in a process of its own, and the most memory that it was seen to have to itself."""
+
+    # How long to wait for a line before memory is looked at again.
+    INTERVAL = 0.05
+
+    def __init__(self, engine: Engine, precision: str, place: Place):
+        logs = place.work / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log = logs / f"{engine.worker.removesuffix('.py')}-{precision}.log"
+        self.peak = 0
+        start = time.perf_counter()
+        with self.log.open("w") as log:
+            try:
+                self.process = subprocess.Popen(
+                    place.command(engine),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env=place.environment(),
+                )
+            except OSError as error:
+                raise EngineError(str(error)) from error
+        self.lines = queue.Queue()
+        threading.Thread(target=self.read, daemon=True).start()
+        self.answer(timeout=300)
+        self.start_seconds = time.perf_counter() - start
+
+    def read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def ask(self, timeout: float, **ask) -> dict:
+        try:
+            self.process.stdin.write(json.dumps(ask) + "\n")
+            self.process.stdin.flush()
+        except OSError as error:
+            raise self.ended() from error
+        return self.answer(timeout)
+
+    def answer(self, timeout: float) -> dict:
+        deadline = time.perf_counter() + timeout
+        while time.perf_counter() < deadline:
+            try:
+                line = self.lines.get(timeout=self.INTERVAL)
+            except queue.Empty:
+                self.peak = max(self.peak, self.memory()["private"])
+                continue
+            if line is None:
+                raise self.ended()
+            answer = json.loads(line)
+            if "error" in answer:
+                raise EngineError(answer["error"])
+            return answer
+        self.close()
+        raise EngineError(f"stopped after {timeout:.0f} s without an answer")
+
+    def ended(self) -> EngineError:
+        status = self.process.wait()
+        lines = self.log.read_text().strip().splitlines() or ["it said nothing"]
+        return EngineError(f"ended with status {status}: {lines[-1]}")
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes: `private`, that are no file's, with what was swapped out; `mapped`, that are files'."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return {"private": 0, "mapped": 0}
+        kib = {name: int(rest.split()[0]) for name, _, rest in (l.partition(":") for l in status.splitlines()) if rest.endswith(" kB")}
+        sums = {"private": ("RssAnon", "VmSwap"), "mapped": ("RssFile", "RssShmem")}
+        return {name: 1024 * sum(kib.get(part, 0) for part in parts) for name, parts in sums.items()}
+
+    def close(self) -> None:
+        # What could not be sent is given up.
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

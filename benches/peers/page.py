@@ -1,0 +1,185 @@
+"""The page: tables of medians from the figures that compare.py collected."""
+
+from statistics import median
+from typing import Callable
+
+DASH = "—"
+
+
+class Column:
+    """What stands in a column: values of an engine's result, and which of two is better."""
+
+    def __init__(self, title: str, values: Callable[[dict], list[float]], form: str, more: bool, case: str | None = None):
+        self.title = title
+        self.values = values
+        self.form = form
+        self.more = more
+        self.case = case
+
+    def best(self, results: list[dict]) -> float | None:
+        medians = [median(self.values(result)) for result in results if self.values(result)]
+        # Alone nobody wins.
+        if len(medians) < 2:
+            return None
+        return max(medians) if self.more else min(medians)
+
+
+class Footnotes:
+    def __init__(self):
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        if text not in self.texts:
+            self.texts.append(text)
+        return f" [{self.texts.index(text) + 1}]"
+
+    def lines(self) -> list[str]:
+        return [f"[{number}] {text}\n" for number, text in enumerate(self.texts, 1)]
+
+
+def setup_column(title: str, key: str, unit: float, form: str) -> Column:
+    return Column(title, lambda result: [setup[key] / unit for setup in result["setup"] if key in setup], form, more=False)
+
+
+SETUP = [
+    setup_column("start, s", "start_seconds", 1, "{:.2f}"),
+    setup_column("load, s", "load_seconds", 1, "{:.2f}"),
+    setup_column("load to first token, s", "first_token_seconds", 1, "{:.2f}"),
+    setup_column("private, GB", "private", 1e9, "{:.2f}"),
+    setup_column("private at most, GB", "peak", 1e9, "{:.2f}"),
+    setup_column("mapped, GB", "mapped", 1e9, "{:.2f}"),
+]
+
+
+def case_columns(cases: list[dict]) -> list[Column]:
+    prefill, decode, batch = [], [], []
+    for case in cases:
+        num_input, num_output, num_requests = case["num_input"], case["num_output"], case["num_requests"]
+
+        def samples(result, name=case["name"]):
+            return result["cases"].get(name, [])
+
+        if num_requests > 1:
+            title = f"{num_requests} × ({num_input} + {num_output}), new tokens/s"
+            new = num_requests * num_output
+            values = lambda result, samples=samples, new=new: [new / run["seconds"] for run in samples(result)]
+            batch.append(Column(title, values, "{:.1f}", True, case["name"]))
+            continue
+        values = lambda result, samples=samples, n=num_input: [n / run["first_token_seconds"] for run in samples(result)]
+        prefill.append(Column(f"prefill {num_input}, tokens/s", values, "{:.0f}", True, case["name"]))
+        if num_output > 1:
+            values = lambda result, samples=samples, n=num_output - 1: [
+                n / (run["seconds"] - run["first_token_seconds"]) for run in samples(result)
+            ]
+            decode.append(Column(f"decode at {num_input}, tokens/s", values, "{:.1f}", True, case["name"]))
+    return prefill + decode + batch
+
+
+def table(results: dict[str, dict], columns: list[Column], notes: Footnotes) -> list[str]:
+    best = [column.best(list(results.values())) for column in columns]
+    lines = [row(["engine", *(column.title for column in columns)]), row(["---"] + ["--:"] * len(columns))]
+    for name, result in results.items():
+        cells = [cell(result, column, top, notes) for column, top in zip(columns, best)]
+        note = notes.mark(f"{name}: {result['error']}") if result["error"] else ""
+        lines.append(row([name + note, *cells]))
+    return [*lines, ""]
+
+
+def cell(result: dict, column: Column, best: float | None, notes: Footnotes) -> str:
+    values = column.values(result)
+    if not values:
+        reason = result["skipped"].get(column.case)
+        return DASH + (notes.mark(reason) if reason else "")
+    value = column.form.format(median(values))
+    wins = best is not None and value == column.form.format(best)
+    text = f"**{value}**" if wins else value
+    if len(values) == 1:
+        return text
+    return f"{text} ({column.form.format(min(values))}–{column.form.format(max(values))})"
+
+
+def row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def agreement(figures: dict) -> list[str]:
+    """For each engine, how many of the first tokens are those of the one that the others are held to."""
+    reference = "transformers" if "transformers" in figures["versions"] else next(iter(figures["versions"]))
+    precisions = list(figures["results"])
+    lines = [row(["engine", *precisions]), row(["---"] + ["--:"] * len(precisions))]
+    for name in figures["versions"]:
+        cells = []
+        for precision in precisions:
+            found = figures["results"][precision][name].get("agreement")
+            expected = figures["results"].get("f32", figures["results"][precision])[reference].get("agreement")
+            if not found or not expected:
+                cells.append(DASH)
+                continue
+            same = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), len(expected))
+            cells.append(f"{same} of {len(expected)}")
+        lines.append(row([name, *cells]))
+    held_to = "float32" if "f32" in figures["results"] else "bfloat16"
+    return [
+        f"Before anything is timed, each engine continues the same prompt of random token ids. This many of the first tokens are those of {reference} in {held_to}:\n",
+        *lines,
+        "",
+        "In float32 they are all to be the same: then weights, graph and greedy choice are. In bfloat16 engines round in different places, and over random weights, whose",
+        "likeliest tokens lie close together, texts part sooner or later; this says nothing about quality.\n",
+    ]
+
+
+TITLES = {"bf16": "bfloat16", "f32": "float32"}
+
+
+def render(figures: dict) -> str:
+    machine, config = figures["machine"], figures["config"]
+    command = "python3 benches/peers/compare.py --venv DIR" + (" --quick" if figures["quick"] else "")
+    cores = figures["threads"]
+    lines = [
+        "# Comparison\n",
+        f"`{command}` wrote this page: the same {config['name']} with random weights and the same token ids, put through this engine and its peers in one session, in turn.",
+        "Greedy, token ids in and out, no token ends a text. Medians, with least and most where there are several; the best of a column is bold.\n",
+        row(["", ""]),
+        row(["---", "---"]),
+        row(["processor", f"{machine['cpu']}; {', '.join(machine['isa'])}"]),
+        row(["threads", f"{cores} an engine"]),
+        row(["memory", f"{machine['memory_bytes'] / 2**30:.0f} GiB"]),
+        row(["system", machine["system"]]),
+        row(["commit", f"`{figures['commit']}`, {figures['date']}"]),
+        row(["rounds", str(figures["rounds"])]),
+        "",
+    ]
+    columns = case_columns(figures["cases"])
+    for precision, results in figures["results"].items():
+        notes = Footnotes()
+        lines += [f"## {TITLES[precision]}\n", *table(results, columns, notes), *table(results, SETUP, notes), *notes.lines()]
+    lines += ["## Equal work\n", *agreement(figures)]
+    lines += ["## What runs\n", *engines(figures), *METHOD]
+    return "\n".join(lines)
+
+
+def engines(figures: dict) -> list[str]:
+    precisions = list(figures["results"])
+    lines = [row(["engine", "version", *(TITLES[p] for p in precisions)]), row(["---"] * (2 + len(precisions)))]
+    for name, versions in figures["versions"].items():
+        found = ", ".join(f"{package} {version}" for package, version in versions.items()) or "not installed"
+        lines.append(row([name, found, *(figures["computes"][name][p] for p in precisions)]))
+    return [*lines, ""]
+
+
+METHOD = [
+    "## Method\n",
+    "- A round starts every engine in a process of its own, has all of them run a case before any runs the next, and ends them. Which one begins changes with each case. One computes at a time.",
+    "- Prompts are new in every repetition, and prefix caches are off: nothing is found again. All engines get the same ones.",
+    "- *Prefill*: length of the prompt over the time to the first token. *Decode*: tokens after the first over the time that they take. *N × (…)*: as many requests at once; all new tokens over the time until the last, prompts included.",
+    "- *Start*: from the start of the process until it reads requests; for Python that is mostly imports. *Load*: from then until the model is there. *Load to first token*: with a first prompt of 16 tokens, for what engines leave until they need it.",
+    "- *Private*: resident memory that is no file's, and what of it was swapped out, after a first text; *at most*: the most that was seen, looked at every 50 ms. *Mapped*: resident memory that is files', weights and libraries: the page cache's, which processes share and which gives way.",
+    "- Engines in Rust use mimalloc. candle is built for this processor (`target-cpu=native`), as its own configuration has it; llama.cpp is, too; this engine is built for any and chooses its kernels when it starts.\n",
+    "## Limits of the method\n",
+    "- One machine, one model size, random weights and random ids: no engine can profit from text that repeats. Weights don't change what dense products cost.",
+    "- Each engine runs as its documentation has it, with the number of threads and the precision set, and keys and values in the table's precision where it has a choice. Settings that someone who knows it well would find are not searched for: no `torch.compile`, no other BLAS for candle.",
+    "- Equal precision is not equal arithmetic: see what runs. Quantised weights, which are what several of these engines are used with, are not compared.",
+    "- Files are in the page cache when they are loaded: a cold disk adds its own time, more for larger files.",
+    "- candle-transformers has no scheduler: its requests are one batch of equally long prompts, which is the easiest case there is. llama.cpp gets its batches from a loop of the comparison, in C API calls through Python; so does its choice of tokens.",
+    "- Few repetitions, and a virtual machine's neighbours: differences within the ranges mean nothing.\n",
+]
