@@ -100,7 +100,7 @@ fn checked_model(dtype: DType, reference: &Reference) -> Qwen3ForCausalLM {
 
 /// Tokens that every vocabulary has, at `start_pos` and after: `[batch, seq_len]`.
 fn tokens(batch: usize, start_pos: usize, seq_len: usize) -> Tensor {
-    let ids = (start_pos as u32..).take(seq_len).map(|i| i * 7 % 64);
+    let ids = (0u32..).skip(start_pos).take(seq_len).map(|i| i * 7 % 64);
     let ids: Vec<u32> = ids.collect::<Vec<u32>>().repeat(batch);
     Tensor::from_vec(ids, (batch, seq_len), &Device::Cpu).unwrap()
 }

@@ -136,7 +136,7 @@ impl Plot {
                 match Mark::of(i) {
                     Mark::Circle => area.draw(&Circle::new((14, y), 4, style.filled()))?,
                     Mark::Triangle => {
-                        area.draw(&TriangleMarker::new((14, y), 6, style.filled()))?
+                        area.draw(&TriangleMarker::new((14, y), 6, style.filled()))?;
                     }
                     Mark::Cross => area.draw(&Cross::new((14, y), 4, style))?,
                 }

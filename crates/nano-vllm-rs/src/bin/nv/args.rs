@@ -241,7 +241,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// The least that is worth a line of the log; counts before RUST_LOG [default: what RUST_LOG says, else info].
+    /// The least that is worth a line of the log, whatever `RUST_LOG` says [default: what it says, or else info].
     #[arg(long)]
     pub(crate) log_level: Option<LogLevel>,
 
