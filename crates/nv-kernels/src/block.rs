@@ -150,7 +150,7 @@ pub(crate) fn segment<P>(rows: usize, step: usize, k: usize, packing: Packing) -
     let bytes = match packing {
         // The rows pass through the cache themselves while they are packed.
         Packing::Once => 16 * 1024,
-        // What multiplies f32 has tiles half as dense, and 32 KiB of that cache.
+        // Machines that multiply f32 have 32 KiB of that cache, of which tokens need a part that is twice as large.
         Packing::First | Packing::Again if size_of::<P>() == size_of::<f32>() => 16 * 1024,
         Packing::First | Packing::Again => 32 * 1024,
     };
