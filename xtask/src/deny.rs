@@ -51,7 +51,8 @@ fn installed(out: &mut dyn Write) -> Result<PathBuf> {
         out.flush()?;
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args(["install", "cargo-deny", "--locked", "--quiet", "--version", VERSION])
+            // Compiling it takes much longer than what it does: not optimised.
+            .args(["install", "cargo-deny", "--locked", "--quiet", "--debug", "--version", VERSION])
             .arg("--root")
             .arg(&tools)
             .status()
