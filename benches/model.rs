@@ -14,6 +14,7 @@ use nv_qwen3::Qwen3ForCausalLM;
 use nv_synth::{PublishedSize, Recipe};
 use nv_weights::Checkpoint;
 use serde_json::Value;
+use xtask::bench::FULL;
 use xtask::cases::CASES;
 use xtask::reference::Reference;
 use xtask::verify::Distance;
@@ -41,7 +42,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         decode(criterion, name, &mut model, &CONTEXTS);
     }
     synthetic(criterion, "one layer", &one_layer(), &CONTEXTS);
-    if env::var_os("NV_BENCH_FULL").is_some() {
+    if env::var_os(FULL).is_some() {
         synthetic(criterion, "0.6b", &smallest(), &LONG_CONTEXTS);
     }
 }

@@ -20,6 +20,9 @@ pub use report::{ReportArgs, report};
 
 use crate::root;
 
+/// The variable that adds the benchmarks of a whole Qwen3-0.6B.
+pub const FULL: &str = "NV_BENCH_FULL";
+
 /// The arguments of `cargo xtask bench-record`.
 #[derive(Debug, clap::Args)]
 pub struct RecordArgs {
@@ -58,7 +61,8 @@ pub fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
     let status = Command::new(cargo).args(&bench).current_dir(root()).status()?;
     ensure!(status.success(), "cargo bench failed: {status}");
 
-    let command = format!("cargo {}", bench.join(" "));
+    let full = if env::var_os(FULL).is_some() { format!("{FULL}=1 ") } else { String::new() };
+    let command = format!("{full}cargo {}", bench.join(" "));
     let limits = before.max(Limits::measure()?);
     let record = Record::of_criterion(&root().join("target/criterion"), start, command, limits)?;
     ensure!(!record.rows.is_empty(), "no benchmark has a name that the filter finds");
