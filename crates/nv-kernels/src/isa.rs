@@ -22,9 +22,12 @@ impl Isa {
     /// Every tier, weakest first.
     pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
-    /// The strongest tier of this machine.
+    /// The fastest tier of this machine: the strongest, but for [`Self::Avx512Bf16`] on Intel's processors.
+    ///
+    /// They multiply bfloat16 pairs at the rate of AVX2's f32 and half of AVX-512's (measured on Emerald Rapids: 190, 191 and
+    /// 381 GFLOP/s); AMD's multiply them at twice that of AVX-512's.
     pub fn detect() -> Self {
-        Self::strongest(Self::is_available)
+        Self::fastest(Self::is_available, is_intel())
     }
 
     /// Whether this machine can run the tier.
@@ -48,7 +51,7 @@ impl Isa {
         }
     }
 
-    /// The tier to use: the strongest of the machine, or the one that the variable `NV_ISA` names.
+    /// The tier to use: the fastest of the machine, or the one that the variable `NV_ISA` names.
     ///
     /// # Errors
     /// [`Error::UnknownIsa`] for a name that is no tier, [`Error::IsaUnavailable`] for a tier that the machine
@@ -72,8 +75,28 @@ impl Isa {
         }
     }
 
+    fn fastest(is_available: impl Fn(Self) -> bool, is_intel: bool) -> Self {
+        match Self::strongest(is_available) {
+            Self::Avx512Bf16 if is_intel => Self::Avx512,
+            strongest => strongest,
+        }
+    }
+
     fn strongest(is_available: impl Fn(Self) -> bool) -> Self {
         Self::ALL.into_iter().rev().find(|isa| is_available(*isa)).unwrap_or(Self::Scalar)
+    }
+}
+
+/// Whether the processor is Intel's.
+fn is_intel() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
     }
 }
 
@@ -138,9 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn the_strongest_tier_is_detected_and_the_weakest_is_everywhere() {
+    fn a_tier_is_detected_that_the_machine_has_and_the_weakest_is_everywhere() {
         assert!(Isa::Scalar.is_available());
-        assert!(Isa::ALL.iter().all(|isa| *isa <= Isa::detect() || !isa.is_available()));
         assert!(Isa::detect().is_available());
+    }
+
+    #[test]
+    fn the_strongest_tier_is_the_fastest_but_where_bfloat16_is_slower_than_f32() {
+        for best in Isa::ALL {
+            let machine = |isa| isa <= best;
+            assert_eq!(Isa::fastest(machine, false), best);
+            assert_eq!(Isa::fastest(machine, true), best.min(Isa::Avx512));
+        }
     }
 }
