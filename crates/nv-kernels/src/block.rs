@@ -182,10 +182,10 @@ pub(crate) const fn line<E>() -> usize {
     64 / size_of::<E>()
 }
 
-/// How many of `items` to take at each of `times`.
+/// How many of `items` to take at each of `times`, if there are any times.
 #[inline]
 pub(crate) fn share(items: usize, times: usize) -> usize {
-    if items <= times { 1 } else { items.div_ceil(times) }
+    if items <= times { 1 } else { items.div_ceil(times.max(1)) }
 }
 
 /// Where the steps of some rows are.
@@ -197,10 +197,31 @@ pub(crate) struct Strides {
     pub(crate) step: usize,
 }
 
-/// Defines `$name::<R, T>(w, strides, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
+/// Adds a step of `R` rows by `T` tokens to `acc`: `x` are the tokens' vectors, `w` is where the first row's is.
+macro_rules! step {
+    ($w:ident, $strides:ident, $x:ident, $acc:ident, $load_w:ident, $load_x:ident, $mul_add:ident) => {
+        let mut xs = [$load_x(&$x[0]); T];
+        for t in 1..T {
+            xs[t] = $load_x(&$x[t]);
+        }
+        for r in 0..R {
+            // SAFETY: `w` is at one of the tile's steps, so this step of row `r` ends where the last step of the last row
+            // does or before, and that is inside the slice, says the tile's assertion.
+            let step = unsafe { &*$w.wrapping_add(r * $strides.row).cast() };
+            let w_r = $load_w(step);
+            for t in 0..T {
+                $acc[r][t] = $mul_add(w_r, xs[t], $acc[r][t]);
+            }
+        }
+        $w = $w.wrapping_add($strides.step);
+    };
+}
+
+/// Defines `$name::<L, R, T, AT_ONCE>(w, strides, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
 ///
 /// `w` starts with the first step of the first row. `x` are steps of `T` tokens side by side. `$load_w` and `$load_x` make
-/// vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched into the cache meanwhile.
+/// vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched into the cache meanwhile, a
+/// part of it every `AT_ONCE` steps.
 macro_rules! tile {
     (
         $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, step: $step:literal,
@@ -208,7 +229,7 @@ macro_rules! tile {
     ) => {
         #[target_feature(enable = $features)]
         #[inline]
-        fn $name<L, const R: usize, const T: usize>(
+        fn $name<L, const R: usize, const T: usize, const AT_ONCE: usize>(
             w: &[$weight],
             strides: $crate::block::Strides,
             x: &[$input],
@@ -222,26 +243,19 @@ macro_rules! tile {
             }
             assert!(w.len() >= (R - 1) * strides.row + (x.len() - 1) * strides.step + $step);
             let mut w = w.as_ptr();
-            let lines_a_step = $crate::block::share(ahead.len(), x.len());
+            let (groups, rest) = x.as_chunks::<AT_ONCE>();
+            let lines_at_once = $crate::block::share(ahead.len(), groups.len());
             let mut ahead = ahead.iter();
-            for x in x {
-                for line in ahead.by_ref().take(lines_a_step) {
+            for group in groups {
+                for line in ahead.by_ref().take(lines_at_once) {
                     prefetch(line);
                 }
-                let mut xs = [$load_x(&x[0]); T];
-                for t in 1..T {
-                    xs[t] = $load_x(&x[t]);
+                for x in group {
+                    $crate::block::step!(w, strides, x, acc, $load_w, $load_x, $mul_add);
                 }
-                for r in 0..R {
-                    // SAFETY: `w` is at one of `x.len()` steps, so this step of row `r` ends where the last step of the
-                    // last row does or before, and that is inside the slice, says the assertion.
-                    let step = unsafe { &*w.wrapping_add(r * strides.row).cast() };
-                    let w_r = $load_w(step);
-                    for t in 0..T {
-                        acc[r][t] = $mul_add(w_r, xs[t], acc[r][t]);
-                    }
-                }
-                w = w.wrapping_add(strides.step);
+            }
+            for x in rest {
+                $crate::block::step!(w, strides, x, acc, $load_w, $load_x, $mul_add);
             }
             acc
         }
@@ -306,17 +320,20 @@ macro_rules! linear_block {
                     return matrix(w, x, out);
                 }
                 match x.shape().num_tokens {
-                    1 => by_row::<1>(w.rows, w.next, x.tile(0), out),
-                    2 => by_row::<2>(w.rows, w.next, x.tile(0), out),
-                    3 => by_row::<3>(w.rows, w.next, x.tile(0), out),
-                    4 => by_row::<4>(w.rows, w.next, x.tile(0), out),
-                    _ => by_row::<FEW>(w.rows, w.next, x.tile(0), out),
+                    1 => by_row::<1, 1>(w.rows, w.next, x.tile(0), out),
+                    2 => by_row::<2, 4>(w.rows, w.next, x.tile(0), out),
+                    3 => by_row::<3, 4>(w.rows, w.next, x.tile(0), out),
+                    4 => by_row::<4, 4>(w.rows, w.next, x.tile(0), out),
+                    _ => by_row::<FEW, 4>(w.rows, w.next, x.tile(0), out),
                 }
             }
 
             /// A few tokens: weights as they come, four rows' sums reduced together.
+            ///
+            /// A single token, which waits for memory alone, asks for what is ahead in every step; several in every fourth,
+            /// and are spared the instructions.
             #[target_feature(enable = $features)]
-            fn by_row<const T: usize>(
+            fn by_row<const T: usize, const AT_ONCE: usize>(
                 w: Panel<'_, $weight>,
                 next: Panel<'_, $weight>,
                 x: &[$input],
@@ -331,12 +348,12 @@ macro_rules! linear_block {
                         let rows = w.rows(r..num_rows.min(r + STREAMS));
                         let (ahead, _) = rows_ahead(w, next, r, STREAMS).as_chunks();
                         *sums = if rows.num_rows() == STREAMS {
-                            rows_as_they_lie::<STREAMS, T>(rows, x, ahead)
+                            rows_as_they_lie::<STREAMS, T, AT_ONCE>(rows, x, ahead)
                         } else {
                             let mut sums = [[$zero(); T]; STREAMS];
                             for r in 0..rows.num_rows() {
                                 let row = rows.rows(r..r + 1);
-                                [sums[r]] = rows_as_they_lie::<1, T>(row, x, &[]);
+                                [sums[r]] = rows_as_they_lie::<1, T, AT_ONCE>(row, x, &[]);
                             }
                             sums
                         };
@@ -351,7 +368,7 @@ macro_rules! linear_block {
             /// The accumulators of `R` rows and `T` tokens.
             #[target_feature(enable = $features)]
             #[inline]
-            fn rows_as_they_lie<const R: usize, const T: usize>(
+            fn rows_as_they_lie<const R: usize, const T: usize, const AT_ONCE: usize>(
                 rows: Panel<'_, $weight>,
                 x: &[$input],
                 ahead: &[Line],
@@ -361,7 +378,7 @@ macro_rules! linear_block {
                 let (x, rest) = x.split_at(whole * T);
                 let strides = Strides { row: k, step: STEP };
                 let acc = [[$zero(); T]; R];
-                let acc = direct_tile::<_, R, T>(rows.elements(), strides, x, ahead, acc);
+                let acc = direct_tile::<_, R, T, AT_ONCE>(rows.elements(), strides, x, ahead, acc);
                 if rest.is_empty() {
                     return acc;
                 }
@@ -369,7 +386,7 @@ macro_rules! linear_block {
                 for (r, padded) in padded.iter_mut().enumerate() {
                     padded[..k - whole].copy_from_slice(&rows.row(r)[whole..]);
                 }
-                direct_tile::<Line, R, T>(padded.as_flattened(), ALONE, rest, &[], acc)
+                direct_tile::<Line, R, T, 1>(padded.as_flattened(), ALONE, rest, &[], acc)
             }
 
             /// Several tokens: some rows at a time, packed side by side in the first-level cache, against all tokens.
@@ -478,7 +495,7 @@ macro_rules! linear_block {
                         acc.copy_from_slice(&sums[..T]);
                     }
                 }
-                let acc = matrix_tile::<_, ROWS, T>(packed, SIDE_BY_SIDE, x, ahead, acc);
+                let acc = matrix_tile::<_, ROWS, T, 4>(packed, SIDE_BY_SIDE, x, ahead, acc);
                 if !is_last {
                     for (acc, sums) in acc.iter().zip(sums) {
                         sums[..T].copy_from_slice(acc);
@@ -503,4 +520,4 @@ macro_rules! linear_block {
     };
 }
 
-pub(crate) use {linear_block, tile};
+pub(crate) use {linear_block, step, tile};
