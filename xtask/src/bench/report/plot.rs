@@ -150,6 +150,7 @@ impl Plot {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// What stands at a point. Together with the colours there are eighteen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Mark {
     Circle,
     Triangle,
@@ -158,7 +159,8 @@ enum Mark {
 
 impl Mark {
     fn of(curve: usize) -> Self {
-        match curve % 3 {
+        // The colours begin anew with another mark.
+        match (curve + curve / COLOURS.len()) % 3 {
             0 => Self::Circle,
             1 => Self::Triangle,
             _ => Self::Cross,
@@ -245,6 +247,12 @@ mod tests {
         let (element, name) = (format!("<{element} "), format!("{name}=\""));
         let values = svg.split(&element).skip(1).map(|rest| rest.split_once(&name).unwrap().1);
         values.map(|rest| rest.split('"').next().unwrap().parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn eighteen_curves_look_different() {
+        let looks = (0..18).map(|curve| (curve % COLOURS.len(), Mark::of(curve)));
+        assert_eq!(looks.collect::<std::collections::BTreeSet<_>>().len(), 18);
     }
 
     #[test]
