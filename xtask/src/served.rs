@@ -60,7 +60,7 @@ impl Drop for Served {
 pub(crate) fn build([kind, name]: [&str; 2], profile: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Dev-dependencies turn features on. What is in dev was compiled with them by `cargo test`, what is in release
-    // without them by `cargo xtask`; candle would be compiled once more.
+    // without them by `cargo xtask`: in another way candle would be compiled once more.
     let features_of_tests: &[&str] = if profile == "dev" { &["--test", "main"] } else { &[] };
     let output = Command::new(cargo)
         .args(["build", kind, name, "--profile", profile, "--message-format", "json"])

@@ -298,6 +298,10 @@ macro_rules! linear_block {
             /// The most tokens that are multiplied by the weights as they come.
             const FEW: usize = 5;
 
+            /// Steps between two looks at what is ahead. A single token, which waits for memory alone, looks in every step;
+            /// several are spared the instructions.
+            const LOOK_EVERY: usize = 4;
+
             /// Rows that are read where they lie at the same time.
             const STREAMS: usize = $streams;
 
@@ -321,17 +325,14 @@ macro_rules! linear_block {
                 }
                 match x.shape().num_tokens {
                     1 => by_row::<1, 1>(w.rows, w.next, x.tile(0), out),
-                    2 => by_row::<2, 4>(w.rows, w.next, x.tile(0), out),
-                    3 => by_row::<3, 4>(w.rows, w.next, x.tile(0), out),
-                    4 => by_row::<4, 4>(w.rows, w.next, x.tile(0), out),
-                    _ => by_row::<FEW, 4>(w.rows, w.next, x.tile(0), out),
+                    2 => by_row::<2, LOOK_EVERY>(w.rows, w.next, x.tile(0), out),
+                    3 => by_row::<3, LOOK_EVERY>(w.rows, w.next, x.tile(0), out),
+                    4 => by_row::<4, LOOK_EVERY>(w.rows, w.next, x.tile(0), out),
+                    _ => by_row::<FEW, LOOK_EVERY>(w.rows, w.next, x.tile(0), out),
                 }
             }
 
             /// A few tokens: weights as they come, four rows' sums reduced together.
-            ///
-            /// A single token, which waits for memory alone, asks for what is ahead in every step; several in every fourth,
-            /// and are spared the instructions.
             #[target_feature(enable = $features)]
             fn by_row<const T: usize, const AT_ONCE: usize>(
                 w: Panel<'_, $weight>,
@@ -495,7 +496,8 @@ macro_rules! linear_block {
                         acc.copy_from_slice(&sums[..T]);
                     }
                 }
-                let acc = matrix_tile::<_, ROWS, T, 4>(packed, SIDE_BY_SIDE, x, ahead, acc);
+                let acc =
+                    matrix_tile::<_, ROWS, T, LOOK_EVERY>(packed, SIDE_BY_SIDE, x, ahead, acc);
                 if !is_last {
                     for (acc, sums) in acc.iter().zip(sums) {
                         sums[..T].copy_from_slice(acc);

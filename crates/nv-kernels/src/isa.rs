@@ -164,6 +164,8 @@ mod tests {
     fn a_tier_is_detected_that_the_machine_has_and_the_weakest_is_everywhere() {
         assert!(Isa::Scalar.is_available());
         assert!(Isa::detect().is_available());
+        let mut others = Isa::ALL.into_iter().filter(|isa| *isa != Isa::Avx512Bf16);
+        assert!(others.all(|isa| isa <= Isa::detect() || !isa.is_available()));
     }
 
     #[test]
