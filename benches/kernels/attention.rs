@@ -47,7 +47,8 @@ pub(super) fn benches(criterion: &mut Criterion) {
                     block_table: &block_table,
                 };
                 let q = &q[tokens.start * QUERY_SIZE..tokens.end * QUERY_SIZE];
-                kernels.attention(&pool, &LAYOUT, &cache.layer(layer), &[sequence], q, out);
+                let kv = cache.layer(layer);
+                kernels.attention(&pool, &LAYOUT, &kv, &[sequence], q, &mut out[0]);
             },
             candle: &|layer| Ok(vec![candle.attend(layer)?]),
         }

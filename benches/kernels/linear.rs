@@ -113,15 +113,10 @@ impl<'a> Region<'a> {
                 num_tokens,
                 row_sizes: self.out_features,
                 tolerance: 1e-5,
-                run: &mut |kernels: &Kernels, layer, tokens, mut rest| {
-                    let mut outputs: Vec<Linear<'_>> = self
-                        .layer(layer)
-                        .zip(self.out_features)
-                        .map(|(weight, size)| {
-                            let out = rest.split_off_mut(..tokens.len() * size).unwrap();
-                            Linear { weight: Matrix::bf16(weight, self.in_features), out }
-                        })
-                        .collect();
+                run: &mut |kernels: &Kernels, layer, tokens, outs| {
+                    let weights = self.layer(layer).map(|w| Matrix::bf16(w, self.in_features));
+                    let mut outputs: Vec<Linear<'_>> =
+                        weights.zip(outs).map(|(weight, out)| Linear { weight, out }).collect();
                     let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
                     kernels.linear(&pool, x, Precision::Bf16, &mut scratch, &mut outputs);
                 },
@@ -153,6 +148,7 @@ impl<'a> Region<'a> {
                         self.layer(layer).map(|weight| Matrix::bf16(weight, self.in_features));
                     let gate_and_up = (weights.next().unwrap(), weights.next().unwrap());
                     let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
+                    let out = &mut out[0];
                     kernels.swiglu(&pool, x, Precision::Bf16, &mut scratch, gate_and_up, out);
                 },
                 candle: &|layer| {

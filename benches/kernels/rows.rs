@@ -43,7 +43,7 @@ fn rms_norm(criterion: &mut Criterion, pool: &Pool) {
             tolerance: 1e-6,
             run: &mut |kernels: &Kernels, _, tokens, out| {
                 let x = &x[tokens.start * HIDDEN_SIZE..tokens.end * HIDDEN_SIZE];
-                kernels.rms_norm(pool, x, &weight, EPS, out);
+                kernels.rms_norm(pool, x, &weight, EPS, &mut out[0]);
             },
             candle: &|_| Ok(vec![candle_nn::ops::rms_norm(&x_tensor, &weight_tensor, EPS)?]),
         }
@@ -77,7 +77,8 @@ fn norm_and_rotate(criterion: &mut Criterion, pool: &Pool) {
                 let angles = tokens.start * HALF..tokens.end * HALF;
                 let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
                 let how = NormAndRotate { weight: &weight, eps: EPS, cos, sin };
-                kernels.norm_and_rotate(pool, &x[tokens.start * SIZE..tokens.end * SIZE], how, out);
+                let x = &x[tokens.start * SIZE..tokens.end * SIZE];
+                kernels.norm_and_rotate(pool, x, how, &mut out[0]);
             },
             candle: &|_| {
                 let normed = candle_nn::ops::rms_norm(&x_tensor, &weight_tensor, EPS)?;

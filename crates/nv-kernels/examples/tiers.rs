@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weight: Vec<f32> =
         (0_u8..251).map(f32::from).cycle().take(OUT_FEATURES * IN_FEATURES).collect();
     let x = vec![0.5; NUM_TOKENS * IN_FEATURES];
-    let mut out = vec![0.0; NUM_TOKENS * OUT_FEATURES];
+    let mut out = Vec::new();
     let operations = (2 * NUM_TOKENS * IN_FEATURES * OUT_FEATURES) as f64;
     for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
         let mut scratch = Scratch::default();

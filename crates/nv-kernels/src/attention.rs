@@ -4,12 +4,13 @@
 //! its position and its sequence's keys and values alone: not on chunking, on blocks, or on what else runs.
 //! Knows no instruction set, and nothing of who owns blocks.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::dispatch::Kernels;
 use crate::elementwise::{Elementwise, SoftmaxState};
 use crate::outer::{HALF, MAX_HALVES, Outer, halves_at_once};
-use crate::panel::SharedResult;
+use crate::panel::{NewResult, SharedResult};
 use crate::pool::Pool;
 
 /// Keys of one step of the online softmax.
@@ -76,7 +77,7 @@ pub enum KvMut<'a> {
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// The first of its tokens in the packed batch.
+    /// The first of its tokens in the packed batch: as many as the sequences before it have there.
     pub first_token: usize,
     /// Its tokens in the batch.
     pub num_tokens: usize,
@@ -231,12 +232,18 @@ pub(crate) fn run(
     kv: &KvMut<'_>,
     sequences: &[Sequence<'_>],
     q: &[f32],
-    out: &mut [f32],
+    out: &mut Vec<f32>,
 ) {
     layout.check(kv);
-    assert_eq!(q.len(), out.len());
-    let num_tokens: usize = sequences.iter().map(|sequence| sequence.num_tokens).sum();
+    let mut num_tokens = 0;
+    for sequence in sequences {
+        // So no token is in two of them, or in none.
+        assert_eq!(sequence.first_token, num_tokens, "sequences are packed one after another");
+        num_tokens += sequence.num_tokens;
+    }
     if num_tokens == 0 {
+        assert!(q.is_empty());
+        out.clear();
         return;
     }
     let num_heads = q.len() / num_tokens / layout.head_dim;
@@ -245,18 +252,24 @@ pub(crate) fn run(
     let groups = num_heads / layout.num_kv_heads;
 
     let pieces = pieces(layout, sequences, groups);
-    let out = SharedResult::new(out, num_heads * layout.head_dim);
+    let mut result = NewResult::new(out, num_tokens, num_heads * layout.head_dim);
+    let room = result.room();
     pool.run(pieces.len(), |piece| {
         let piece = &pieces[piece];
         match kv {
             KvMut::Bf16 { k, v } => {
-                attend(&Pairs { kernels, k, v }, layout, piece, groups, q, &out);
+                attend(&Pairs { kernels, k, v }, layout, piece, groups, q, &room);
             }
             KvMut::F32 { k, v } => {
-                attend(&Singles { kernels, k, v }, layout, piece, groups, q, &out);
+                attend(&Singles { kernels, k, v }, layout, piece, groups, q, &room);
             }
         }
     });
+    // SAFETY: the pieces are all tokens and heads (`pieces`), and a piece writes all of its own.
+    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    unsafe {
+        result.written();
+    }
 }
 
 /// Some consecutive tokens of one sequence, for one KV head.
@@ -413,7 +426,7 @@ fn attend<C: Cache>(
     piece: &Piece<'_>,
     groups: usize,
     q: &[f32],
-    out: &SharedResult<'_>,
+    out: &SharedResult<'_, MaybeUninit<f32>>,
 ) {
     let head_dim = layout.head_dim;
     let num_heads = groups * layout.num_kv_heads;
@@ -522,7 +535,7 @@ fn attend<C: Cache>(
     for (row, sums) in attended.chunks(head_dim).enumerate() {
         let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
         for (out, sum) in out.iter_mut().zip(sums) {
-            *out = sum / states[row].total;
+            out.write(sum / states[row].total);
         }
     }
 }

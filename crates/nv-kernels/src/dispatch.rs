@@ -45,6 +45,8 @@ macro_rules! linear_kernel {
 }
 
 /// The kernels of one tier. Only handed out for a tier that the machine has.
+///
+/// A result takes the place of what its vector held, in the same room if that is large enough.
 pub struct Kernels {
     isa: Isa,
     /// Where the machine multiplies bfloat16 pairs itself; elsewhere both sides are widened to f32.
@@ -144,7 +146,7 @@ impl Kernels {
 
     /// `x @ weightᵀ` for several weights that share their input, in one parallel region.
     ///
-    /// Shapes: `x` `[num_tokens, in_features]`; each output `[num_tokens, out_features]` of its weight.
+    /// Shapes: `x` `[num_tokens, in_features]`; each output becomes `[num_tokens, out_features]` of its weight.
     /// Dtypes: `x` f32, rounded to bf16 if `precision` says so; products summed in f32.
     ///
     /// # Panics
@@ -162,7 +164,7 @@ impl Kernels {
 
     /// `silu(x @ gateᵀ) · (x @ upᵀ)`, in one parallel region.
     ///
-    /// Shapes: `x` `[num_tokens, in_features]`; `out` `[num_tokens, out_features]` of `gate` and `up`.
+    /// Shapes: `x` `[num_tokens, in_features]`; `out` becomes `[num_tokens, out_features]` of `gate` and `up`.
     /// Dtypes: as [`Self::linear`].
     ///
     /// # Panics
@@ -174,7 +176,7 @@ impl Kernels {
         precision: Precision,
         scratch: &mut Scratch,
         (gate, up): (Matrix<'_>, Matrix<'_>),
-        out: &mut [f32],
+        out: &mut Vec<f32>,
     ) {
         crate::linear::swiglu(self, pool, x, precision, scratch, (gate, up), out);
     }
@@ -183,37 +185,43 @@ impl Kernels {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn add(&self, pool: &Pool, x: &[f32], y: &[f32], out: &mut [f32]) {
+    pub fn add(&self, pool: &Pool, x: &[f32], y: &[f32], out: &mut Vec<f32>) {
         rows::add(pool, x, y, out);
     }
 
     /// RMS norm of each row: `weight · x / sqrt(mean(x²) + eps)`.
     ///
-    /// Shapes: `x` and `out` `[num_rows, size]`, `weight` `[size]`. Dtypes: f32.
+    /// Shapes: `x` `[num_rows, size]`, and so becomes `out`; `weight` `[size]`. Dtypes: f32.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn rms_norm(&self, pool: &Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    pub fn rms_norm(&self, pool: &Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
         rows::rms_norm(self, pool, x, weight, eps, out);
     }
 
     /// RMS norm of each head, then its rotation by its token's position, first half against second.
     ///
-    /// Shapes: `x` and `out` `[num_tokens, num_heads, head_dim]`. Dtypes: f32.
+    /// Shapes: `x` `[num_tokens, num_heads, head_dim]`, and so becomes `out`. Dtypes: f32.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn norm_and_rotate(&self, pool: &Pool, x: &[f32], how: NormAndRotate<'_>, out: &mut [f32]) {
+    pub fn norm_and_rotate(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        how: NormAndRotate<'_>,
+        out: &mut Vec<f32>,
+    ) {
         rows::norm_and_rotate(self, pool, x, how, out);
     }
 
     /// The rows of `table` that `ids` name, as f32.
     ///
-    /// Shapes: `table` `[vocab_size, size]`; `out` `[ids.len(), size]`.
+    /// Shapes: `table` `[vocab_size, size]`; `out` becomes `[ids.len(), size]`.
     ///
     /// # Panics
     /// If an id is no row, or the shapes do not fit.
-    pub fn embed(&self, pool: &Pool, table: Matrix<'_>, ids: &[u32], out: &mut [f32]) {
+    pub fn embed(&self, pool: &Pool, table: Matrix<'_>, ids: &[u32], out: &mut Vec<f32>) {
         rows::embed(pool, table, ids, out);
     }
 
@@ -239,12 +247,12 @@ impl Kernels {
     /// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included, which
     /// [`Self::store_kv`] must have stored.
     ///
-    /// Shapes: `q` and `out` `[num_tokens, num_heads, head_dim]`. Dtypes: f32; with a bfloat16 cache `q` and the
-    /// softmax weights are rounded to bfloat16 before they are multiplied. Scores are scaled by
+    /// Shapes: `q` `[num_tokens, num_heads, head_dim]`, and so becomes `out`. Dtypes: f32; with a bfloat16 cache `q`
+    /// and the softmax weights are rounded to bfloat16 before they are multiplied. Scores are scaled by
     /// `1 / sqrt(head_dim)`.
     ///
     /// # Panics
-    /// If a shape, a block id or the layout does not fit.
+    /// If a shape, a block id or the layout does not fit, or the sequences are not packed one after another.
     pub fn attention(
         &self,
         pool: &Pool,
@@ -252,7 +260,7 @@ impl Kernels {
         kv: &KvMut<'_>,
         sequences: &[Sequence<'_>],
         q: &[f32],
-        out: &mut [f32],
+        out: &mut Vec<f32>,
     ) {
         crate::attention::run(self, pool, layout, kv, sequences, q, out);
     }

@@ -4,6 +4,8 @@
 //! fix the order of every sum themselves, and nothing is contracted, so all tiers give the same bits.
 #![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 /// Partial sums that run side by side; the lanes of the widest vector.
@@ -73,11 +75,22 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+fn rms_norm<'a>(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &'a mut [MaybeUninit<f32>],
+) -> &'a mut [f32] {
+    assert!(out.len() == x.len() && out.len() == weight.len());
     let mean = sum(x, |x| x * x) / x.len() as f32;
     let scale = 1.0 / (mean + eps).sqrt();
     for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+        out.write(x * scale * weight);
+    }
+    // SAFETY: the three have one length, so the loop wrote all of `out`.
+    #[expect(unsafe_code, reason = "the compiler doesn't see that a loop writes everything")]
+    unsafe {
+        out.assume_init_mut()
     }
 }
 
@@ -87,9 +100,9 @@ fn norm_and_rotate(
     weight: &[f32],
     eps: f32,
     (cos, sin): (&[f32], &[f32]),
-    out: &mut [f32],
+    out: &mut [MaybeUninit<f32>],
 ) {
-    rms_norm(head, weight, eps, out);
+    let out = rms_norm(head, weight, eps, out);
     let (first, second) = out.split_at_mut(head.len() / 2);
     for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
@@ -234,10 +247,10 @@ impl SoftmaxState {
 
 /// One tier's compilation of the loops above. Slices that go together have the same length.
 pub(crate) struct Elementwise {
-    /// `(x, weight, eps, out)`
-    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    /// `(head, weight, eps, (cos, sin), out)`
-    pub(crate) norm_and_rotate: NormAndRotateHead,
+    /// `(x, weight, eps, out)`; writes all of `out`.
+    pub(crate) rms_norm: Norm,
+    /// `(head, weight, eps, (cos, sin), out)`; writes all of `out`.
+    pub(crate) norm_and_rotate: NormAndRotate,
     /// `gate = silu(gate) * up`
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     /// `(x, step, out, stride)`
@@ -259,7 +272,9 @@ pub(crate) struct Elementwise {
 /// `(scores, scale, states, corrections)`
 type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut [SoftmaxState], &mut [f32]);
 
-type NormAndRotateHead = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [f32]);
+type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
+
+type NormAndRotate = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [MaybeUninit<f32>]);
 
 /// Compiles the loops with `$features` into the table `$table`.
 macro_rules! compile {
@@ -267,12 +282,14 @@ macro_rules! compile {
         pub(crate) use $module::TABLE as $table;
 
         mod $module {
+            use std::mem::MaybeUninit;
+
             use half::bf16;
 
             use super::{Elementwise, SoftmaxState};
 
             $(#[target_feature(enable = $features)])?
-            fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
                 super::rms_norm(x, weight, eps, out);
             }
 
@@ -282,7 +299,7 @@ macro_rules! compile {
                 weight: &[f32],
                 eps: f32,
                 angles: (&[f32], &[f32]),
-                out: &mut [f32],
+                out: &mut [MaybeUninit<f32>],
             ) {
                 super::norm_and_rotate(head, weight, eps, angles, out);
             }

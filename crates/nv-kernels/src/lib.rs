@@ -11,7 +11,7 @@
 //!
 //! let (kernels, pool) = (Kernels::best()?, Pool::new(2)?);
 //! let weight = [0.5f32; 3 * 64]; // [out_features, in_features]
-//! let (x, mut out) = ([1.0f32; 64], [0.0f32; 3]);
+//! let (x, mut out) = ([1.0f32; 64], Vec::new());
 //! let mut outputs = [Linear { weight: Matrix::f32(&weight, 64), out: &mut out }];
 //! kernels.linear(&pool, &x, Precision::F32, &mut Scratch::default(), &mut outputs);
 //! assert_eq!(out, [32.0; 3]);
@@ -43,6 +43,6 @@ pub use error::{Error, Result};
 pub use isa::Isa;
 pub use limits::{product_peak, read_bandwidth};
 pub use linear::{Linear, Precision, Scratch};
-pub use panel::{Matrix, zeros};
+pub use panel::Matrix;
 pub use pool::{MAX_THREADS, Pool};
 pub use rows::NormAndRotate;

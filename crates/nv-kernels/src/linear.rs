@@ -9,7 +9,7 @@ use half::bf16;
 
 use crate::block::{Packing, Tokens, TokensShape, Weights, aligned};
 use crate::dispatch::{Kernels, LinearKernel};
-use crate::panel::{Elements, Matrix, Panel, SharedResult};
+use crate::panel::{Elements, Matrix, NewResult, Panel, SharedResult};
 use crate::pool::Pool;
 
 /// What a linear layer does with its input.
@@ -26,8 +26,8 @@ pub enum Precision {
 pub struct Linear<'a> {
     /// `[out_features, in_features]`.
     pub weight: Matrix<'a>,
-    /// `[num_tokens, out_features]`.
-    pub out: &'a mut [f32],
+    /// Becomes `[num_tokens, out_features]`; its room is used again.
+    pub out: &'a mut Vec<f32>,
 }
 
 /// Room for prepared operands, kept between calls.
@@ -61,11 +61,13 @@ pub(crate) fn run(
     let Some(first) = outputs.first() else { return };
     let k = first.weight.in_features;
     let num_tokens = num_tokens(x, k);
-    for Linear { weight, out } in outputs.iter() {
+    for Linear { weight, .. } in outputs.iter() {
         assert_eq!(weight.in_features, k, "weights of one region share their input");
-        assert_eq!(out.len(), num_tokens * weight.out_features());
     }
     if num_tokens == 0 {
+        for output in outputs {
+            output.out.clear();
+        }
         return;
     }
     let x = scratch.prepare(kernels, pool, x, k, precision);
@@ -74,26 +76,34 @@ pub(crate) fn run(
         .enumerate()
         .flat_map(|(which, Linear { weight, .. })| pieces(*weight).map(move |rows| (which, rows)))
         .collect();
-    let results: Vec<SharedResult<'_>> = outputs
+    let mut results: Vec<NewResult<'_>> = outputs
         .iter_mut()
-        .map(|Linear { weight, out }| SharedResult::new(out, weight.out_features()))
+        .map(|Linear { weight, out }| NewResult::new(out, num_tokens, weight.out_features()))
         .collect();
+    let rooms: Vec<SharedResult<'_, _>> = results.iter_mut().map(NewResult::room).collect();
     pool.run(pieces.len(), |piece| {
         let (which, rows) = pieces[piece];
         let next = pieces.get(piece + 1).map(|(_, rows)| *rows);
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { results[which].part(0..num_tokens, rows.range()) };
+        let mut part = unsafe { rooms[which].part(0..num_tokens, rows.range()) };
         with_room(|Room { packed: [packed, _], sums }| {
             x.for_each_part(|first, packing, x| {
                 let sums = aligned(sums, x.num_tokens() * rows.len);
                 block(kernels, (rows, next), (packed, packing), x, sums);
                 for (token, sums) in sums.chunks(rows.len).enumerate() {
-                    part.row(first + token).copy_from_slice(sums);
+                    part.row(first + token).write_copy_of_slice(sums);
                 }
             });
         });
     });
+    for result in results {
+        // SAFETY: the pieces are all rows of the weights, and a piece writes all tokens.
+        #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+        unsafe {
+            result.written();
+        }
+    }
 }
 
 pub(crate) fn swiglu(
@@ -103,24 +113,25 @@ pub(crate) fn swiglu(
     precision: Precision,
     scratch: &mut Scratch,
     (gate, up): (Matrix<'_>, Matrix<'_>),
-    out: &mut [f32],
+    out: &mut Vec<f32>,
 ) {
     let (k, size) = (gate.in_features, gate.out_features());
     let num_tokens = num_tokens(x, k);
     assert_eq!((up.in_features, up.out_features()), (k, size), "gate and up are of one shape");
-    assert_eq!(out.len(), num_tokens * size);
     if num_tokens == 0 {
+        out.clear();
         return;
     }
     let x = scratch.prepare(kernels, pool, x, k, precision);
     let pieces: Vec<(Rows<'_>, Rows<'_>)> = pieces(gate).zip(pieces(up)).collect();
-    let shared = SharedResult::new(out, size);
+    let mut result = NewResult::new(out, num_tokens, size);
+    let room = result.room();
     pool.run(pieces.len(), |piece| {
         let (gate, up) = pieces[piece];
         let next = pieces.get(piece + 1).map(|(gate, _)| *gate);
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { shared.part(0..num_tokens, gate.range()) };
+        let mut part = unsafe { room.part(0..num_tokens, gate.range()) };
         with_room(|Room { packed: [packed_gate, packed_up], sums }| {
             x.for_each_part(|first, packing, x| {
                 let len = x.num_tokens() * gate.len;
@@ -133,11 +144,16 @@ pub(crate) fn swiglu(
                     (kernels.elementwise.silu_mul)(gates, ups);
                 }
                 for (token, activated) in gates.chunks(gate.len).enumerate() {
-                    part.row(first + token).copy_from_slice(activated);
+                    part.row(first + token).write_copy_of_slice(activated);
                 }
             });
         });
     });
+    // SAFETY: the pieces are all rows of the weights, and a piece writes all tokens.
+    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    unsafe {
+        result.written();
+    }
 }
 
 fn num_tokens(x: &[f32], k: usize) -> usize {

@@ -6,8 +6,6 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::pool::Pool;
-
 /// Rows of `k` elements each, back to back: some weight rows, or the inputs of some tokens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Panel<'a, E> {
@@ -119,28 +117,40 @@ impl<'a, E> SharedResult<'a, E> {
     }
 }
 
-/// `len` zeros, room for a result. The threads write them together: one alone is held up by memory, and by the system
-/// where pages are new.
-pub fn zeros(pool: &Pool, len: usize) -> Vec<f32> {
-    /// Elements of a piece.
-    const PIECE: usize = 64 * 1024;
-    if len <= PIECE {
-        return vec![0.0; len];
+/// A row-major result that threads write into the room of a vector. Nobody zeroes it for them: that would cost as much
+/// memory traffic as the result itself. The vector is empty until all is written.
+#[derive(Debug)]
+pub(crate) struct NewResult<'a> {
+    out: &'a mut Vec<f32>,
+    len: usize,
+    stride: usize,
+}
+
+impl<'a> NewResult<'a> {
+    /// `num_rows` rows of `stride` in the place of what `out` holds.
+    pub(crate) fn new(out: &'a mut Vec<f32>, num_rows: usize, stride: usize) -> Self {
+        out.clear();
+        out.reserve(num_rows * stride);
+        Self { out, len: num_rows * stride, stride }
     }
-    let mut zeros = Vec::with_capacity(len);
-    let shared = SharedResult::new(&mut zeros.spare_capacity_mut()[..len], len);
-    pool.run(len.div_ceil(PIECE), |piece| {
-        // SAFETY: pieces are disjoint ranges, and the pool runs a piece once.
-        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { shared.part(0..1, piece * PIECE..len.min((piece + 1) * PIECE)) };
-        part.row(0).fill(MaybeUninit::new(0.0));
-    });
-    // SAFETY: the pieces cover all `len` elements, and `run` returns when all were run.
-    #[expect(unsafe_code, reason = "what the pieces wrote is the vector's")]
-    unsafe {
-        zeros.set_len(len);
+
+    /// The room, for the threads to write.
+    ///
+    /// # Panics
+    /// If rows are empty.
+    pub(crate) fn room(&mut self) -> SharedResult<'_, MaybeUninit<f32>> {
+        SharedResult::new(&mut self.out.spare_capacity_mut()[..self.len], self.stride)
     }
-    zeros
+
+    /// Gives the result to the vector.
+    ///
+    /// # Safety
+    /// Every element of [`Self::room`] must have been written.
+    #[expect(unsafe_code, reason = "only the caller knows that all parts are written")]
+    pub(crate) unsafe fn written(self) {
+        // SAFETY: `new` made room for `len` elements, and the caller vouches that they are written.
+        unsafe { self.out.set_len(self.len) }
+    }
 }
 
 /// A weight matrix `[out_features, in_features]` as it is stored.
@@ -188,18 +198,5 @@ impl<'a> Matrix<'a> {
             Elements::F32(data) => data.len(),
         };
         elements / self.in_features
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_are_as_many_as_asked_for() {
-        let pool = Pool::new(3).unwrap();
-        for len in [0, 1, 64 * 1024, 64 * 1024 + 1, 200_000] {
-            assert_eq!(zeros(&pool, len), vec![0.0; len]);
-        }
     }
 }

@@ -1,31 +1,38 @@
 //! Kernels that treat each token, or each head of a token, by itself: norms, rotation, embedding lookup.
 
+use std::mem::MaybeUninit;
+
 use crate::dispatch::Kernels;
-use crate::panel::{Elements, Matrix, SharedResult};
+use crate::panel::{Elements, Matrix, NewResult};
 use crate::pool::Pool;
 
 /// Elements of a piece: some microseconds of work.
 const PIECE_ELEMENTS: usize = 16 * 1024;
 
-/// Calls `work(row, out)` for every row of `out`, in parallel.
+/// Makes `out` `[num_rows, row_len]`, in parallel: `work(row, out)` writes a row, all of it.
 fn for_each_row(
     pool: &Pool,
-    out: &mut [f32],
-    row_len: usize,
-    work: impl Fn(usize, &mut [f32]) + Sync,
+    out: &mut Vec<f32>,
+    (num_rows, row_len): (usize, usize),
+    work: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
 ) {
-    let num_rows = out.len() / row_len;
     let step = (PIECE_ELEMENTS / row_len).max(1);
-    let out = SharedResult::new(out, row_len);
+    let mut result = NewResult::new(out, num_rows, row_len);
+    let room = result.room();
     pool.run(num_rows.div_ceil(step), |piece| {
         let rows = piece * step..num_rows.min((piece + 1) * step);
         // SAFETY: pieces are disjoint ranges of rows, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint rows")]
-        let mut part = unsafe { out.part(rows.clone(), 0..row_len) };
+        let mut part = unsafe { room.part(rows.clone(), 0..row_len) };
         for row in rows.clone() {
             work(row, part.row(row - rows.start));
         }
     });
+    // SAFETY: the pieces are all rows, and `work` writes all of a row.
+    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    unsafe {
+        result.written();
+    }
 }
 
 pub(crate) fn rms_norm(
@@ -34,11 +41,11 @@ pub(crate) fn rms_norm(
     x: &[f32],
     weight: &[f32],
     eps: f32,
-    out: &mut [f32],
+    out: &mut Vec<f32>,
 ) {
     let size = weight.len();
-    assert!(size > 0 && x.len().is_multiple_of(size) && x.len() == out.len());
-    for_each_row(pool, out, size, |row, out| {
+    assert!(size > 0 && x.len().is_multiple_of(size));
+    for_each_row(pool, out, (x.len() / size, size), |row, out| {
         let x = &x[row * size..][..size];
         // SAFETY: `kernels` exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
@@ -66,23 +73,22 @@ pub(crate) fn norm_and_rotate(
     pool: &Pool,
     x: &[f32],
     how: NormAndRotate<'_>,
-    out: &mut [f32],
+    out: &mut Vec<f32>,
 ) {
     let NormAndRotate { weight, eps, cos, sin } = how;
     let head_dim = weight.len();
     let half = head_dim / 2;
-    assert!(
-        half > 0 && head_dim.is_multiple_of(2) && x.len() == out.len() && cos.len() == sin.len()
-    );
+    assert!(half > 0 && head_dim.is_multiple_of(2) && cos.len() == sin.len());
     assert!(cos.len().is_multiple_of(half));
     let num_tokens = cos.len() / half;
     if num_tokens == 0 {
         assert!(x.is_empty());
+        out.clear();
         return;
     }
     let token_len = x.len() / num_tokens;
     assert!(x.len() == num_tokens * token_len && token_len.is_multiple_of(head_dim));
-    for_each_row(pool, out, token_len, |token, out| {
+    for_each_row(pool, out, (num_tokens, token_len), |token, out| {
         let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
         let x = &x[token * token_len..][..token_len];
         for (head, out) in x.chunks(head_dim).zip(out.chunks_mut(head_dim)) {
@@ -95,36 +101,44 @@ pub(crate) fn norm_and_rotate(
     });
 }
 
-pub(crate) fn add(pool: &Pool, x: &[f32], y: &[f32], out: &mut [f32]) {
-    let len = out.len();
-    assert!(x.len() == len && y.len() == len);
+pub(crate) fn add(pool: &Pool, x: &[f32], y: &[f32], out: &mut Vec<f32>) {
+    let len = x.len();
+    assert_eq!(y.len(), len);
     if len == 0 {
+        out.clear();
         return;
     }
-    let out = SharedResult::new(out, len);
+    let mut result = NewResult::new(out, 1, len);
+    let room = result.room();
     pool.run(len.div_ceil(PIECE_ELEMENTS), |piece| {
         let range = piece * PIECE_ELEMENTS..len.min((piece + 1) * PIECE_ELEMENTS);
         // SAFETY: pieces are disjoint ranges, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { out.part(0..1, range.clone()) };
+        let mut part = unsafe { room.part(0..1, range.clone()) };
         for ((out, x), y) in part.row(0).iter_mut().zip(&x[range.clone()]).zip(&y[range]) {
-            *out = x + y;
+            out.write(x + y);
         }
     });
+    // SAFETY: the pieces are all of `x`, `y` and the result, which have one length.
+    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    unsafe {
+        result.written();
+    }
 }
 
-pub(crate) fn embed(pool: &Pool, table: Matrix<'_>, ids: &[u32], out: &mut [f32]) {
+pub(crate) fn embed(pool: &Pool, table: Matrix<'_>, ids: &[u32], out: &mut Vec<f32>) {
     let size = table.in_features;
-    assert_eq!(out.len(), ids.len() * size);
-    for_each_row(pool, out, size, |row, out| {
+    for_each_row(pool, out, (ids.len(), size), |row, out| {
         let at = ids[row] as usize * size;
         match table.data {
             Elements::Bf16(table) => {
                 for (out, value) in out.iter_mut().zip(&table[at..at + size]) {
-                    *out = value.to_f32();
+                    out.write(value.to_f32());
                 }
             }
-            Elements::F32(table) => out.copy_from_slice(&table[at..at + size]),
+            Elements::F32(table) => {
+                out.write_copy_of_slice(&table[at..at + size]);
+            }
         }
     });
 }

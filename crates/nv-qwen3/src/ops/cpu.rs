@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor, WithDType};
 use nv_kernels::{
-    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence, zeros,
+    Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence,
 };
 
 use super::Angles;
@@ -73,7 +73,7 @@ impl Cpu {
     /// If a tensor is not contiguous f32 on the CPU.
     ///
     /// # Panics
-    /// If a shape, a block id or the layout does not fit.
+    /// If a shape, a block id or the layout does not fit, or the sequences are not packed one after another.
     pub fn attend(
         &self,
         layout: &KvLayout,
@@ -84,7 +84,7 @@ impl Cpu {
         let (num_tokens, num_heads, head_dim) = q.dims3()?;
         let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
         self.kernels.store_kv(&self.pool, layout, &mut kv, sequences, k.as_slice()?, v.as_slice()?);
-        let mut attended = zeros(&self.pool, num_tokens * num_heads * head_dim);
+        let mut attended = Vec::new();
         self.kernels.attention(&self.pool, layout, &kv, sequences, q.as_slice()?, &mut attended);
         Ok(Tensor::from_vec(attended, (num_tokens, num_heads * head_dim), &Device::Cpu)?)
     }
@@ -93,7 +93,7 @@ impl Cpu {
         let table = table.borrow()?;
         let table = table.matrix()?;
         let size = table.in_features();
-        let mut out = zeros(&self.pool, ids.len() * size);
+        let mut out = Vec::new();
         self.kernels.embed(&self.pool, table, ids, &mut out);
         Ok(Tensor::from_vec(out, (ids.len(), size), &Device::Cpu)?)
     }
@@ -108,10 +108,7 @@ impl Cpu {
         let x = Elements::of(x)?;
         let weights = weights.iter().map(|weight| weight.borrow()).collect::<Result<Vec<_>>>()?;
         let weights = weights.iter().map(WeightRef::matrix).collect::<Result<Vec<_>>>()?;
-        let mut outs: Vec<Vec<f32>> = weights
-            .iter()
-            .map(|weight| zeros(&self.pool, num_tokens * weight.out_features()))
-            .collect();
+        let mut outs = vec![Vec::new(); weights.len()];
         let mut outputs: Vec<Linear<'_>> =
             weights.iter().zip(&mut outs).map(|(&weight, out)| Linear { weight, out }).collect();
         self.kernels.linear(
@@ -141,7 +138,7 @@ impl Cpu {
         let x = Elements::of(x)?;
         let (gate, up) = (gate.borrow()?, up.borrow()?);
         let (gate, up) = (gate.matrix()?, up.matrix()?);
-        let mut out = zeros(&self.pool, num_tokens * gate.out_features());
+        let mut out = Vec::new();
         self.kernels.swiglu(
             &self.pool,
             x.as_slice()?,
@@ -155,14 +152,14 @@ impl Cpu {
 
     pub(super) fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let (x_values, y_values) = (Elements::of(x)?, Elements::of(y)?);
-        let mut out = zeros(&self.pool, x.elem_count());
+        let mut out = Vec::new();
         self.kernels.add(&self.pool, x_values.as_slice()?, y_values.as_slice()?, &mut out);
         Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
     }
 
     pub(super) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let (values, weight) = (Elements::of(x)?, Elements::of(weight)?);
-        let mut out = zeros(&self.pool, x.elem_count());
+        let mut out = Vec::new();
         self.kernels.rms_norm(
             &self.pool,
             values.as_slice()?,
@@ -188,7 +185,7 @@ impl Cpu {
             cos: cos.as_slice()?,
             sin: sin.as_slice()?,
         };
-        let mut out = zeros(&self.pool, x.elem_count());
+        let mut out = Vec::new();
         self.kernels.norm_and_rotate(&self.pool, values.as_slice()?, how, &mut out);
         Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
     }
