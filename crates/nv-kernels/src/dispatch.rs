@@ -13,7 +13,7 @@ use crate::isa::Isa;
 use crate::limits::Products;
 use crate::linear::{Linear, Precision, Scratch};
 use crate::outer::{self, Outer};
-use crate::panel::Matrix;
+use crate::panel::{Matrix, Outputs};
 use crate::pool::Pool;
 use crate::rows::{self, NormAndRotate};
 use crate::scalar;
@@ -24,12 +24,10 @@ use crate::{avx2, avx512};
 pub(crate) struct LinearKernel<W, X> {
     /// Elements of K a step.
     pub(crate) step: usize,
-    /// Tokens a tile, of so many with so many elements each.
-    pub(crate) tokens_a_tile: fn(usize, usize) -> usize,
-    /// Weight rows that are multiplied together.
-    pub(crate) rows: usize,
-    /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and some tokens.
-    pub(crate) block: unsafe fn(Weights<'_, W, X>, Tokens<'_, X>, &mut [f32]),
+    /// Tiles that so many tokens come in.
+    pub(crate) num_tiles: fn(usize) -> usize,
+    /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and a tile of tokens.
+    pub(crate) block: unsafe fn(Weights<'_, W>, Tokens<'_, X>, usize, Outputs<'_>),
 }
 
 /// The [`LinearKernel`] that a module defines.
@@ -37,8 +35,7 @@ macro_rules! linear_kernel {
     ($($module:tt)*) => {
         LinearKernel {
             step: $($module)*::STEP,
-            rows: $($module)*::ROWS,
-            tokens_a_tile: $($module)*::tokens_a_tile,
+            num_tiles: $($module)*::num_tiles,
             block: $($module)*::block,
         }
     };

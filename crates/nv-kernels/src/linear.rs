@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::block::{Packing, Tokens, TokensShape, Weights, aligned};
+use crate::block::{Tokens, TokensShape, Weights, aligned};
 use crate::dispatch::{Kernels, LinearKernel};
-use crate::panel::{Elements, Matrix, NewResult, Panel, SharedResult};
+use crate::panel::{Elements, Matrix, NewResult, Outputs, Panel, SharedResult};
 use crate::pool::Pool;
 
 /// What a linear layer does with its input.
@@ -30,14 +30,15 @@ pub struct Linear<'a> {
     pub out: &'a mut Vec<f32>,
 }
 
-/// Room for prepared operands, kept between calls.
+/// Room for prepared inputs, kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
     bf16: Vec<bf16>,
     f32: Vec<f32>,
 }
 
-/// Bytes of weights in a piece: small enough to share the work evenly, large enough for a steady stream.
+/// Bytes of weights in a piece: small enough to share the work evenly and to stay in the second-level cache with the next
+/// piece, large enough for a steady stream.
 const PIECE_BYTES: usize = 128 * 1024;
 
 /// Inputs that one piece arranges: some microseconds of work.
@@ -74,7 +75,9 @@ pub(crate) fn run(
     let pieces: Vec<(usize, Rows<'_>)> = outputs
         .iter()
         .enumerate()
-        .flat_map(|(which, Linear { weight, .. })| pieces(*weight).map(move |rows| (which, rows)))
+        .flat_map(|(which, Linear { weight, .. })| {
+            pieces(*weight, PIECE_BYTES).map(move |rows| (which, rows))
+        })
         .collect();
     let mut results: Vec<NewResult<'_>> = outputs
         .iter_mut()
@@ -87,15 +90,9 @@ pub(crate) fn run(
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
         let mut part = unsafe { rooms[which].part(0..num_tokens, rows.range()) };
-        with_room(|Room { packed: [packed, _], sums }| {
-            x.for_each_part(|first, packing, x| {
-                let sums = aligned(sums, x.num_tokens() * rows.len);
-                block(kernels, (rows, next), (packed, packing), x, sums);
-                for (token, sums) in sums.chunks(rows.len).enumerate() {
-                    part.row(first + token).write_copy_of_slice(sums);
-                }
-            });
-        });
+        for tile in 0..x.shape().num_tiles {
+            block(kernels, (rows, next), x, tile, part.outputs(x.shape().tokens(tile)));
+        }
     });
     for result in results {
         // SAFETY: the pieces are all rows of the weights, and a piece writes all tokens.
@@ -123,30 +120,36 @@ pub(crate) fn swiglu(
         return;
     }
     let x = scratch.prepare(kernels, pool, x, k, precision);
-    let pieces: Vec<(Rows<'_>, Rows<'_>)> = pieces(gate).zip(pieces(up)).collect();
+    let pieces: Vec<(Rows<'_>, Rows<'_>)> =
+        pieces(gate, PIECE_BYTES / 2).zip(pieces(up, PIECE_BYTES / 2)).collect();
     let mut result = NewResult::new(out, num_tokens, size);
     let room = result.room();
     pool.run(pieces.len(), |piece| {
         let (gate, up) = pieces[piece];
-        let next = pieces.get(piece + 1).map(|(gate, _)| *gate);
+        let (next_gate, next_up) = pieces.get(piece + 1).copied().unzip();
+        // A single tile goes from gate to up and on; several go back to gate.
+        let after_gate = if x.shape().num_tiles == 1 { Some(up) } else { next_gate };
+        let after_up = if x.shape().num_tiles == 1 { next_gate } else { next_up };
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
         let mut part = unsafe { room.part(0..num_tokens, gate.range()) };
-        with_room(|Room { packed: [packed_gate, packed_up], sums }| {
-            x.for_each_part(|first, packing, x| {
-                let len = x.num_tokens() * gate.len;
+        with_sums(|sums| {
+            for tile in 0..x.shape().num_tiles {
+                let tokens = x.shape().tokens(tile);
+                let len = tokens.len() * gate.len;
                 let (gates, ups) = aligned(sums, 2 * len).split_at_mut(len);
-                block(kernels, (gate, Some(up)), (packed_gate, packing), x, gates);
-                block(kernels, (up, next), (packed_up, packing), x, ups);
+                let outputs = Outputs::over(gates, gate.len);
+                block(kernels, (gate, after_gate), x, tile, outputs);
+                block(kernels, (up, after_up), x, tile, Outputs::over(ups, up.len));
                 // SAFETY: `kernels` exists only where the machine has its tier.
                 #[expect(unsafe_code, reason = "kernels need their instruction set")]
                 unsafe {
                     (kernels.elementwise.silu_mul)(gates, ups);
                 }
-                for (token, activated) in gates.chunks(gate.len).enumerate() {
-                    part.row(first + token).write_copy_of_slice(activated);
+                for (token, activated) in tokens.zip(gates.chunks(gate.len)) {
+                    part.row(token).write_copy_of_slice(activated);
                 }
-            });
+            }
         });
     });
     // SAFETY: the pieces are all rows of the weights, and a piece writes all tokens.
@@ -161,49 +164,22 @@ fn num_tokens(x: &[f32], k: usize) -> usize {
     x.len() / k
 }
 
-impl<'a> Input<'a> {
-    fn num_tokens(&self) -> usize {
+impl Input<'_> {
+    fn shape(&self) -> &TokensShape {
         match self {
-            Self::Bf16(tokens) => tokens.shape().num_tokens,
-            Self::F32(tokens) => tokens.shape().num_tokens,
-        }
-    }
-
-    /// Calls `work` with each part of the tokens, its first token and what becomes of weights packed for it.
-    fn for_each_part(self, mut work: impl FnMut(usize, Packing, Input<'a>)) {
-        let num_tokens = self.num_tokens();
-        let packing = |first: usize, part: Self| match first {
-            0 if part.num_tokens() == num_tokens => Packing::Once,
-            0 => Packing::First,
-            _ => Packing::Again,
-        };
-        let mut call = |first, part| work(first, packing(first, part), part);
-        match self {
-            Self::Bf16(tokens) => {
-                tokens.parts().for_each(|(first, part)| call(first, Self::Bf16(part)));
-            }
-            Self::F32(tokens) => {
-                tokens.parts().for_each(|(first, part)| call(first, Self::F32(part)));
-            }
+            Self::Bf16(tokens) => tokens.shape(),
+            Self::F32(tokens) => tokens.shape(),
         }
     }
 }
 
-/// What a thread keeps between pieces.
-#[derive(Debug, Default)]
-struct Room {
-    /// Packed weights.
-    packed: [Scratch; 2],
-    /// A piece's results, gathered side by side before they go to their places, which are far apart.
-    sums: Vec<f32>,
-}
-
-/// Calls `work` with the thread's room.
-fn with_room<R>(work: impl FnOnce(&mut Room) -> R) -> R {
+/// Calls `work` with room for a tile's results, which lie side by side there before they go to their places far apart. A
+/// thread keeps it between pieces.
+fn with_sums<R>(work: impl FnOnce(&mut Vec<f32>) -> R) -> R {
     thread_local! {
-        static ROOM: RefCell<Room> = RefCell::default();
+        static SUMS: RefCell<Vec<f32>> = RefCell::default();
     }
-    ROOM.with_borrow_mut(work)
+    SUMS.with_borrow_mut(work)
 }
 
 /// Some rows of a weight.
@@ -240,59 +216,54 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The rows of `weight` in pieces; no row is in two.
-fn pieces(weight: Matrix<'_>) -> impl Iterator<Item = Rows<'_>> {
+/// The rows of `weight` in pieces of about so many bytes; no row is in two.
+fn pieces(weight: Matrix<'_>, bytes: usize) -> impl Iterator<Item = Rows<'_>> {
     /// What the tiers' numbers of rows multiplied together divide.
-    const MULTIPLE: usize = 8;
+    const MULTIPLE: usize = 4;
     let element_bytes = match weight.data {
         Elements::Bf16(_) => size_of::<bf16>(),
         Elements::F32(_) => size_of::<f32>(),
     };
-    let step = (PIECE_BYTES / (weight.in_features * element_bytes)).max(1);
+    let step = (bytes / (weight.in_features * element_bytes)).max(1);
     let step = step.next_multiple_of(MULTIPLE);
     let num_rows = weight.out_features();
     let len = move |first| step.min(num_rows - first);
     (0..num_rows).step_by(step).map(move |first| Rows { weight, first, len: len(first) })
 }
 
-/// Computes `x @ rowsᵀ`, `[num_tokens, rows.len]`; `next` are the rows that the thread is likely to want next, `packed` is
-/// room for packed rows.
+/// Computes `x @ rowsᵀ` for a tile of `x`; `next` are the rows that the thread is likely to want
+/// next.
 fn block(
     kernels: &Kernels,
     (rows, next): (Rows<'_>, Option<Rows<'_>>),
-    (packed, packing): (&mut Scratch, Packing),
     x: Input<'_>,
-    out: &mut [f32],
+    tile: usize,
+    out: Outputs<'_>,
 ) {
-    fn call<W: Copy, X: Copy + Default>(
+    fn call<W: Copy, X: Copy>(
         kernel: &LinearKernel<W, X>,
         (rows, next): (Panel<'_, W>, Option<Panel<'_, W>>),
-        (packed, packing): (&mut Vec<X>, Packing),
         x: Tokens<'_, X>,
-        out: &mut [f32],
+        tile: usize,
+        out: Outputs<'_>,
     ) {
-        let padded_k = x.shape().padded_k;
-        assert_eq!(padded_k, rows.k().next_multiple_of(kernel.step));
+        assert_eq!(x.shape().padded_k, rows.k().next_multiple_of(kernel.step));
         let next = next.unwrap_or(rows.rows(0..0));
-        let packed = aligned(packed, packing.room(rows.num_rows(), kernel.rows, padded_k));
         // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (kernel.block)(Weights { rows, next, packed, packing }, x, out);
+            (kernel.block)(Weights { rows, next }, x, tile, out);
         }
     }
     match (rows.bf16(), rows.f32(), x, &kernels.linear_bf16) {
         (Some(w), _, Input::Bf16(x), Some(kernel)) => {
-            let packed = (&mut packed.bf16, packing);
-            call(kernel, (w, next.and_then(Rows::bf16)), packed, x, out);
+            call(kernel, (w, next.and_then(Rows::bf16)), x, tile, out);
         }
         (Some(w), _, Input::F32(x), _) => {
-            let packed = (&mut packed.f32, packing);
-            call(&kernels.linear_bf16_f32, (w, next.and_then(Rows::bf16)), packed, x, out);
+            call(&kernels.linear_bf16_f32, (w, next.and_then(Rows::bf16)), x, tile, out);
         }
         (_, Some(w), Input::F32(x), _) => {
-            let packed = (&mut packed.f32, packing);
-            call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), packed, x, out);
+            call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), x, tile, out);
         }
         _ => panic!("inputs are rounded to bf16 only for bf16 weights"),
     }
@@ -312,15 +283,15 @@ impl Scratch {
         let elementwise = kernels.elementwise;
         match (precision, &kernels.linear_bf16) {
             (Precision::Bf16, Some(kernel)) => {
-                let tile = (kernel.tokens_a_tile)(num_tokens, k);
-                let shape = TokensShape::new(num_tokens, tile, kernel.step, k);
+                let num_tiles = (kernel.num_tiles)(num_tokens);
+                let shape = TokensShape::new(num_tokens, num_tiles, kernel.step, k);
                 Input::Bf16(arrange(pool, x, k, &mut self.bf16, shape, elementwise.arrange_bf16))
             }
             (precision, _) => {
                 // Both f32 kernels of a tier want their inputs alike.
                 let kernel = &kernels.linear_bf16_f32;
-                let tile = (kernel.tokens_a_tile)(num_tokens, k);
-                let shape = TokensShape::new(num_tokens, tile, kernel.step, k);
+                let num_tiles = (kernel.num_tiles)(num_tokens);
+                let shape = TokensShape::new(num_tokens, num_tiles, kernel.step, k);
                 let arranged = match precision {
                     Precision::Bf16 => elementwise.arrange_rounded,
                     Precision::F32 => elementwise.arrange_f32,
@@ -343,9 +314,9 @@ fn arrange<'a, E: Copy + Default + Send>(
     let len = shape.num_tokens * shape.padded_k;
     let data = aligned(buffer, len);
     let shared = SharedResult::new(data, len);
-    let tiles_at_once = (ARRANGED_AT_ONCE / (shape.tile * shape.padded_k)).max(1);
-    pool.run(shape.num_tiles().div_ceil(tiles_at_once), |piece| {
-        for tile in piece * tiles_at_once..shape.num_tiles().min((piece + 1) * tiles_at_once) {
+    let tiles_at_once = (ARRANGED_AT_ONCE * shape.num_tiles / len).max(1);
+    pool.run(shape.num_tiles.div_ceil(tiles_at_once), |piece| {
+        for tile in piece * tiles_at_once..shape.num_tiles.min((piece + 1) * tiles_at_once) {
             let tokens = shape.tokens(tile);
             // SAFETY: tiles are disjoint ranges of elements, and the pool runs a piece once.
             #[expect(unsafe_code, reason = "pieces write disjoint columns")]

@@ -72,6 +72,59 @@ impl<E> PartMut<'_, E> {
     }
 }
 
+impl PartMut<'_, MaybeUninit<f32>> {
+    /// The part's columns of some of its rows, to be written.
+    pub(crate) fn outputs(&mut self, rows: Range<usize>) -> Outputs<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.num_rows, "rows {rows:?}");
+        Outputs {
+            start: self.start.wrapping_add(rows.start * self.stride).cast(),
+            num_rows: rows.len(),
+            num_columns: self.num_columns,
+            stride: self.stride,
+            _result: PhantomData,
+        }
+    }
+}
+
+/// Where a kernel writes its results: `[num_rows, num_columns]`, which nobody else holds and which may hold nothing yet.
+#[derive(Debug)]
+pub(crate) struct Outputs<'a> {
+    start: *mut f32,
+    num_rows: usize,
+    num_columns: usize,
+    stride: usize,
+    _result: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Outputs<'a> {
+    /// The whole of `out`, rows of `num_columns` back to back.
+    pub(crate) fn over(out: &'a mut [f32], num_columns: usize) -> Self {
+        let num_rows = out.len() / num_columns;
+        let start = out.as_mut_ptr();
+        Self { start, num_rows, num_columns, stride: num_columns, _result: PhantomData }
+    }
+
+    pub(crate) fn num_columns(&self) -> usize {
+        self.num_columns
+    }
+
+    /// Writes `values` from column `column` of row `row` on.
+    ///
+    /// # Panics
+    /// If they do not lie inside.
+    #[inline]
+    pub(crate) fn write(&mut self, row: usize, column: usize, values: &[f32]) {
+        assert!(row < self.num_rows && column <= self.num_columns);
+        assert!(values.len() <= self.num_columns - column);
+        let place = self.start.wrapping_add(row * self.stride + column);
+        // SAFETY: the columns are inside the row, and the row inside what this was made of, which it holds alone.
+        #[expect(unsafe_code, reason = "a place that holds nothing yet is no slice of f32")]
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), place, values.len());
+        }
+    }
+}
+
 /// A row-major result `[num_rows, stride]` that several threads compute, each its own parts.
 #[derive(Debug)]
 pub(crate) struct SharedResult<'a, E = f32> {

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     __m256, _MM_HINT_T1, _mm_add_ps, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
     _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps256_ps128, _mm256_castsi256_ps,
     _mm256_cvtepu16_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
     _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
@@ -57,8 +57,8 @@ fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
 /// Asks for a line, to be in the second-level cache soon.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn prefetch<L>(line: &L) {
-    _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast());
+fn prefetch(line: *const u8) {
+    _mm_prefetch::<_MM_HINT_T1>(line.cast());
 }
 
 tile!(
@@ -70,29 +70,13 @@ tile!(
     load_f32, load_f32, mul_add
 );
 
-/// A step as it is.
-fn as_it_is(step: &[f32; 8]) -> [f32; 8] {
-    *step
-}
-
-/// A step of bfloat16 as f32.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn widened(step: &[bf16; 8]) -> [f32; 8] {
-    let mut out = [0.0; 8];
-    let step = load_widened(step);
-    // SAFETY: `out` is 8 f32.
-    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), step) };
-    out
-}
-
 linear_block!(
-    linear_bf16_f32, "avx2,fma", half::bf16, f32, __m256, tile_bf16_f32, tile_f32, widened, reduce,
-    _mm256_setzero_ps, step: 8, rows: 4, tokens: 3, streams: 4
+    linear_bf16_f32, "avx2,fma", half::bf16, f32, __m256, tile_bf16_f32, reduce, _mm256_setzero_ps,
+    step: 8, few: 4 by [1 2 3], many: 2 by [1 2 3 4 5 6]
 );
 linear_block!(
-    linear_f32, "avx2,fma", f32, f32, __m256, tile_f32, tile_f32, as_it_is, reduce,
-    _mm256_setzero_ps, step: 8, rows: 4, tokens: 3, streams: 4
+    linear_f32, "avx2,fma", f32, f32, __m256, tile_f32, reduce, _mm256_setzero_ps,
+    step: 8, few: 4 by [1 2 3], many: 2 by [1 2 3 4 5 6]
 );
 
 /// `steps` times 12 independent products.

@@ -6,8 +6,8 @@ use std::arch::x86_64::{
     _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
     _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_castsi512_ps,
     _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd,
-    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    _mm512_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use half::bf16;
@@ -74,8 +74,8 @@ fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
 /// Asks for a line, to be in the second-level cache soon.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn prefetch<L>(line: &L) {
-    _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast());
+fn prefetch(line: *const u8) {
+    _mm_prefetch::<_MM_HINT_T1>(line.cast());
 }
 
 tile!(
@@ -91,33 +91,17 @@ tile!(
     load_f32, load_f32, mul_add
 );
 
-/// A step as it is.
-fn as_it_is<E: Copy, const N: usize>(step: &[E; N]) -> [E; N] {
-    *step
-}
-
-/// A step of bfloat16 as f32.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn widened(step: &[bf16; 16]) -> [f32; 16] {
-    let mut out = [0.0; 16];
-    let step = load_widened(step);
-    // SAFETY: `out` is 16 f32.
-    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), step) };
-    out
-}
-
 linear_block!(
-    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512,
-    tile_bf16, tile_bf16, as_it_is, reduce, _mm512_setzero_ps, step: 32, rows: 8, tokens: 3, streams: 1
+    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, tile_bf16, reduce, _mm512_setzero_ps,
+    step: 32, few: 1 by [1 2 3 4 5], many: 4 by [1 2 3 4 5 6]
 );
 linear_block!(
-    linear_bf16_f32, "avx512f", half::bf16, f32, __m512,
-    tile_bf16_f32, tile_f32, widened, reduce, _mm512_setzero_ps, step: 16, rows: 8, tokens: 3, streams: 2
+    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, tile_bf16_f32, reduce, _mm512_setzero_ps,
+    step: 16, few: 2 by [1 2 3 4 5], many: 4 by [1 2 3 4 5 6]
 );
 linear_block!(
-    linear_f32, "avx512f", f32, f32, __m512,
-    tile_f32, tile_f32, as_it_is, reduce, _mm512_setzero_ps, step: 16, rows: 8, tokens: 3, streams: 2
+    linear_f32, "avx512f", f32, f32, __m512, tile_f32, reduce, _mm512_setzero_ps,
+    step: 16, few: 2 by [1 2 3 4 5], many: 4 by [1 2 3 4 5 6]
 );
 
 /// `steps` times 24 independent products of pairs.

@@ -1,51 +1,45 @@
 //! Dot products of weight rows and tokens.
 
-use crate::block::Tokens;
-use crate::panel::Panel;
+use crate::panel::{Outputs, Panel};
 
 /// `x @ wᵀ` for bfloat16 weights.
 pub(crate) mod linear_bf16_f32 {
     use half::bf16;
 
     use crate::block::{Tokens, Weights};
+    use crate::panel::Outputs;
 
     pub(crate) const STEP: usize = 1;
 
-    pub(crate) const ROWS: usize = 1;
-
-    pub(crate) fn tokens_a_tile(_num_tokens: usize, _k: usize) -> usize {
-        1
+    pub(crate) fn num_tiles(num_tokens: usize) -> usize {
+        num_tokens
     }
 
-    pub(crate) fn block(w: Weights<'_, bf16, f32>, x: Tokens<'_, f32>, out: &mut [f32]) {
-        super::linear(w.rows, x, out, bf16::to_f32);
+    pub(crate) fn block(w: Weights<'_, bf16>, x: Tokens<'_, f32>, tile: usize, out: Outputs<'_>) {
+        super::linear(w.rows, x.tile(tile), out, bf16::to_f32);
     }
 }
 
 /// `x @ wᵀ` for f32 weights.
 pub(crate) mod linear_f32 {
     use crate::block::{Tokens, Weights};
+    use crate::panel::Outputs;
 
     pub(crate) const STEP: usize = 1;
 
-    pub(crate) const ROWS: usize = 1;
-
-    pub(crate) fn tokens_a_tile(_num_tokens: usize, _k: usize) -> usize {
-        1
+    pub(crate) fn num_tiles(num_tokens: usize) -> usize {
+        num_tokens
     }
 
-    pub(crate) fn block(w: Weights<'_, f32, f32>, x: Tokens<'_, f32>, out: &mut [f32]) {
-        super::linear(w.rows, x, out, |w| w);
+    pub(crate) fn block(w: Weights<'_, f32>, x: Tokens<'_, f32>, tile: usize, out: Outputs<'_>) {
+        super::linear(w.rows, x.tile(tile), out, |w| w);
     }
 }
 
 /// Products summed in f32 in the order of K; a tile is one token, its elements in order.
-fn linear<W: Copy>(w: Panel<'_, W>, x: Tokens<'_, f32>, out: &mut [f32], widen: impl Fn(W) -> f32) {
-    for t in 0..x.shape().num_tokens {
-        for r in 0..w.num_rows() {
-            out[t * w.num_rows() + r] =
-                w.row(r).iter().zip(x.tile(t)).map(|(&w, &x)| widen(w) * x).sum();
-        }
+fn linear<W: Copy>(w: Panel<'_, W>, token: &[f32], mut out: Outputs<'_>, widen: impl Fn(W) -> f32) {
+    for r in 0..w.num_rows() {
+        out.write(0, r, &[w.row(r).iter().zip(token).map(|(&w, &x)| widen(w) * x).sum()]);
     }
 }
 

@@ -96,8 +96,8 @@ proptest! {
 }
 
 #[test]
-fn bits_are_those_of_the_token_where_rows_are_cut_and_tokens_come_in_parts() {
-    // Rows longer than what stays in the first-level cache, more tokens than stay in the second-level one.
+fn bits_are_those_of_the_token_where_tiles_come_in_segments_and_tokens_are_far() {
+    // Tiles of more than stays in the first-level cache, more tokens than stay in the second-level one.
     let sizes = [(4, 9, 9000), (7, 19, 1030), (50, 11, 2600), (130, 17, 1100), (300, 40, 1024)];
     for (num_tokens, out_features, in_features) in sizes {
         for (bf16_weights, precision) in
