@@ -433,10 +433,9 @@ macro_rules! linear_block {
                 first: usize,
                 out: &mut Outputs<'_>,
             ) {
-                const { assert!(REDUCED.is_multiple_of(R)) };
                 let len = out.num_columns() - first;
                 for t in (0..T).step_by(REDUCED / R) {
-                    // Those of the last token stand in for tokens past it.
+                    // As many tokens at once as fit; the last one's stand in for those past it.
                     let four = $reduce(std::array::from_fn(|i| sums[i % R][(t + i / R).min(T - 1)]));
                     for (t, reduced) in (t..T).zip(four.as_chunks::<R>().0) {
                         // Of a length that the compiler knows, if it can be.

@@ -219,7 +219,7 @@ impl<'a> Rows<'a> {
 /// The rows of `weight` in pieces of about so many bytes; no row is in two.
 fn pieces(weight: Matrix<'_>, bytes: usize) -> impl Iterator<Item = Rows<'_>> {
     /// What the tiers' numbers of rows multiplied together divide.
-    const MULTIPLE: usize = 4;
+    const MULTIPLE: usize = 12;
     let element_bytes = match weight.data {
         Elements::Bf16(_) => size_of::<bf16>(),
         Elements::F32(_) => size_of::<f32>(),

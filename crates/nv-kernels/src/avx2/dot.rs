@@ -72,11 +72,11 @@ tile!(
 
 linear_block!(
     linear_bf16_f32, "avx2,fma", half::bf16, f32, __m256, tile_bf16_f32, reduce, _mm256_setzero_ps,
-    step: 8, few: 4 by [1 2 3], many: 2 by [1 2 3 4 5 6]
+    step: 8, few: 4 by [1 2 3], many: 3 by [1 2 3 4]
 );
 linear_block!(
     linear_f32, "avx2,fma", f32, f32, __m256, tile_f32, reduce, _mm256_setzero_ps,
-    step: 8, few: 4 by [1 2 3], many: 2 by [1 2 3 4 5 6]
+    step: 8, few: 4 by [1 2 3], many: 3 by [1 2 3 4]
 );
 
 /// `steps` times 12 independent products.
