@@ -292,7 +292,7 @@ macro_rules! linear_block {
             /// The most tokens of a tile.
             const TOKENS: usize = [$($tokens),+].len();
 
-            /// Rows whose sums are reduced together.
+            /// Sums that are reduced at once: of a few tokens, those of so many rows.
             const REDUCED: usize = 4;
 
             /// Steps between two looks at what is ahead. A single token, which waits for memory alone, looks in every step;

@@ -5,11 +5,11 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use crate::attention::{KvLayout, KvMut, Sequence};
 use crate::block::{Tokens, Weights};
 use crate::elementwise::{self, Elementwise};
 use crate::error::Result;
 use crate::isa::Isa;
+use crate::kv::{KvLayout, KvMut, Sequence};
 use crate::limits::Products;
 use crate::linear::{Linear, Precision, Scratch};
 use crate::outer::{self, Outer};
@@ -238,7 +238,7 @@ impl Kernels {
         k: &[f32],
         v: &[f32],
     ) {
-        crate::attention::store(self, pool, layout, kv, sequences, k, v);
+        crate::kv::store(self, pool, layout, kv, sequences, k, v);
     }
 
     /// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included, which
