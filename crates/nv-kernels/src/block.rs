@@ -195,7 +195,7 @@ pub(crate) fn share(items: usize, times: usize) -> usize {
     if items <= times { 1 } else { items.div_ceil(times.max(1)) }
 }
 
-/// Defines `$name::<R, T, AT_ONCE>(rows, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
+/// Defines `$name::<R, T, AT_ONCE>(w, stride, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
 ///
 /// `w` starts with the first step of the first row; rows are `stride` elements apart. `x` are steps of `T` tokens side by
 /// side. `$load_w` and `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is
@@ -271,7 +271,7 @@ macro_rules! tile {
 /// Defines `$name`, a module with the layer `block` and what it wants of its inputs.
 ///
 /// As many tokens as `few` says are multiplied by `$streams` rows at a time: as few as keep up with the memory, which likes
-/// a single stream best. More come in tiles of up to as many as `tokens` says, by `$rows` rows, which fills the registers.
+/// a single stream best. More come in tiles of up to as many as `many` says, by `$rows` rows, which fills the registers.
 /// `$reduce` adds the lanes of four accumulators.
 macro_rules! linear_block {
     (
