@@ -71,9 +71,10 @@ impl Case<'_> {
         // A token's result is the same alone.
         let mut want = vec![Vec::new(); row_sizes.len()];
         run(scalar, 0, num_tokens - 1..num_tokens, &mut want);
-        let want = last_rows(&want, row_sizes);
+        let want = last_rows(&want, 1, row_sizes);
 
-        let mut out = vec![Vec::new(); row_sizes.len()];
+        let mut out: Vec<Vec<f32>> =
+            row_sizes.iter().map(|size| vec![f32::NAN; num_tokens * size]).collect();
         for kernels in Isa::ALL.into_iter().filter_map(Kernels::for_isa) {
             if kernels.isa() == Isa::Scalar && num_tokens > MAX_SCALAR_TOKENS {
                 continue;
@@ -84,7 +85,7 @@ impl Case<'_> {
                 matrix.fill(f32::NAN);
             }
             run(kernels, 0, 0..num_tokens, &mut out);
-            assert_close(&last_rows(&out, row_sizes), &want, tolerance, &name);
+            assert_close(&last_rows(&out, num_tokens, row_sizes), &want, tolerance, &name);
             let mut layer = 0;
             group.bench_function(name, |b| {
                 b.iter(|| {
@@ -96,7 +97,7 @@ impl Case<'_> {
 
         let name = format!("{shape}/candle");
         let theirs: Vec<Vec<f32>> = candle(0).unwrap().iter().map(flat).collect();
-        assert_close(&last_rows(&theirs, row_sizes), &want, CANDLE_TOLERANCE, &name);
+        assert_close(&last_rows(&theirs, num_tokens, row_sizes), &want, CANDLE_TOLERANCE, &name);
         let mut layer = 0;
         group.bench_function(name, |b| {
             b.iter(|| {
@@ -115,9 +116,9 @@ fn group<'a>(criterion: &'a mut Criterion, kernel: &str) -> BenchmarkGroup<'a, W
 }
 
 /// The last row of each matrix `[num_tokens, size]` of `matrices`.
-fn last_rows(matrices: &[Vec<f32>], row_sizes: &[usize]) -> Vec<f32> {
+fn last_rows(matrices: &[Vec<f32>], num_tokens: usize, row_sizes: &[usize]) -> Vec<f32> {
     let rows = matrices.iter().zip(row_sizes).flat_map(|(matrix, size)| {
-        assert!(matrix.len().is_multiple_of(*size));
+        assert_eq!(matrix.len(), num_tokens * size);
         &matrix[matrix.len() - size..]
     });
     rows.copied().collect()

@@ -433,6 +433,7 @@ macro_rules! linear_block {
                 first: usize,
                 out: &mut Outputs<'_>,
             ) {
+                const { assert!(R <= REDUCED) };
                 let len = out.num_columns() - first;
                 for t in (0..T).step_by(REDUCED / R) {
                     // As many tokens at once as fit; the last one's stand in for those past it.

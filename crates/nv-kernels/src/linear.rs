@@ -120,8 +120,9 @@ pub(crate) fn swiglu(
         return;
     }
     let x = scratch.prepare(kernels, pool, x, k, precision);
+    // The same rows of both, whose elements may differ in size.
     let pieces: Vec<(Rows<'_>, Rows<'_>)> =
-        pieces(gate, PIECE_BYTES / 2).zip(pieces(up, PIECE_BYTES / 2)).collect();
+        pieces(gate, PIECE_BYTES / 2).map(|rows| (rows, Rows { weight: up, ..rows })).collect();
     let mut result = NewResult::new(out, num_tokens, size);
     let room = result.room();
     pool.run(pieces.len(), |piece| {

@@ -205,3 +205,14 @@ fn what_an_earlier_owner_left_in_a_block_is_not_seen() {
         assert_eq!(out, clean, "{isa}");
     }
 }
+
+#[test]
+#[should_panic(expected = "packed one after another")]
+fn sequences_that_overlap_in_the_batch_are_refused() {
+    let layout = KvLayout { block_size: 8, num_kv_heads: 1, head_dim: 16 };
+    let (mut keys, mut values) = (vec![0u32; 64], vec![0u32; 64]);
+    let kv = KvMut::Bf16 { k: &mut keys, v: &mut values };
+    let sequence = Sequence { first_token: 0, num_tokens: 1, start_pos: 0, block_table: &[0] };
+    let (kernels, pool) = (Kernels::best().unwrap(), Pool::new(1).unwrap());
+    kernels.attention(&pool, &layout, &kv, &[sequence; 2], &[0.0; 32], &mut Vec::new());
+}

@@ -98,7 +98,7 @@ proptest! {
 #[test]
 fn bits_are_those_of_the_token_where_tiles_come_in_segments_and_tokens_are_far() {
     // Tiles of more than stays in the first-level cache, more tokens than stay in the second-level one.
-    let sizes = [(4, 9, 9000), (7, 19, 1030), (50, 11, 2600), (130, 17, 1100), (300, 40, 1024)];
+    let sizes = [(4, 9, 9000), (7, 19, 1030), (50, 11, 2605), (130, 17, 1100), (300, 40, 1024)];
     for (num_tokens, out_features, in_features) in sizes {
         for (bf16_weights, precision) in
             [(true, Precision::Bf16), (true, Precision::F32), (false, Precision::F32)]
@@ -106,5 +106,33 @@ fn bits_are_those_of_the_token_where_tiles_come_in_segments_and_tokens_are_far()
             let case = Case { num_tokens, out_features, in_features, bf16_weights, precision };
             case.check_bits(2, [0, num_tokens / 2, num_tokens - 2, num_tokens - 1]);
         }
+    }
+}
+
+#[test]
+fn gate_and_up_need_not_be_stored_alike() {
+    // Rows for several pieces, of which f32 has more.
+    let (in_features, size, num_tokens) = (1024, 100, 5);
+    let x = values(num_tokens * in_features, 7);
+    let bf16s = |seed| -> Vec<bf16> {
+        values(size * in_features, seed).into_iter().map(bf16::from_f32).collect()
+    };
+    let (gate, up) = (bf16s(3), bf16s(4));
+    let widened = |w: &[bf16]| -> Vec<f32> { w.iter().map(|w| w.to_f32()).collect() };
+    let (gate_f32, up_f32) = (widened(&gate), widened(&up));
+    let [gate, up] = [&gate, &up].map(|w| Matrix::bf16(w, in_features));
+    let [gate_f32, up_f32] = [&gate_f32, &up_f32].map(|w| Matrix::f32(w, in_features));
+    for isa in tiers() {
+        let (kernels, pool) = (Kernels::for_isa(isa).unwrap(), Pool::new(2).unwrap());
+        let swiglu = |weights| {
+            let mut out = Vec::new();
+            let scratch = &mut Scratch::default();
+            kernels.swiglu(&pool, &x, Precision::F32, scratch, weights, &mut out);
+            out
+        };
+        let alike = swiglu((gate, up));
+        assert_eq!(alike.len(), num_tokens * size);
+        assert_eq!(swiglu((gate_f32, up)), alike, "{isa}");
+        assert_eq!(swiglu((gate, up_f32)), alike, "{isa}");
     }
 }
