@@ -4,21 +4,22 @@
 //! its position and its sequence's keys and values alone: not on chunking, on blocks, or on what else runs.
 //! Knows no instruction set, and nothing of who owns blocks.
 
+use std::cmp::Reverse;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::dispatch::Kernels;
-use crate::elementwise::SoftmaxState;
+use crate::elementwise::{Elementwise, SoftmaxState, SoftmaxStep};
 use crate::kv::{KvLayout, KvMut, Sequence, Slot};
-use crate::outer::{HALF, MAX_HALVES, Outer, halves_at_once};
+use crate::outer::{HALF, Outer, Run, halves_at_once};
 use crate::panel::{NewResult, SharedResult};
 use crate::pool::Pool;
 
 /// Keys of one step of the online softmax.
 const KEY_TILE: usize = 64;
 
-/// Query rows (tokens × grouped heads) that walk the keys together.
-const QUERY_ROWS: usize = 32;
+/// Query rows (tokens × grouped heads) that walk the keys together: many, since every walk reads all of them again.
+const QUERY_ROWS: usize = 64;
 
 /// See [`Kernels::attention`].
 pub(crate) fn run(
@@ -50,17 +51,25 @@ pub(crate) fn run(
     let pieces = pieces(layout, sequences, groups);
     let mut result = NewResult::new(out, num_tokens, num_heads * layout.head_dim);
     let room = result.room();
-    pool.run(pieces.len(), |piece| {
-        let piece = &pieces[piece];
-        match kv {
-            KvMut::Bf16 { k, v } => {
-                attend(&Pairs { kernels, k, v }, layout, piece, groups, q, &room);
-            }
-            KvMut::F32 { k, v } => {
-                attend(&Singles { kernels, k, v }, layout, piece, groups, q, &room);
+    let elementwise = kernels.elementwise;
+    match kv {
+        KvMut::Bf16 { k, v } => {
+            let softmax_step = elementwise.softmax_step_rounded;
+            if let Some(outer) = kernels.outer_bf16 {
+                let cache = Cache { elementwise, outer, softmax_step, k, v };
+                pool.run(pieces.len(), |i| attend(&cache, layout, &pieces[i], groups, q, &room));
+            } else {
+                let cache =
+                    Cache { elementwise, outer: kernels.outer_bf16_f32, softmax_step, k, v };
+                pool.run(pieces.len(), |i| attend(&cache, layout, &pieces[i], groups, q, &room));
             }
         }
-    });
+        KvMut::F32 { k, v } => {
+            let (outer, softmax_step) = (kernels.outer_f32, elementwise.softmax_step);
+            let cache = Cache { elementwise, outer, softmax_step, k, v };
+            pool.run(pieces.len(), |i| attend(&cache, layout, &pieces[i], groups, q, &room));
+        }
+    }
     // SAFETY: the pieces are all tokens and heads (`pieces`), and a piece writes all of its own.
     #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
     unsafe {
@@ -77,7 +86,10 @@ struct Piece<'a> {
     kv_head: usize,
 }
 
-/// All pieces of a batch, the longest walks first so that the last ones are short. No token and head is in two.
+/// All pieces of a batch. No token and head is in two.
+///
+/// Those that read the same keys and values come one after another, while these are in the cache; of them the longest walks
+/// first, so that the last ones are short.
 fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -> Vec<Piece<'a>> {
     let step = (QUERY_ROWS / groups).max(1);
     let mut pieces = Vec::new();
@@ -97,106 +109,99 @@ fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -
             }));
         }
     }
-    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.sequence.start_pos + piece.first));
+    pieces.sort_by_key(|piece| {
+        let sequence = piece.sequence;
+        let longest_first = Reverse(sequence.kv_len());
+        (piece.kv_head, longest_first, sequence.first_token, Reverse(piece.first))
+    });
     pieces
 }
 
-/// A cache's element type and the products over it.
-trait Cache {
-    /// What a vector lane holds: a pair of bfloat16, or an f32.
-    type Element: Copy + Default;
-    /// Numbers in an element.
-    const PACKED: usize;
-    /// Packs numbers, which are rounded.
-    fn pack(&self, numbers: &[f32], elements: &mut [Self::Element]);
-    fn keys(&self) -> &[Self::Element];
-    fn values(&self) -> &[Self::Element];
-    fn outer(&self, outer: Outer<'_, Self::Element, Self::Element>);
-    fn softmax_step(
-        &self,
-        scores: &mut [f32],
-        scale: f32,
-        states: &mut [SoftmaxState],
-        corrections: &mut [f32],
-    );
+/// What queries and weights are multiplied as: some numbers at once, by as many of an element of the cache.
+trait Operand: Copy + Default {
+    /// Numbers at once.
+    const NUMBERS: usize;
+
+    /// Rounds `numbers` to the precision that they are multiplied in.
+    fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [Self]);
+
+    /// Numbers that have that precision: where they are, or in `room` if they are packed.
+    fn of_rounded<'a>(
+        elementwise: &Elementwise,
+        numbers: &'a [f32],
+        room: &'a mut Vec<Self>,
+    ) -> &'a [Self];
 }
 
-struct Pairs<'a> {
-    kernels: &'a Kernels,
-    k: &'a [u32],
-    v: &'a [u32],
-}
+/// A pair of bfloat16.
+impl Operand for u32 {
+    const NUMBERS: usize = 2;
 
-struct Singles<'a> {
-    kernels: &'a Kernels,
-    k: &'a [f32],
-    v: &'a [f32],
-}
-
-impl Cache for Pairs<'_> {
-    type Element = u32;
-    const PACKED: usize = 2;
-
-    fn pack(&self, numbers: &[f32], elements: &mut [u32]) {
-        // SAFETY: `kernels` exists only where the machine has its tier.
+    fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [u32]) {
+        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (self.kernels.elementwise.pack_pairs)(numbers, elements);
+            (elementwise.pack_pairs)(numbers, out);
         }
     }
 
-    fn keys(&self) -> &[u32] {
-        self.k
-    }
-
-    fn values(&self) -> &[u32] {
-        self.v
-    }
-
-    fn outer(&self, outer: Outer<'_, u32, u32>) {
-        // SAFETY: `kernels` exists only where the machine has its tier.
-        #[expect(unsafe_code, reason = "kernels need their instruction set")]
-        unsafe {
-            (self.kernels.outer_pairs)(outer);
-        }
-    }
-
-    fn softmax_step(
-        &self,
-        scores: &mut [f32],
-        scale: f32,
-        states: &mut [SoftmaxState],
-        corrections: &mut [f32],
-    ) {
-        // SAFETY: `kernels` exists only where the machine has its tier.
-        #[expect(unsafe_code, reason = "kernels need their instruction set")]
-        unsafe {
-            (self.kernels.elementwise.softmax_step_rounded)(scores, scale, states, corrections);
-        }
+    fn of_rounded<'a>(
+        elementwise: &Elementwise,
+        numbers: &'a [f32],
+        room: &'a mut Vec<u32>,
+    ) -> &'a [u32] {
+        room.resize(numbers.len() / 2, 0);
+        Self::round(elementwise, numbers, room);
+        room
     }
 }
 
-impl Cache for Singles<'_> {
-    type Element = f32;
-    const PACKED: usize = 1;
+/// A pair of bfloat16, widened.
+impl Operand for [f32; 2] {
+    const NUMBERS: usize = 2;
 
-    fn pack(&self, numbers: &[f32], elements: &mut [f32]) {
-        elements.copy_from_slice(numbers);
-    }
-
-    fn keys(&self) -> &[f32] {
-        self.k
-    }
-
-    fn values(&self) -> &[f32] {
-        self.v
-    }
-
-    fn outer(&self, outer: Outer<'_, f32, f32>) {
-        // SAFETY: `kernels` exists only where the machine has its tier.
+    fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [Self]) {
+        let len = numbers.len();
+        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (self.kernels.outer_f32)(outer);
+            (elementwise.arrange_rounded)(numbers, len, out.as_flattened_mut(), len);
+        }
+    }
+
+    fn of_rounded<'a>(_: &Elementwise, numbers: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
+        numbers.as_chunks().0
+    }
+}
+
+/// One f32.
+impl Operand for [f32; 1] {
+    const NUMBERS: usize = 1;
+
+    fn round(_: &Elementwise, numbers: &[f32], out: &mut [Self]) {
+        out.as_flattened_mut().copy_from_slice(numbers);
+    }
+
+    fn of_rounded<'a>(_: &Elementwise, numbers: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
+        numbers.as_chunks().0
+    }
+}
+
+/// A layer's keys and values, and the kernels that multiply them by `A`.
+struct Cache<'a, A, B> {
+    elementwise: &'a Elementwise,
+    outer: unsafe fn(Outer<'_, A, B>),
+    softmax_step: SoftmaxStep,
+    k: &'a [B],
+    v: &'a [B],
+}
+
+impl<A, B> Cache<'_, A, B> {
+    fn outer(&self, outer: Outer<'_, A, B>) {
+        // SAFETY: `outer` is of a `Kernels`, which exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (self.outer)(outer);
         }
     }
 
@@ -207,17 +212,17 @@ impl Cache for Singles<'_> {
         states: &mut [SoftmaxState],
         corrections: &mut [f32],
     ) {
-        // SAFETY: `kernels` exists only where the machine has its tier.
+        // SAFETY: `softmax_step` is of a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (self.kernels.elementwise.softmax_step)(scores, scale, states, corrections);
+            (self.softmax_step)(scores, scale, states, corrections);
         }
     }
 }
 
 /// Attends the queries of one piece.
-fn attend<C: Cache>(
-    cache: &C,
+fn attend<A: Operand, B>(
+    cache: &Cache<'_, A, B>,
     layout: &KvLayout,
     piece: &Piece<'_>,
     groups: usize,
@@ -233,12 +238,12 @@ fn attend<C: Cache>(
     let position = |row: usize| first_position + row / groups;
     let kv_len = position(num_rows - 1) + 1;
 
-    let q_row = head_dim / C::PACKED;
-    let mut queries = vec![C::Element::default(); num_rows * q_row];
+    let q_row = head_dim / A::NUMBERS;
+    let mut queries = vec![A::default(); num_rows * q_row];
     for (row, query) in queries.chunks_mut(q_row).enumerate() {
         let head = piece.kv_head * groups + row % groups;
         let at = ((first_token + row / groups) * num_heads + head) * head_dim;
-        cache.pack(&q[at..at + head_dim], query);
+        A::round(cache.elementwise, &q[at..at + head_dim], query);
     }
 
     let scale = 1.0 / (head_dim as f32).sqrt();
@@ -246,9 +251,9 @@ fn attend<C: Cache>(
     let mut corrections = vec![1.0f32; num_rows];
     let mut attended = vec![0.0f32; num_rows * head_dim];
     let mut scores = vec![0.0f32; num_rows * KEY_TILE];
-    let weight_row = KEY_TILE / C::PACKED;
-    let mut weights = vec![C::Element::default(); num_rows * weight_row];
-    let lanes = halves_at_once(num_rows) * HALF;
+    let mut packed_weights = Vec::new();
+    let halves_of_dim: Vec<usize> = (0..head_dim).step_by(HALF).collect();
+    let (mut runs, mut ahead) = (Vec::new(), Vec::new());
 
     for tile in (0..kv_len).step_by(KEY_TILE) {
         let end = kv_len.min(tile + KEY_TILE);
@@ -256,30 +261,25 @@ fn attend<C: Cache>(
         // A single token's time goes into waiting for memory, unless it is asked in advance.
         let next = end..if piece.num_tokens == 1 { kv_len.min(end + KEY_TILE) } else { end };
 
-        let mut ahead = [&[][..]; KEY_TILE / HALF];
-        let mut num_ahead = 0;
-        for (ahead, part) in
-            ahead.iter_mut().zip(layout.parts::<C>(cache.keys(), piece, next.clone()))
-        {
-            *ahead = part;
-            num_ahead += 1;
-        }
         scores.fill(0.0);
         // Halves past the end stand in for nothing: their scores are masked below.
-        let halves: [&[C::Element]; KEY_TILE / HALF] = std::array::from_fn(|half| {
+        let halves: [usize; KEY_TILE / HALF] = std::array::from_fn(|half| {
             let key = tile + half * HALF;
-            layout.key_half(cache, piece, if key < end { key } else { tile })
+            layout.key_half::<A>(piece, if key < end { key } else { tile })
         });
+        ahead.clear();
+        ahead.extend(layout.parts::<A, B>(cache.k, piece, next.clone()));
         cache.outer(Outer {
             a: &queries,
             a_stride: q_row,
             num_rows,
-            n: q_row,
-            b: &halves,
+            b: cache.k,
+            runs: &[Run { start: 0, num_steps: q_row }],
+            halves: &halves,
             b_stride: layout.lanes(),
             c: &mut scores,
             c_stride: KEY_TILE,
-            ahead: &ahead[..num_ahead],
+            ahead: &ahead,
         });
 
         for (row, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
@@ -294,33 +294,28 @@ fn attend<C: Cache>(
                 }
             }
         }
-        cache.pack(&scores, &mut weights);
 
-        let mut ahead = layout.parts::<C>(cache.values(), piece, next);
-        let mut key = tile;
-        while key < end {
-            // The keys of one block, as far as the tile goes.
-            let block_end = end.min((key / layout.block_size + 1) * layout.block_size);
-            let values = layout.value_rows(cache, piece, key);
-            let n = (block_end - key).div_ceil(C::PACKED);
-            let ahead = ahead.next();
-            for lane in (0..head_dim).step_by(lanes) {
-                let num_halves = lanes.min(head_dim - lane) / HALF;
-                let halves: [&[C::Element]; MAX_HALVES] =
-                    std::array::from_fn(|half| &values[lane + half.min(num_halves - 1) * HALF..]);
-                cache.outer(Outer {
-                    a: &weights[(key - tile) / C::PACKED..],
-                    a_stride: weight_row,
-                    num_rows,
-                    n,
-                    b: &halves[..num_halves],
-                    b_stride: head_dim,
-                    c: &mut attended[lane..],
-                    c_stride: head_dim,
-                    ahead: if lane == 0 { ahead.as_slice() } else { &[] },
-                });
-            }
-            key = block_end;
+        let weights = A::of_rounded(cache.elementwise, &scores, &mut packed_weights);
+        runs.clear();
+        runs.extend(layout.by_block(tile..end).map(|keys| Run {
+            start: layout.value_row::<A>(piece, keys.start),
+            num_steps: keys.len().div_ceil(A::NUMBERS),
+        }));
+        ahead.clear();
+        ahead.extend(layout.parts::<A, B>(cache.v, piece, next));
+        for halves in halves_of_dim.chunks(halves_at_once(num_rows)) {
+            cache.outer(Outer {
+                a: weights,
+                a_stride: KEY_TILE / A::NUMBERS,
+                num_rows,
+                b: cache.v,
+                runs: &runs,
+                halves,
+                b_stride: head_dim,
+                c: &mut attended[halves[0]..],
+                c_stride: head_dim,
+                ahead: if halves[0] == 0 { &ahead } else { &[] },
+            });
         }
     }
 
@@ -338,52 +333,44 @@ fn attend<C: Cache>(
 
 impl KvLayout {
     /// The first element of the block of `position`, for the piece's head.
-    fn region<C: Cache>(&self, piece: &Piece<'_>, position: usize) -> usize {
+    fn region<A: Operand>(&self, piece: &Piece<'_>, position: usize) -> usize {
         let block = piece.sequence.block_table[position / self.block_size] as usize;
-        (block * self.block_elements() + piece.kv_head * self.head_elements()) / C::PACKED
+        (block * self.block_elements() + piece.kv_head * self.head_elements()) / A::NUMBERS
     }
 
-    /// What `elements`, keys or values, hold of `positions`, which start with a tile: a part for each block.
-    fn parts<'c, C: Cache>(
-        &self,
-        elements: &'c [C::Element],
-        piece: &Piece<'_>,
-        positions: Range<usize>,
-    ) -> impl Iterator<Item = &'c [C::Element]> {
+    /// `positions`, those of each block by themselves.
+    fn by_block(&self, positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let mut first = positions.start;
         std::iter::from_fn(move || {
             let end = positions.end.min((first / self.block_size + 1) * self.block_size);
-            let len = (first < end).then(|| (end - first) * self.head_dim / C::PACKED)?;
-            let within = first % self.block_size * self.head_dim / C::PACKED;
-            let start = self.region::<C>(piece, first) + within;
-            first = end;
-            Some(&elements[start..start + len])
+            let start = std::mem::replace(&mut first, end);
+            (start < end).then_some(start..end)
         })
     }
 
-    /// The keys of 8 tokens from `position`, a multiple of 8: 8 lanes every [`Self::lanes`] elements.
-    fn key_half<'c, C: Cache>(
+    /// What `elements`, keys or values, hold of `positions`, which start with a tile: a part for each block.
+    fn parts<'c, A: Operand, B>(
         &self,
-        cache: &'c C,
+        elements: &'c [B],
         piece: &Piece<'_>,
-        position: usize,
-    ) -> &'c [C::Element] {
-        let index = position % self.block_size;
-        let group = Slot { index, lanes: self.lanes() }.group(self.head_dim, C::PACKED);
-        let start = self.region::<C>(piece, position) + group + index % self.lanes();
-        let len = self.lanes() * (self.head_dim / C::PACKED - 1) + HALF;
-        &cache.keys()[start..start + len]
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = &'c [B]> {
+        self.by_block(positions).map(|positions| {
+            let within = positions.start % self.block_size * self.head_dim / A::NUMBERS;
+            let start = self.region::<A>(piece, positions.start) + within;
+            &elements[start..start + positions.len() * self.head_dim / A::NUMBERS]
+        })
     }
 
-    /// The values of `position`'s block from that token on.
-    fn value_rows<'c, C: Cache>(
-        &self,
-        cache: &'c C,
-        piece: &Piece<'_>,
-        position: usize,
-    ) -> &'c [C::Element] {
-        let region = self.region::<C>(piece, position);
-        let first = position % self.block_size / C::PACKED * self.head_dim;
-        &cache.values()[region + first..region + self.head_elements() / C::PACKED]
+    /// Where the keys of 8 tokens from `position` on are, a multiple of 8: 8 lanes every [`Self::lanes`] elements.
+    fn key_half<A: Operand>(&self, piece: &Piece<'_>, position: usize) -> usize {
+        let index = position % self.block_size;
+        let group = Slot { index, lanes: self.lanes() }.group(self.head_dim, A::NUMBERS);
+        self.region::<A>(piece, position) + group + index % self.lanes()
+    }
+
+    /// Where the values of the token at `position` are.
+    fn value_row<A: Operand>(&self, piece: &Piece<'_>, position: usize) -> usize {
+        self.region::<A>(piece, position) + position % self.block_size / A::NUMBERS * self.head_dim
     }
 }

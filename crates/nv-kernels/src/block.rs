@@ -126,75 +126,6 @@ pub(crate) fn rows_ahead<'a, E: Copy>(
     from.rows(first.min(end)..end).elements()
 }
 
-/// Cache lines that are asked for in advance, by their addresses: nobody reads there.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ahead {
-    start: *const u8,
-    /// Whole lines after `start`.
-    end: *const u8,
-}
-
-impl Ahead {
-    const LINE_BYTES: usize = 64;
-
-    pub(crate) fn of<E>(elements: &[E]) -> Self {
-        let start = elements.as_ptr().cast::<u8>();
-        let len = size_of_val(elements) / Self::LINE_BYTES * Self::LINE_BYTES;
-        Self { start, end: start.wrapping_add(len) }
-    }
-
-    pub(crate) fn num_lines(self) -> usize {
-        (self.end.addr() - self.start.addr()) / Self::LINE_BYTES
-    }
-
-    /// The `index`th of `num_runs` runs of equal length, but for the last ones.
-    pub(crate) fn run(mut self, index: usize, num_runs: usize) -> Self {
-        let len = self.num_lines().div_ceil(num_runs);
-        self.split_to(index * len);
-        self.split_to(len)
-    }
-
-    /// Takes up to `num_lines` off the start and returns them.
-    #[inline]
-    pub(crate) fn split_to(&mut self, num_lines: usize) -> Self {
-        let end = self.start.wrapping_add(num_lines * Self::LINE_BYTES).min(self.end);
-        Self { start: std::mem::replace(&mut self.start, end), end }
-    }
-}
-
-impl IntoIterator for Ahead {
-    type Item = *const u8;
-    type IntoIter = Lines;
-
-    #[inline]
-    fn into_iter(self) -> Lines {
-        Lines(self)
-    }
-}
-
-/// The addresses of an [`Ahead`].
-#[derive(Debug)]
-pub(crate) struct Lines(Ahead);
-
-impl Iterator for Lines {
-    type Item = *const u8;
-
-    #[inline]
-    fn next(&mut self) -> Option<*const u8> {
-        let Ahead { start, end } = self.0;
-        (start != end).then(|| {
-            self.0.start = start.wrapping_add(Ahead::LINE_BYTES);
-            start
-        })
-    }
-}
-
-/// How many of `items` to take at each of `times`, if there are any times.
-#[inline]
-pub(crate) fn share(items: usize, times: usize) -> usize {
-    if items <= times { 1 } else { items.div_ceil(times.max(1)) }
-}
-
 /// Defines `$name::<R, T, AT_ONCE>(w, stride, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
 ///
 /// `w` starts with the first step of the first row; rows are `stride` elements apart. `x` are steps of `T` tokens side by
@@ -214,7 +145,7 @@ macro_rules! tile {
             w: &[$weight],
             stride: usize,
             x: &[$input],
-            mut ahead: $crate::block::Ahead,
+            mut ahead: $crate::ahead::Ahead,
             mut acc: [[$acc; T]; R],
         ) -> [[$acc; T]; R] {
             let (x, _) = x.as_chunks::<$step>();
@@ -251,7 +182,7 @@ macro_rules! tile {
                 w = w.wrapping_add($step);
             };
             let (groups, rest) = x.as_chunks::<AT_ONCE>();
-            let lines_at_once = $crate::block::share(ahead.num_lines(), groups.len());
+            let lines_at_once = $crate::ahead::share(ahead.num_lines(), groups.len());
             for group in groups {
                 for line in ahead.split_to(lines_at_once) {
                     prefetch(line);
@@ -280,7 +211,8 @@ macro_rules! linear_block {
     ) => {
         pub(crate) mod $name {
             use super::{$acc, $reduce, $tile as multiply, $zero};
-            use crate::block::{Ahead, Tokens, Weights, rows_ahead, segment};
+            use crate::ahead::Ahead;
+            use crate::block::{Tokens, Weights, rows_ahead, segment};
             use crate::panel::{Outputs, Panel};
 
             /// Elements of K a step.

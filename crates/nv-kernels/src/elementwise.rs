@@ -270,7 +270,7 @@ pub(crate) struct Elementwise {
 }
 
 /// `(scores, scale, states, corrections)`
-type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut [SoftmaxState], &mut [f32]);
+pub(crate) type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut [SoftmaxState], &mut [f32]);
 
 type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
 

@@ -19,6 +19,7 @@
 //! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod ahead;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -4,4 +4,4 @@ mod dot;
 mod outer;
 
 pub(crate) use dot::{f32_products, linear_bf16_f32, linear_f32};
-pub(crate) use outer::{outer_f32, outer_pairs};
+pub(crate) use outer::{outer_bf16_f32, outer_f32};

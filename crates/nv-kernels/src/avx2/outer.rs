@@ -2,154 +2,168 @@
 #![expect(unsafe_code, reason = "loads and stores at addresses that `Outer::check` vouches for")]
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_and_si256, _mm256_castps_si256, _mm256_castsi256_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps,
+    __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
+use crate::ahead::PartsAhead;
 use crate::outer::{HALF, Outer};
 
-/// Steps that are taken with one split of `a`.
-const STEPS: usize = 64;
-
-/// Bits of a pair's second number.
-const SECOND: u32 = 0xffff_0000;
+/// The most rows that are taken at once: by two halves they are 12 vectors of sums, so that none waits for the one before,
+/// and 16 registers hold them with their operands.
+const ROWS: usize = 6;
 
 /// 8 f32.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn split_f32(b: __m256) -> [__m256; 1] {
-    [b]
-}
-
-/// The first and the second numbers of 8 pairs.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn split_pairs(b: __m256) -> [__m256; 2] {
-    let pairs = _mm256_castps_si256(b);
-    let first = _mm256_slli_epi32::<16>(pairs);
-    let second = _mm256_and_si256(pairs, _mm256_set1_epi32(SECOND.cast_signed()));
-    [_mm256_castsi256_ps(first), _mm256_castsi256_ps(second)]
-}
-
-/// Defines `$name` over `$element`s of `$parts` numbers, which `$split_a` and `$split_b` take apart, one and 8 at a time.
 ///
-/// As many rows and halves are taken at once as make 8 vectors of sums: enough that none waits for the one before, and
-/// room for their operands in 16 registers.
+/// # Safety
+/// They must be there.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn load_f32<const PART: usize>(b: *const f32) -> __m256 {
+    // SAFETY: says the caller.
+    unsafe { _mm256_loadu_ps(b) }
+}
+
+/// The first (`PART` 0) or the second numbers of 8 pairs.
+///
+/// # Safety
+/// They must be there.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn load_pairs<const PART: usize>(b: *const u32) -> __m256 {
+    /// Of any alignment.
+    #[repr(C, packed)]
+    struct Pairs(__m256i);
+    _mm256_castsi256_ps(if PART == 0 {
+        // SAFETY: says the caller.
+        _mm256_slli_epi32::<16>(unsafe { _mm256_loadu_si256(b.cast()) })
+    } else {
+        // Volatile, so that they are loaded again: there is no register left to keep them in.
+        // SAFETY: says the caller.
+        let pairs = unsafe { b.cast::<Pairs>().read_volatile() };
+        _mm256_and_si256(pairs.0, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()))
+    })
+}
+
+/// Defines `$name` for elements `$b` of so many numbers, of which `$load::<PART>` widens each 8 of one part.
 macro_rules! outer {
-    ($name:ident, $element:ty, parts: $parts:literal, $split_a:expr, $split_b:ident) => {
+    ($name:ident, $b:ty, $load:ident, parts: $parts:literal [$($part:literal)+]) => {
         /// See [`crate::outer`].
         #[target_feature(enable = "avx2,fma")]
-        pub(crate) fn $name(mut outer: Outer<'_, $element, $element>) {
-            /// `R` rows' numbers at some steps.
-            type Split<const R: usize> = [[[f32; STEPS]; $parts]; R];
+        pub(crate) fn $name(mut outer: Outer<'_, [f32; $parts], $b>) {
+            type Operands<'a> = Outer<'a, [f32; $parts], $b>;
 
-            /// Rows `r..r + R` by all halves. Returns `R`.
+            /// Rows `r..r + R` by all halves.
             #[target_feature(enable = "avx2,fma")]
-            fn rows<const R: usize>(outer: &mut Outer<'_, $element, $element>, r: usize) -> usize {
-                let mut a: Split<R> = [[[0.0; STEPS]; $parts]; R];
-                for start in (0..outer.n).step_by(STEPS) {
-                    let len = STEPS.min(outer.n - start);
-                    for i in 0..R {
-                        let row = &outer.a[(r + i) * outer.a_stride + start..][..len];
-                        for (step, &element) in row.iter().enumerate() {
-                            let parts: [f32; $parts] = $split_a(element);
-                            for part in 0..$parts {
-                                a[i][part][step] = parts[part];
-                            }
-                        }
-                    }
-                    let mut half = 0;
-                    while half < outer.b.len() {
-                        half += match (R, outer.b.len() - half) {
-                            (1, 8..) => halves::<R, 8>(outer, (r, &a), (start, len), half),
-                            (1 | 2, 4..) => halves::<R, 4>(outer, (r, &a), (start, len), half),
-                            _ => halves::<R, 2>(outer, (r, &a), (start, len), half),
-                        };
-                    }
+            fn rows<const R: usize>(outer: &mut Operands<'_>, r: usize) {
+                if r == 0 && !outer.ahead.is_empty() {
+                    by_halves::<R, true>(outer, r);
+                } else {
+                    by_halves::<R, false>(outer, r);
                 }
-                R
             }
 
-            /// `R` rows by `H` halves at `len` steps from `start` on. Returns `H`.
+            /// Rows `r..r + R` by all halves. Asks for what is ahead if `ASK` says so.
+            #[target_feature(enable = "avx2,fma")]
+            fn by_halves<const R: usize, const ASK: bool>(outer: &mut Operands<'_>, r: usize) {
+                let num_halves = outer.halves.len();
+                let at_once = match R {
+                    1 => 8,
+                    2 => 4,
+                    _ => 2,
+                };
+                let num_shares = num_halves.div_ceil(at_once) * outer.num_steps();
+                let mut ahead = PartsAhead::new(outer.ahead, num_shares);
+                let mut half = 0;
+                while half < num_halves {
+                    half += match num_halves - half {
+                        8.. if at_once == 8 => some_halves::<R, 8, ASK>(outer, r, half, &mut ahead),
+                        4.. if at_once >= 4 => some_halves::<R, 4, ASK>(outer, r, half, &mut ahead),
+                        _ => some_halves::<R, 2, ASK>(outer, r, half, &mut ahead),
+                    };
+                }
+            }
+
+            /// Rows `r..r + R` by `H` halves from `first` on. Returns `H`.
             #[target_feature(enable = "avx2,fma")]
             #[inline]
-            fn halves<const R: usize, const H: usize>(
-                outer: &mut Outer<'_, $element, $element>,
-                (r, a): (usize, &Split<R>),
-                (start, len): (usize, usize),
+            fn some_halves<const R: usize, const H: usize, const ASK: bool>(
+                outer: &mut Operands<'_>,
+                r: usize,
                 first: usize,
+                ahead: &mut PartsAhead<'_, $b>,
             ) -> usize {
-                assert!(r + R <= outer.num_rows && start + len <= outer.n && len <= STEPS);
-                let b: [*const f32; H] =
-                    std::array::from_fn(|h| outer.b[first + h].as_ptr().cast());
+                assert!(r + R <= outer.num_rows);
+                let halves = &outer.halves[first..first + H];
+                let mut a: [*const [f32; $parts]; R] =
+                    std::array::from_fn(|i| outer.a[(r + i) * outer.a_stride..].as_ptr());
                 let c = outer.c[r * outer.c_stride + first * HALF..].as_mut_ptr();
                 let mut acc = [[_mm256_setzero_ps(); H]; R];
                 for i in 0..R {
                     for h in 0..H {
-                        // SAFETY: row `r + i` has `8 · b.len()` columns of `c`, says `check`; these are among them.
-                        acc[i][h] = unsafe {
-                            _mm256_loadu_ps(c.wrapping_add(i * outer.c_stride + h * HALF))
-                        };
+                        let c = c.wrapping_add(i * outer.c_stride + h * HALF);
+                        // SAFETY: row `r + i` has `8 · halves.len()` columns of `c`, says `check`; these are among them.
+                        acc[i][h] = unsafe { _mm256_loadu_ps(c) };
                     }
                 }
-                for step in 0..len {
-                    let mut split = [[_mm256_setzero_ps(); $parts]; H];
-                    for h in 0..H {
-                        let at = b[h].wrapping_add((start + step) * outer.b_stride);
-                        // SAFETY: each half has 8 lanes of 4 bytes at each of `n` steps, says `check`.
-                        split[h] = $split_b(unsafe { _mm256_loadu_ps(at) });
-                    }
-                    for part in 0..$parts {
-                        for i in 0..R {
-                            let a = _mm256_set1_ps(a[i][part][step]);
-                            for h in 0..H {
-                                acc[i][h] = _mm256_fmadd_ps(a, split[h][part], acc[i][h]);
+                for run in outer.runs {
+                    let mut b: [*const $b; H] = std::array::from_fn(|h| {
+                        outer.b.as_ptr().wrapping_add(run.start + halves[h])
+                    });
+                    for step in 0..run.num_steps {
+                        if ASK {
+                            for line in ahead.next_share() {
+                                _mm_prefetch::<_MM_HINT_T0>(line.cast());
                             }
                         }
+                        $(
+                            let mut vectors = [_mm256_setzero_ps(); H];
+                            for h in 0..H {
+                                // SAFETY: each half has 8 lanes at each step, says `check`.
+                                vectors[h] = unsafe { $load::<$part>(b[h]) };
+                            }
+                            for i in 0..R {
+                                // SAFETY: row `r + i` has a column of `a` for each step, says `check`.
+                                let a = unsafe { (*a[i].wrapping_add(step))[$part] };
+                                let a = _mm256_set1_ps(a);
+                                for h in 0..H {
+                                    acc[i][h] = _mm256_fmadd_ps(a, vectors[h], acc[i][h]);
+                                }
+                            }
+                        )+
+                        b = b.map(|half| half.wrapping_add(outer.b_stride));
                     }
+                    a = a.map(|row| row.wrapping_add(run.num_steps));
                 }
                 for i in 0..R {
                     for h in 0..H {
+                        let c = c.wrapping_add(i * outer.c_stride + h * HALF);
                         // SAFETY: as for the loads of `c`.
-                        unsafe {
-                            _mm256_storeu_ps(
-                                c.wrapping_add(i * outer.c_stride + h * HALF),
-                                acc[i][h],
-                            );
-                        };
+                        unsafe { _mm256_storeu_ps(c, acc[i][h]) };
                     }
                 }
                 H
             }
 
             outer.check();
-            ask_for(outer.ahead);
-            let mut r = 0;
-            while r < outer.num_rows {
-                r += match outer.num_rows - r {
+            // Of sizes that differ by one at most.
+            let num_rows = outer.num_rows;
+            let num_tiles = num_rows.div_ceil(ROWS);
+            for tile in 0..num_tiles {
+                let r = tile * num_rows / num_tiles;
+                match (tile + 1) * num_rows / num_tiles - r {
                     1 => rows::<1>(&mut outer, r),
-                    2 | 3 => rows::<2>(&mut outer, r),
-                    _ => rows::<4>(&mut outer, r),
-                };
+                    2 => rows::<2>(&mut outer, r),
+                    3 => rows::<3>(&mut outer, r),
+                    4 => rows::<4>(&mut outer, r),
+                    5 => rows::<5>(&mut outer, r),
+                    _ => rows::<ROWS>(&mut outer, r),
+                }
             }
         }
     };
 }
 
-outer!(outer_f32, f32, parts: 1, |number: f32| [number], split_f32);
-outer!(
-    outer_pairs, u32, parts: 2,
-    |pair: u32| [f32::from_bits(pair << 16), f32::from_bits(pair & SECOND)], split_pairs
-);
-
-/// Asks for the cache lines of `parts`.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn ask_for<B>(parts: &[&[B]]) {
-    for part in parts {
-        for line in part.chunks(64 / size_of::<B>()) {
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-        }
-    }
-}
+outer!(outer_f32, f32, load_f32, parts: 1 [0]);
+outer!(outer_bf16_f32, u32, load_pairs, parts: 2 [0 1]);

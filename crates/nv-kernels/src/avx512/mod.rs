@@ -4,4 +4,4 @@ mod dot;
 mod pairs;
 
 pub(crate) use dot::{bf16_products, f32_products, linear_bf16, linear_bf16_f32, linear_f32};
-pub(crate) use pairs::outer_pairs;
+pub(crate) use pairs::outer_bf16;

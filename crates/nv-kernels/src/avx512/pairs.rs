@@ -8,27 +8,22 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
+use crate::ahead::PartsAhead;
 use crate::outer::{HALF, Outer};
-
-/// Elements of a cache line.
-const LINE: usize = 16;
 
 /// See [`crate::outer`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(crate) fn outer_pairs(outer: Outer<'_, u32, u32>) {
+pub(crate) fn outer_bf16(outer: Outer<'_, u32, u32>) {
     outer.check();
     // Halves side by side are one vector in memory.
-    let whole = outer
-        .b
-        .chunks_exact(2)
-        .all(|halves| halves[0].as_ptr().wrapping_add(HALF) == halves[1].as_ptr());
+    let whole = outer.halves.chunks_exact(2).all(|halves| halves[0] + HALF == halves[1]);
     if whole { by_vectors::<true>(outer) } else { by_vectors::<false>(outer) }
 }
 
 /// `WHOLE` says that every two halves are one vector in memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn by_vectors<const WHOLE: bool>(mut outer: Outer<'_, u32, u32>) {
-    let num_vectors = outer.b.len() / 2;
+    let num_vectors = outer.halves.len() / 2;
     let mut v = 0;
     while v < num_vectors {
         v += match num_vectors - v {
@@ -70,56 +65,55 @@ fn some_rows<const WHOLE: bool, const ASK: bool, const R: usize, const V: usize>
     r: usize,
     first: usize,
 ) -> usize {
-    let halves = &outer.b[2 * first..2 * (first + V)];
+    let halves = &outer.halves[2 * first..2 * (first + V)];
     assert!(r + R <= outer.num_rows);
-    let a = outer.a[r * outer.a_stride..].as_ptr();
+    let mut a = outer.a[r * outer.a_stride..].as_ptr();
     let c = outer.c[r * outer.c_stride + first * 2 * HALF..].as_mut_ptr();
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     for i in 0..R {
         for v in 0..V {
-            // SAFETY: row `r + i` has `8 · b.len()` columns of `c`, says `check`, and this vector is among them.
+            // SAFETY: row `r + i` has `8 · halves.len()` columns of `c`, says `check`, and this vector is among them.
             acc[i][v] =
                 unsafe { _mm512_loadu_ps(c.wrapping_add(i * outer.c_stride + v * 2 * HALF)) };
         }
     }
-    let b: [[*const u32; 2]; V] =
-        std::array::from_fn(|v| [halves[2 * v].as_ptr(), halves[2 * v + 1].as_ptr()]);
-    // Each part is asked for during its share of the steps.
-    let parts = if ASK { outer.ahead } else { &[&[][..]] };
-    for (i, part) in parts.iter().enumerate() {
-        let steps = outer.n * i / parts.len()..outer.n * (i + 1) / parts.len();
-        let lines_a_step = (part.len() / LINE).div_ceil(steps.len().max(1));
-        let mut line = part.as_ptr();
-        for step in steps {
+    let mut ahead = PartsAhead::new(outer.ahead, outer.num_steps());
+    for run in outer.runs {
+        let mut b: [[*const u32; 2]; V] = std::array::from_fn(|v| {
+            [halves[2 * v], halves[2 * v + 1]]
+                .map(|half| outer.b.as_ptr().wrapping_add(run.start + half))
+        });
+        for step in 0..run.num_steps {
             if ASK {
-                for _ in 0..lines_a_step {
+                for line in ahead.next_share() {
                     _mm_prefetch::<_MM_HINT_T0>(line.cast());
-                    line = line.wrapping_add(LINE);
                 }
             }
             let mut vectors = [_mm512_setzero_si512(); V];
             for v in 0..V {
-                let [low, high] = b[v].map(|half| half.wrapping_add(step * outer.b_stride));
+                let [low, high] = b[v];
                 if WHOLE {
-                    // SAFETY: each half has 8 lanes at each of `n` steps, says `check`, and they are side by side.
+                    // SAFETY: each half has 8 lanes at each step, says `check`, and they are side by side.
                     vectors[v] = unsafe { _mm512_loadu_si512(low.cast()) };
                     continue;
                 }
-                // SAFETY: each half has 8 lanes at each of `n` steps, says `check`.
+                // SAFETY: each half has 8 lanes at each step, says `check`.
                 let low = unsafe { _mm256_loadu_si256(low.cast()) };
                 // SAFETY: as above.
                 let high = unsafe { _mm256_loadu_si256(high.cast()) };
                 vectors[v] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
             }
             for i in 0..R {
-                // SAFETY: row `r + i` has `n` columns of `a`, says `check`.
+                // SAFETY: row `r + i` has a column of `a` for each step, says `check`.
                 let pair = unsafe { a.wrapping_add(i * outer.a_stride + step).read() };
                 let pair = as_pairs(_mm512_set1_epi32(pair.cast_signed()));
                 for v in 0..V {
                     acc[i][v] = _mm512_dpbf16_ps(acc[i][v], pair, as_pairs(vectors[v]));
                 }
             }
+            b = b.map(|halves| halves.map(|half| half.wrapping_add(outer.b_stride)));
         }
+        a = a.wrapping_add(run.num_steps);
     }
     for i in 0..R {
         for v in 0..V {

@@ -1,0 +1,118 @@
+//! Memory that is asked for while something else is computed.
+
+/// Cache lines that are asked for in advance, by their addresses: nobody reads there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    start: *const u8,
+    /// Whole lines after `start`.
+    end: *const u8,
+}
+
+impl Ahead {
+    const LINE_BYTES: usize = 64;
+
+    pub(crate) fn of<E>(elements: &[E]) -> Self {
+        let start = elements.as_ptr().cast::<u8>();
+        let len = size_of_val(elements) / Self::LINE_BYTES * Self::LINE_BYTES;
+        Self { start, end: start.wrapping_add(len) }
+    }
+
+    pub(crate) fn num_lines(self) -> usize {
+        (self.end.addr() - self.start.addr()) / Self::LINE_BYTES
+    }
+
+    /// The `index`th of `num_runs` runs of equal length, but for the last ones.
+    pub(crate) fn run(mut self, index: usize, num_runs: usize) -> Self {
+        let len = self.num_lines().div_ceil(num_runs);
+        self.split_to(index * len);
+        self.split_to(len)
+    }
+
+    /// Takes up to `num_lines` off the start and returns them.
+    #[inline]
+    pub(crate) fn split_to(&mut self, num_lines: usize) -> Self {
+        let end = self.start.wrapping_add(num_lines * Self::LINE_BYTES).min(self.end);
+        Self { start: std::mem::replace(&mut self.start, end), end }
+    }
+}
+
+impl IntoIterator for Ahead {
+    type Item = *const u8;
+    type IntoIter = Lines;
+
+    #[inline]
+    fn into_iter(self) -> Lines {
+        Lines(self)
+    }
+}
+
+/// The addresses of an [`Ahead`].
+#[derive(Debug)]
+pub(crate) struct Lines(Ahead);
+
+impl Iterator for Lines {
+    type Item = *const u8;
+
+    #[inline]
+    fn next(&mut self) -> Option<*const u8> {
+        let Ahead { start, end } = self.0;
+        (start != end).then(|| {
+            self.0.start = start.wrapping_add(Ahead::LINE_BYTES);
+            start
+        })
+    }
+}
+
+/// How many of `items` to take at each of `times`, if there are any times.
+#[inline]
+pub(crate) fn share(items: usize, times: usize) -> usize {
+    if items <= times { 1 } else { items.div_ceil(times.max(1)) }
+}
+
+/// Several parts of memory, asked for in equal shares.
+#[derive(Debug)]
+pub(crate) struct PartsAhead<'a, E> {
+    parts: &'a [&'a [E]],
+    /// What is left of the last part that was begun.
+    lines: Ahead,
+    lines_a_share: usize,
+}
+
+impl<'a, E> PartsAhead<'a, E> {
+    pub(crate) fn new(parts: &'a [&'a [E]], num_shares: usize) -> Self {
+        let num_lines = parts.iter().map(|part| Ahead::of(part).num_lines()).sum();
+        let lines_a_share = share(num_lines, num_shares);
+        Self { parts, lines: Ahead::of::<E>(&[]), lines_a_share }
+    }
+
+    /// The next share, or what a part's end leaves of it.
+    #[inline]
+    pub(crate) fn next_share(&mut self) -> Ahead {
+        if self.lines.num_lines() == 0
+            && let Some((part, parts)) = self.parts.split_first()
+        {
+            (self.lines, self.parts) = (Ahead::of(part), parts);
+        }
+        self.lines.split_to(self.lines_a_share)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_all_lines_of_all_parts_once() {
+        let memory = [0u32; 16 * 40];
+        let parts = [&memory[..16 * 7], &[][..], &memory[16 * 10..16 * 30]];
+        for num_shares in [1, 2, 5, 9, 27, 100] {
+            let mut ahead = PartsAhead::new(&parts, num_shares);
+            // A part's end may cost a share more.
+            let got: Vec<_> =
+                (0..num_shares + parts.len()).flat_map(|_| ahead.next_share()).collect();
+            let lines =
+                |part: &[u32]| part.chunks(16).map(|line| line.as_ptr().cast()).collect::<Vec<_>>();
+            assert_eq!(got, [lines(parts[0]), lines(parts[2])].concat(), "{num_shares} shares");
+        }
+    }
+}
