@@ -161,11 +161,10 @@ impl Operand for [f32; 2] {
     const NUMBERS: usize = 2;
 
     fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [Self]) {
-        let len = numbers.len();
         // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (elementwise.arrange_rounded)(numbers, len, out.as_flattened_mut(), len);
+            (elementwise.round)(numbers, out.as_flattened_mut());
         }
     }
 

@@ -129,15 +129,15 @@ pub(crate) fn rows_ahead<'a, E: Copy>(
 /// Defines `$name::<R, T, AT_ONCE>(w, stride, x, ahead, acc)`: the accumulators of `R` rows by `T` tokens, brought forward.
 ///
 /// `w` starts with the first step of the first row; rows are `stride` elements apart. `x` are steps of `T` tokens side by
-/// side. `$load_w` and `$load_x` make vectors of `$step` elements, `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is
-/// fetched into the cache meanwhile, a part of it every `AT_ONCE` steps.
+/// side. A step of `$step` elements has `$parts`, each a vector: `$load_w` and `$load_x` make it of weights and tokens, and
+/// `$mul_add(w, x, acc)` returns `acc + w · x`. `ahead` is fetched into the cache meanwhile, a part of it every `AT_ONCE` steps.
 ///
 /// The vectors of the fewer, rows or tokens, are held in registers while those of the others pass by, so that the sums and
 /// one vector more are all that the registers need hold.
 macro_rules! tile {
     (
         $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ty, step: $step:literal,
-        $load_w:ident, $load_x:ident, $mul_add:ident
+        parts: [$($load_w:ident by $load_x:ident),+], $mul_add:ident
     ) => {
         #[target_feature(enable = $features)]
         #[inline]
@@ -153,32 +153,34 @@ macro_rules! tile {
             assert!(w.len() >= (R - 1) * stride + x.len() * $step);
             let mut w = w.as_ptr();
             let mut step = |x: &[[$input; $step]; T], acc: &mut [[$acc; T]; R]| {
-                // SAFETY: this runs once for each of `x`, so row `r`'s step ends where the last row's last step does or
-                // before, and that is inside the slice, says the assertion.
-                let load = |r: usize| $load_w(unsafe { &*w.wrapping_add(r * stride).cast() });
-                if R < T {
-                    let mut rows = [load(0); R];
-                    for r in 1..R {
-                        rows[r] = load(r);
-                    }
-                    for t in 0..T {
-                        let x = $load_x(&x[t]);
-                        for r in 0..R {
-                            acc[r][t] = $mul_add(rows[r], x, acc[r][t]);
+                $(
+                    // SAFETY: this runs once for each of `x`, so row `r`'s step ends where the last row's last step does or
+                    // before, and that is inside the slice, says the assertion.
+                    let load = |r: usize| $load_w(unsafe { &*w.wrapping_add(r * stride).cast() });
+                    if R < T {
+                        let mut rows = [load(0); R];
+                        for r in 1..R {
+                            rows[r] = load(r);
                         }
-                    }
-                } else {
-                    let mut tokens = [$load_x(&x[0]); T];
-                    for t in 1..T {
-                        tokens[t] = $load_x(&x[t]);
-                    }
-                    for r in 0..R {
-                        let row = load(r);
                         for t in 0..T {
-                            acc[r][t] = $mul_add(row, tokens[t], acc[r][t]);
+                            let x = $load_x(&x[t]);
+                            for r in 0..R {
+                                acc[r][t] = $mul_add(rows[r], x, acc[r][t]);
+                            }
+                        }
+                    } else {
+                        let mut tokens = [$load_x(&x[0]); T];
+                        for t in 1..T {
+                            tokens[t] = $load_x(&x[t]);
+                        }
+                        for r in 0..R {
+                            let row = load(r);
+                            for t in 0..T {
+                                acc[r][t] = $mul_add(row, tokens[t], acc[r][t]);
+                            }
                         }
                     }
-                }
+                )+
                 w = w.wrapping_add($step);
             };
             let (groups, rest) = x.as_chunks::<AT_ONCE>();
@@ -203,14 +205,16 @@ macro_rules! tile {
 ///
 /// As many tokens as `few` says are multiplied by `$streams` rows at a time: as few as keep up with the memory, which likes
 /// a single stream best. More come in tiles of up to as many as `many` says, by `$rows` rows, which fills the registers.
+/// Each is `of` a [`tile`] that suits it.
 /// `$reduce` adds the lanes of four accumulators.
 macro_rules! linear_block {
     (
-        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $tile:ident, $reduce:ident, $zero:ident,
-        step: $step:literal, few: $streams:literal by [1 $($few:literal)*], many: $rows:literal by [$($tokens:literal)+]
+        $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $reduce:ident, $zero:ident, step: $step:literal,
+        few: $streams:literal by [1 $($few:literal)*] of $few_tile:ident looking every $few_look:literal,
+        many: $rows:literal by [$($tokens:literal)+] of $tile:ident
     ) => {
         pub(crate) mod $name {
-            use super::{$acc, $reduce, $tile as multiply, $zero};
+            use super::{$acc, $few_tile as multiply_few, $reduce, $tile as multiply_many, $zero};
             use crate::ahead::Ahead;
             use crate::block::{Tokens, Weights, rows_ahead, segment};
             use crate::panel::{Outputs, Panel};
@@ -230,6 +234,7 @@ macro_rules! linear_block {
             /// Steps between two looks at what is ahead. A single token, which waits for memory alone, looks in every step;
             /// several are spared the instructions.
             const LOOK_EVERY: usize = 4;
+            const FEW_LOOK_EVERY: usize = $few_look;
 
             type Inputs<'a> = Tokens<'a, $input>;
             type Rows<'a> = Weights<'a, $weight>;
@@ -246,7 +251,7 @@ macro_rules! linear_block {
                 if x.shape().num_tokens <= FEW {
                     return match num_tokens {
                         1 => few::<1, 1>(w, x, out),
-                        $($few => few::<$few, LOOK_EVERY>(w, x, out),)*
+                        $($few => few::<$few, FEW_LOOK_EVERY>(w, x, out),)*
                         _ => unreachable!("a tile of few tokens has {num_tokens}"),
                     };
                 }
@@ -266,7 +271,7 @@ macro_rules! linear_block {
                     for (sums, r) in at_once.iter_mut().zip((first..num_rows).step_by($streams)) {
                         let rows = w.rows.rows(r..num_rows.min(r + $streams));
                         let ahead = Ahead::of(rows_ahead(w.rows, w.next, r, $streams));
-                        *sums = add::<$streams, T, AT_ONCE>(rows, (0, k), x.tile(0), ahead, *sums);
+                        *sums = add::<$streams, T, AT_ONCE, true>(rows, (0, k), x.tile(0), ahead, *sums);
                     }
                     store(&sums, first, &mut out);
                 }
@@ -303,7 +308,7 @@ macro_rules! linear_block {
                         if start > 0 {
                             sums = kept[turn];
                         }
-                        let sums = add::<$rows, T, LOOK_EVERY>(rows, (start, end), x, ahead, sums);
+                        let sums = add::<$rows, T, LOOK_EVERY, false>(rows, (start, end), x, ahead, sums);
                         if end < k {
                             kept[turn] = sums;
                         } else {
@@ -316,7 +321,7 @@ macro_rules! linear_block {
             /// The sums of up to `R` rows by `T` tokens, brought forward from `start` to `end` of K.
             #[target_feature(enable = $features)]
             #[inline]
-            fn add<const R: usize, const T: usize, const AT_ONCE: usize>(
+            fn add<const R: usize, const T: usize, const AT_ONCE: usize, const IS_FEW: bool>(
                 rows: Panel<'_, $weight>,
                 (start, end): (usize, usize),
                 x: &[$input],
@@ -324,12 +329,12 @@ macro_rules! linear_block {
                 mut sums: [[$acc; T]; R],
             ) -> [[$acc; T]; R] {
                 if rows.num_rows() == R {
-                    return rows_by::<R, T, AT_ONCE>(rows, (start, end), x, ahead, sums);
+                    return rows_by::<R, T, AT_ONCE, IS_FEW>(rows, (start, end), x, ahead, sums);
                 }
                 let nothing = Ahead::of::<u8>(&[]);
                 for (r, sums) in sums.iter_mut().enumerate().take(rows.num_rows()) {
                     let row = rows.rows(r..r + 1);
-                    [*sums] = rows_by::<1, T, AT_ONCE>(row, (start, end), x, nothing, [*sums]);
+                    [*sums] = rows_by::<1, T, AT_ONCE, IS_FEW>(row, (start, end), x, nothing, [*sums]);
                 }
                 sums
             }
@@ -337,7 +342,7 @@ macro_rules! linear_block {
             /// The sums of `R` rows by `T` tokens, brought forward from `start` to `end` of K.
             #[target_feature(enable = $features)]
             #[inline]
-            fn rows_by<const R: usize, const T: usize, const AT_ONCE: usize>(
+            fn rows_by<const R: usize, const T: usize, const AT_ONCE: usize, const IS_FEW: bool>(
                 rows: Panel<'_, $weight>,
                 (start, end): (usize, usize),
                 x: &[$input],
@@ -346,7 +351,12 @@ macro_rules! linear_block {
             ) -> [[$acc; T]; R] {
                 let whole = (end - start) / STEP * STEP;
                 let (x, rest) = x.split_at(whole * T);
-                let sums = multiply::<R, T, AT_ONCE>(&rows.elements()[start..], rows.k(), x, ahead, sums);
+                let (w, stride) = (&rows.elements()[start..], rows.k());
+                let sums = if IS_FEW {
+                    multiply_few::<R, T, AT_ONCE>(w, stride, x, ahead, sums)
+                } else {
+                    multiply_many::<R, T, AT_ONCE>(w, stride, x, ahead, sums)
+                };
                 if rest.is_empty() {
                     return sums;
                 }
@@ -354,7 +364,7 @@ macro_rules! linear_block {
                 for (r, padded) in padded.iter_mut().enumerate() {
                     padded[..end - start - whole].copy_from_slice(&rows.row(r)[start + whole..end]);
                 }
-                multiply::<R, T, 1>(padded.as_flattened(), STEP, rest, Ahead::of::<u8>(&[]), sums)
+                multiply_many::<R, T, 1>(padded.as_flattened(), STEP, rest, Ahead::of::<u8>(&[]), sums)
             }
 
             /// Reduces the sums of `R` rows from `first` on, or of as many as there are, four sums at a time.

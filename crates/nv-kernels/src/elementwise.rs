@@ -133,6 +133,32 @@ fn arrange<E: Copy + Default>(
     }
 }
 
+/// The same with each step's even elements before its odd ones.
+#[inline(always)]
+fn arrange_split<const STEP: usize>(
+    x: &[f32],
+    out: &mut [f32],
+    stride: usize,
+    convert: impl Fn(f32) -> f32,
+) {
+    let split = |x: &[f32; STEP], out: &mut [f32]| {
+        let (even, odd) = out[..STEP].split_at_mut(STEP / 2);
+        for ((even, odd), &[first, second]) in even.iter_mut().zip(odd).zip(x.as_chunks().0) {
+            (*even, *odd) = (convert(first), convert(second));
+        }
+    };
+    let (steps, rest) = x.as_chunks();
+    let mut places = out.chunks_mut(stride);
+    for (x, out) in steps.iter().zip(&mut places) {
+        split(x, out);
+    }
+    if let (false, Some(out)) = (rest.is_empty(), places.next()) {
+        let mut padded = [0.0; STEP];
+        padded[..rest.len()].copy_from_slice(rest);
+        split(&padded, out);
+    }
+}
+
 #[inline(always)]
 fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
     arrange(x, step, out, stride, |x| bf16::from_bits(round_bits(x)));
@@ -140,13 +166,39 @@ fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
 
 /// Rounded to bfloat16 and widened again.
 #[inline(always)]
-fn arrange_rounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    arrange(x, step, out, stride, |x| f32::from_bits(u32::from(round_bits(x)) << 16));
+fn arrange_rounded<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    arrange_f32s::<SPLIT>(x, step, out, stride, rounded);
 }
 
 #[inline(always)]
-fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    arrange(x, step, out, stride, |x| x);
+fn arrange_f32<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    arrange_f32s::<SPLIT>(x, step, out, stride, |x| x);
+}
+
+#[inline(always)]
+fn arrange_f32s<const SPLIT: bool>(
+    x: &[f32],
+    step: usize,
+    out: &mut [f32],
+    stride: usize,
+    convert: impl Fn(f32) -> f32,
+) {
+    /// Of a known size, so that it is a few shuffles.
+    const SPLIT_STEP: usize = 16;
+    if SPLIT {
+        assert_eq!(step, SPLIT_STEP);
+        arrange_split::<SPLIT_STEP>(x, out, stride, convert);
+    } else {
+        arrange(x, step, out, stride, convert);
+    }
+}
+
+/// Rounds to bfloat16 and widens again.
+#[inline(always)]
+fn round(x: &[f32], out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = rounded(x);
+    }
 }
 
 #[inline(always)]
@@ -171,6 +223,12 @@ fn store_upper(x: &[f32], pairs: &mut [u32]) {
     for (pair, &x) in pairs.iter_mut().zip(x) {
         *pair = (*pair & 0xffff) | u32::from(round_bits(x)) << 16;
     }
+}
+
+/// The bfloat16 nearest to `x`.
+#[inline(always)]
+fn rounded(x: f32) -> f32 {
+    f32::from_bits(u32::from(round_bits(x)) << 16)
 }
 
 /// The bits of the bfloat16 nearest to `x`, ties to even; any NaN stays one.
@@ -220,11 +278,7 @@ fn softmax_step<const ROUNDED: bool>(
         for vector in scores.as_chunks_mut::<LANES>().0 {
             for (score, sum) in vector.iter_mut().zip(&mut sums) {
                 let weight = exp_non_positive(*score - state.highest);
-                *score = if ROUNDED {
-                    f32::from_bits(u32::from(round_bits(weight)) << 16)
-                } else {
-                    weight
-                };
+                *score = if ROUNDED { rounded(weight) } else { weight };
                 *sum += *score;
             }
         }
@@ -253,10 +307,12 @@ pub(crate) struct Elementwise {
     pub(crate) norm_and_rotate: NormAndRotate,
     /// `gate = silu(gate) * up`
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
-    /// `(x, step, out, stride)`
+    /// `(x, step, out, stride)`; arranged as the tier's linear layers want their inputs.
     pub(crate) arrange_bf16: unsafe fn(&[f32], usize, &mut [bf16], usize),
     pub(crate) arrange_rounded: unsafe fn(&[f32], usize, &mut [f32], usize),
     pub(crate) arrange_f32: unsafe fn(&[f32], usize, &mut [f32], usize),
+    /// Rounds to bfloat16 and widens again.
+    pub(crate) round: unsafe fn(&[f32], &mut [f32]),
     /// Rounds to bfloat16, two to an element, the first in the lower half.
     pub(crate) pack_pairs: unsafe fn(&[f32], &mut [u32]),
     /// Rounds to bfloat16, into the lower half of each element; the upper half becomes 0.
@@ -276,9 +332,10 @@ type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
 
 type NormAndRotate = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [MaybeUninit<f32>]);
 
-/// Compiles the loops with `$features` into the table `$table`.
+/// Compiles the loops with `$features` into the table `$table`. `$split` says whether its linear layers want the even elements
+/// of a step before the odd ones.
 macro_rules! compile {
-    ($table:ident, $module:ident $(, $features:literal)?) => {
+    ($table:ident, $module:ident, split: $split:literal $(, $features:literal)?) => {
         pub(crate) use $module::TABLE as $table;
 
         mod $module {
@@ -316,12 +373,17 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             fn arrange_rounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_rounded(x, step, out, stride);
+                super::arrange_rounded::<$split>(x, step, out, stride);
             }
 
             $(#[target_feature(enable = $features)])?
             fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_f32(x, step, out, stride);
+                super::arrange_f32::<$split>(x, step, out, stride);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn round(x: &[f32], out: &mut [f32]) {
+                super::round(x, out);
             }
 
             $(#[target_feature(enable = $features)])?
@@ -356,6 +418,7 @@ macro_rules! compile {
                 arrange_bf16,
                 arrange_rounded,
                 arrange_f32,
+                round,
                 pack_pairs,
                 store_lower,
                 store_upper,
@@ -366,11 +429,11 @@ macro_rules! compile {
     };
 }
 
-compile!(SCALAR, scalar);
+compile!(SCALAR, scalar, split: false);
 #[cfg(target_arch = "x86_64")]
-compile!(AVX2, avx2, "avx2,fma");
+compile!(AVX2, avx2, split: true, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-compile!(AVX512, avx512, "avx512f");
+compile!(AVX512, avx512, split: false, "avx512f");
 
 #[cfg(test)]
 mod tests {

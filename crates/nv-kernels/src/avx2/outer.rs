@@ -2,11 +2,11 @@
 #![expect(unsafe_code, reason = "loads and stores at addresses that `Outer::check` vouches for")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
+use super::{even, odd, reload};
 use crate::ahead::PartsAhead;
 use crate::outer::{HALF, Outer};
 
@@ -20,39 +20,40 @@ const ROWS: usize = 6;
 /// They must be there.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn load_f32<const PART: usize>(b: *const f32) -> __m256 {
+unsafe fn load_f32(b: *const f32) -> __m256 {
     // SAFETY: says the caller.
     unsafe { _mm256_loadu_ps(b) }
 }
 
-/// The first (`PART` 0) or the second numbers of 8 pairs.
+/// The first numbers of 8 pairs.
 ///
 /// # Safety
 /// They must be there.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn load_pairs<const PART: usize>(b: *const u32) -> __m256 {
-    /// Of any alignment.
-    #[repr(C, packed)]
-    struct Pairs(__m256i);
-    _mm256_castsi256_ps(if PART == 0 {
-        // SAFETY: says the caller.
-        _mm256_slli_epi32::<16>(unsafe { _mm256_loadu_si256(b.cast()) })
-    } else {
-        // Volatile, so that they are loaded again: there is no register left to keep them in.
-        // SAFETY: says the caller.
-        let pairs = unsafe { b.cast::<Pairs>().read_volatile() };
-        _mm256_and_si256(pairs.0, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()))
-    })
+unsafe fn load_first(b: *const u32) -> __m256 {
+    // SAFETY: says the caller.
+    even(unsafe { _mm256_loadu_si256(b.cast()) })
 }
 
-/// Defines `$name` for elements `$b` of so many numbers, of which `$load::<PART>` widens each 8 of one part.
+/// The second numbers of 8 pairs.
+///
+/// # Safety
+/// They must be there.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn load_second(b: *const u32) -> __m256 {
+    // SAFETY: says the caller.
+    odd(unsafe { reload(b.cast()) })
+}
+
+/// Defines `$name` for elements `$b` of so many numbers, of which `$load` gives one of each 8.
 macro_rules! outer {
-    ($name:ident, $b:ty, $load:ident, parts: $parts:literal [$($part:literal)+]) => {
+    ($name:ident, $b:ty, numbers: $numbers:literal [$($number:literal by $load:ident),+]) => {
         /// See [`crate::outer`].
         #[target_feature(enable = "avx2,fma")]
-        pub(crate) fn $name(mut outer: Outer<'_, [f32; $parts], $b>) {
-            type Operands<'a> = Outer<'a, [f32; $parts], $b>;
+        pub(crate) fn $name(mut outer: Outer<'_, [f32; $numbers], $b>) {
+            type Operands<'a> = Outer<'a, [f32; $numbers], $b>;
 
             /// Rows `r..r + R` by all halves.
             #[target_feature(enable = "avx2,fma")]
@@ -96,7 +97,7 @@ macro_rules! outer {
             ) -> usize {
                 assert!(r + R <= outer.num_rows);
                 let halves = &outer.halves[first..first + H];
-                let mut a: [*const [f32; $parts]; R] =
+                let mut a: [*const [f32; $numbers]; R] =
                     std::array::from_fn(|i| outer.a[(r + i) * outer.a_stride..].as_ptr());
                 let c = outer.c[r * outer.c_stride + first * HALF..].as_mut_ptr();
                 let mut acc = [[_mm256_setzero_ps(); H]; R];
@@ -121,11 +122,11 @@ macro_rules! outer {
                             let mut vectors = [_mm256_setzero_ps(); H];
                             for h in 0..H {
                                 // SAFETY: each half has 8 lanes at each step, says `check`.
-                                vectors[h] = unsafe { $load::<$part>(b[h]) };
+                                vectors[h] = unsafe { $load(b[h]) };
                             }
                             for i in 0..R {
                                 // SAFETY: row `r + i` has a column of `a` for each step, says `check`.
-                                let a = unsafe { (*a[i].wrapping_add(step))[$part] };
+                                let a = unsafe { (*a[i].wrapping_add(step))[$number] };
                                 let a = _mm256_set1_ps(a);
                                 for h in 0..H {
                                     acc[i][h] = _mm256_fmadd_ps(a, vectors[h], acc[i][h]);
@@ -165,5 +166,5 @@ macro_rules! outer {
     };
 }
 
-outer!(outer_f32, f32, load_f32, parts: 1 [0]);
-outer!(outer_bf16_f32, u32, load_pairs, parts: 2 [0 1]);
+outer!(outer_f32, f32, numbers: 1 [0 by load_f32]);
+outer!(outer_bf16_f32, u32, numbers: 2 [0 by load_first, 1 by load_second]);

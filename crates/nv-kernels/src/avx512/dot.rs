@@ -80,28 +80,31 @@ fn prefetch(line: *const u8) {
 
 tile!(
     tile_bf16, "avx512f,avx512bw,avx512bf16", bf16, bf16, __m512, step: 32,
-    load_pairs, load_pairs, dot_pairs
+    parts: [load_pairs by load_pairs], dot_pairs
 );
 tile!(
     tile_bf16_f32, "avx512f", bf16, f32, __m512, step: 16,
-    load_widened, load_f32, mul_add
+    parts: [load_widened by load_f32], mul_add
 );
 tile!(
     tile_f32, "avx512f", f32, f32, __m512, step: 16,
-    load_f32, load_f32, mul_add
+    parts: [load_f32 by load_f32], mul_add
 );
 
 linear_block!(
-    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, tile_bf16, reduce, _mm512_setzero_ps,
-    step: 32, few: 1 by [1 2 3 4 5], many: 4 by [1 2 3 4 5 6]
+    linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
+    few: 1 by [1 2 3 4 5] of tile_bf16 looking every 4,
+    many: 4 by [1 2 3 4 5 6] of tile_bf16
 );
 linear_block!(
-    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, tile_bf16_f32, reduce, _mm512_setzero_ps,
-    step: 16, few: 2 by [1 2 3 4 5], many: 4 by [1 2 3 4 5 6]
+    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, reduce, _mm512_setzero_ps, step: 16,
+    few: 2 by [1 2 3 4 5] of tile_bf16_f32 looking every 4,
+    many: 4 by [1 2 3 4 5 6] of tile_bf16_f32
 );
 linear_block!(
-    linear_f32, "avx512f", f32, f32, __m512, tile_f32, reduce, _mm512_setzero_ps,
-    step: 16, few: 2 by [1 2 3 4 5], many: 4 by [1 2 3 4 5 6]
+    linear_f32, "avx512f", f32, f32, __m512, reduce, _mm512_setzero_ps, step: 16,
+    few: 2 by [1 2 3 4 5] of tile_f32 looking every 4,
+    many: 4 by [1 2 3 4 5 6] of tile_f32
 );
 
 /// `steps` times 24 independent products of pairs.
