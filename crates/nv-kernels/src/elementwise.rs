@@ -171,8 +171,13 @@ fn arrange_rounded<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], s
 }
 
 #[inline(always)]
-fn arrange_f32<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+fn arrange_unrounded<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
     arrange_f32s::<SPLIT>(x, step, out, stride, |x| x);
+}
+
+#[inline(always)]
+fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    arrange_f32s::<false>(x, step, out, stride, |x| x);
 }
 
 #[inline(always)]
@@ -307,10 +312,14 @@ pub(crate) struct Elementwise {
     pub(crate) norm_and_rotate: NormAndRotate,
     /// `gate = silu(gate) * up`
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
-    /// `(x, step, out, stride)`; arranged as the tier's linear layers want their inputs.
-    pub(crate) arrange_bf16: unsafe fn(&[f32], usize, &mut [bf16], usize),
-    pub(crate) arrange_rounded: unsafe fn(&[f32], usize, &mut [f32], usize),
-    pub(crate) arrange_f32: unsafe fn(&[f32], usize, &mut [f32], usize),
+    /// Inputs of `linear_bf16`.
+    pub(crate) arrange_bf16: Arrange<bf16>,
+    /// Inputs of `linear_bf16_f32`, rounded to bfloat16.
+    pub(crate) arrange_rounded: Arrange<f32>,
+    /// The same as they are.
+    pub(crate) arrange_unrounded: Arrange<f32>,
+    /// Inputs of `linear_f32`.
+    pub(crate) arrange_f32: Arrange<f32>,
     /// Rounds to bfloat16 and widens again.
     pub(crate) round: unsafe fn(&[f32], &mut [f32]),
     /// Rounds to bfloat16, two to an element, the first in the lower half.
@@ -325,6 +334,9 @@ pub(crate) struct Elementwise {
     pub(crate) softmax_step_rounded: SoftmaxStep,
 }
 
+/// `(x, step, out, stride)`
+pub(crate) type Arrange<E> = unsafe fn(&[f32], usize, &mut [E], usize);
+
 /// `(scores, scale, states, corrections)`
 pub(crate) type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut [SoftmaxState], &mut [f32]);
 
@@ -332,8 +344,8 @@ type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
 
 type NormAndRotate = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [MaybeUninit<f32>]);
 
-/// Compiles the loops with `$features` into the table `$table`. `$split` says whether its linear layers want the even elements
-/// of a step before the odd ones.
+/// Compiles the loops with `$features` into the table `$table`. `$split` says whether its `linear_bf16_f32` wants the even
+/// elements of a step before the odd ones.
 macro_rules! compile {
     ($table:ident, $module:ident, split: $split:literal $(, $features:literal)?) => {
         pub(crate) use $module::TABLE as $table;
@@ -378,7 +390,12 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_f32::<$split>(x, step, out, stride);
+                super::arrange_f32(x, step, out, stride);
+            }
+
+            $(#[target_feature(enable = $features)])?
+            fn arrange_unrounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+                super::arrange_unrounded::<$split>(x, step, out, stride);
             }
 
             $(#[target_feature(enable = $features)])?
@@ -417,6 +434,7 @@ macro_rules! compile {
                 silu_mul,
                 arrange_bf16,
                 arrange_rounded,
+                arrange_unrounded,
                 arrange_f32,
                 round,
                 pack_pairs,

@@ -9,6 +9,7 @@ use half::bf16;
 
 use crate::block::{Tokens, TokensShape, Weights, aligned};
 use crate::dispatch::{Kernels, LinearKernel};
+use crate::elementwise::Arrange;
 use crate::panel::{Elements, Matrix, NewResult, Outputs, Panel, SharedResult};
 use crate::pool::Pool;
 
@@ -34,6 +35,7 @@ pub struct Linear<'a> {
 #[derive(Debug, Default)]
 pub struct Scratch {
     bf16: Vec<bf16>,
+    widened: Vec<f32>,
     f32: Vec<f32>,
 }
 
@@ -44,11 +46,15 @@ const PIECE_BYTES: usize = 128 * 1024;
 /// Inputs that one piece arranges: some microseconds of work.
 const ARRANGED_AT_ONCE: usize = 32 * 1024;
 
-/// An input as the tier multiplies it.
+/// The inputs as the tier multiplies them, for weights of each dtype that there are. Their tiles are alike.
 #[derive(Debug, Clone, Copy)]
-enum Input<'a> {
-    Bf16(Tokens<'a, bf16>),
-    F32(Tokens<'a, f32>),
+struct Inputs<'a> {
+    /// For bfloat16 weights, pairs of both.
+    pairs: Option<Tokens<'a, bf16>>,
+    /// For bfloat16 weights that are widened.
+    widened: Option<Tokens<'a, f32>>,
+    /// For f32 weights.
+    f32: Option<Tokens<'a, f32>>,
 }
 
 pub(crate) fn run(
@@ -71,7 +77,8 @@ pub(crate) fn run(
         }
         return;
     }
-    let x = scratch.prepare(kernels, pool, x, k, precision);
+    let weights = outputs.iter().map(|output| output.weight);
+    let x = scratch.prepare(kernels, pool, (x, k), precision, weights);
     let pieces: Vec<(usize, Rows<'_>)> = outputs
         .iter()
         .enumerate()
@@ -119,7 +126,7 @@ pub(crate) fn swiglu(
         out.clear();
         return;
     }
-    let x = scratch.prepare(kernels, pool, x, k, precision);
+    let x = scratch.prepare(kernels, pool, (x, k), precision, [gate, up].into_iter());
     // The same rows of both, whose elements may differ in size.
     let pieces: Vec<(Rows<'_>, Rows<'_>)> =
         pieces(gate, PIECE_BYTES / 2).map(|rows| (rows, Rows { weight: up, ..rows })).collect();
@@ -165,12 +172,10 @@ fn num_tokens(x: &[f32], k: usize) -> usize {
     x.len() / k
 }
 
-impl Input<'_> {
+impl Inputs<'_> {
     fn shape(&self) -> &TokensShape {
-        match self {
-            Self::Bf16(tokens) => tokens.shape(),
-            Self::F32(tokens) => tokens.shape(),
-        }
+        let f32 = self.widened.as_ref().or(self.f32.as_ref()).map(Tokens::shape);
+        f32.or(self.pairs.as_ref().map(Tokens::shape)).expect("there are weights")
     }
 }
 
@@ -237,7 +242,7 @@ fn pieces(weight: Matrix<'_>, bytes: usize) -> impl Iterator<Item = Rows<'_>> {
 fn block(
     kernels: &Kernels,
     (rows, next): (Rows<'_>, Option<Rows<'_>>),
-    x: Input<'_>,
+    x: Inputs<'_>,
     tile: usize,
     out: Outputs<'_>,
 ) {
@@ -256,62 +261,73 @@ fn block(
             (kernel.block)(Weights { rows, next }, x, tile, out);
         }
     }
-    match (rows.bf16(), rows.f32(), x, &kernels.linear_bf16) {
-        (Some(w), _, Input::Bf16(x), Some(kernel)) => {
-            call(kernel, (w, next.and_then(Rows::bf16)), x, tile, out);
-        }
-        (Some(w), _, Input::F32(x), _) => {
-            call(&kernels.linear_bf16_f32, (w, next.and_then(Rows::bf16)), x, tile, out);
-        }
-        (_, Some(w), Input::F32(x), _) => {
-            call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), x, tile, out);
-        }
-        _ => panic!("inputs are rounded to bf16 only for bf16 weights"),
+    let bf16_rows = || (rows.bf16().expect("they are not f32"), next.and_then(Rows::bf16));
+    if let Some(w) = rows.f32() {
+        let x = x.f32.expect("inputs for f32 weights");
+        call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), x, tile, out);
+    } else if let (Some(x), Some(kernel)) = (x.pairs, &kernels.linear_bf16) {
+        call(kernel, bf16_rows(), x, tile, out);
+    } else {
+        let x = x.widened.expect("inputs for bf16 weights");
+        call(&kernels.linear_bf16_f32, bf16_rows(), x, tile, out);
     }
 }
 
 impl Scratch {
-    /// `x` as `kernels` multiply it in `precision`: bfloat16 where the tier multiplies pairs of them.
-    fn prepare<'a>(
+    /// `x`, rows of `k`, as `kernels` multiply it by `weights` in `precision`.
+    fn prepare<'a, 'w>(
         &'a mut self,
         kernels: &Kernels,
         pool: &Pool,
-        x: &[f32],
-        k: usize,
+        (x, k): (&[f32], usize),
         precision: Precision,
-    ) -> Input<'a> {
-        let num_tokens = x.len() / k;
+        mut weights: impl Iterator<Item = Matrix<'w>> + Clone,
+    ) -> Inputs<'a> {
+        let is_f32 = |weight: Matrix<'_>| matches!(weight.data, Elements::F32(_));
+        let any_f32 = weights.clone().any(is_f32);
+        let any_bf16 = weights.any(|weight| !is_f32(weight));
+        assert!(
+            !any_f32 || precision == Precision::F32,
+            "inputs are rounded to bf16 only for bf16 weights"
+        );
         let elementwise = kernels.elementwise;
+        let mut inputs = Inputs { pairs: None, widened: None, f32: None };
         match (precision, &kernels.linear_bf16) {
+            _ if !any_bf16 => {}
             (Precision::Bf16, Some(kernel)) => {
-                let num_tiles = (kernel.num_tiles)(num_tokens);
-                let shape = TokensShape::new(num_tokens, num_tiles, kernel.step, k);
-                Input::Bf16(arrange(pool, x, k, &mut self.bf16, shape, elementwise.arrange_bf16))
+                let arranged = elementwise.arrange_bf16;
+                inputs.pairs = Some(arrange(kernel, pool, (x, k), &mut self.bf16, arranged));
             }
             (precision, _) => {
-                // Both f32 kernels of a tier want their inputs alike.
                 let kernel = &kernels.linear_bf16_f32;
-                let num_tiles = (kernel.num_tiles)(num_tokens);
-                let shape = TokensShape::new(num_tokens, num_tiles, kernel.step, k);
                 let arranged = match precision {
                     Precision::Bf16 => elementwise.arrange_rounded,
-                    Precision::F32 => elementwise.arrange_f32,
+                    Precision::F32 => elementwise.arrange_unrounded,
                 };
-                Input::F32(arrange(pool, x, k, &mut self.f32, shape, arranged))
+                inputs.widened = Some(arrange(kernel, pool, (x, k), &mut self.widened, arranged));
             }
         }
+        if any_f32 {
+            let (kernel, arranged) = (&kernels.linear_f32, elementwise.arrange_f32);
+            inputs.f32 = Some(arrange(kernel, pool, (x, k), &mut self.f32, arranged));
+        }
+        if let Inputs { widened: Some(widened), f32: Some(f32), .. } = &inputs {
+            assert_eq!(widened.shape().num_tiles, f32.shape().num_tiles, "tiles are alike");
+        }
+        inputs
     }
 }
 
-/// Lays the rows of `x` out as `shape` says, a tile at a time, each row by `kernel`.
-fn arrange<'a, E: Copy + Default + Send>(
+/// Lays the rows of `x` out as `kernel` wants them, a tile at a time, each row by `arranged`.
+fn arrange<'a, W, E: Copy + Default + Send>(
+    kernel: &LinearKernel<W, E>,
     pool: &Pool,
-    x: &[f32],
-    k: usize,
+    (x, k): (&[f32], usize),
     buffer: &'a mut Vec<E>,
-    shape: TokensShape,
-    kernel: unsafe fn(&[f32], usize, &mut [E], usize),
+    arranged: Arrange<E>,
 ) -> Tokens<'a, E> {
+    let num_tokens = x.len() / k;
+    let shape = TokensShape::new(num_tokens, (kernel.num_tiles)(num_tokens), kernel.step, k);
     let len = shape.num_tokens * shape.padded_k;
     let data = aligned(buffer, len);
     let shared = SharedResult::new(data, len);
@@ -325,10 +341,10 @@ fn arrange<'a, E: Copy + Default + Send>(
             let stride = tokens.len() * shape.step;
             for (i, token) in tokens.enumerate() {
                 let row = &x[token * k..(token + 1) * k];
-                // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
+                // SAFETY: `arranged` is from a `Kernels`, which exists only where the machine has its tier.
                 #[expect(unsafe_code, reason = "kernels need their instruction set")]
                 unsafe {
-                    kernel(row, shape.step, &mut part.row(0)[i * shape.step..], stride);
+                    arranged(row, shape.step, &mut part.row(0)[i * shape.step..], stride);
                 }
             }
         }

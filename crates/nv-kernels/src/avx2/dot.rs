@@ -1,14 +1,14 @@
 //! Dot products of weight rows and tokens.
 //!
-//! A step is 16 elements: the even ones, then the odd ones, for that takes the fewest instructions to widen bfloat16.
+//! A step of bfloat16 weights is 16 elements: the even ones, then the odd ones, for so it takes the fewest instructions to
+//! widen them.
 #![expect(unsafe_code, reason = "loads and stores of whole arrays")]
 
 use std::arch::x86_64::{
     __m256, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
     _mm256_castps_pd, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_permute4x64_pd, _mm256_setzero_ps,
-    _mm256_shuffle_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
-    _mm256_unpacklo_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_setzero_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
+    _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
 use half::bf16;
@@ -24,14 +24,14 @@ fn load_f32(x: &[f32; 8]) -> __m256 {
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
 }
 
-/// The first 8 of 16 f32: of inputs, those of the even weights.
+/// The inputs of a step's even weights.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn load_first(x: &[f32; 16]) -> __m256 {
     load_f32(&x.as_chunks().0[0])
 }
 
-/// The last 8 of 16 f32: of inputs, those of the odd weights.
+/// The inputs of a step's odd weights.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn load_last(x: &[f32; 16]) -> __m256 {
@@ -60,27 +60,6 @@ fn load_odd_widened(w: &[bf16; 16]) -> __m256 {
 fn reload_odd_widened(w: &[bf16; 16]) -> __m256 {
     // SAFETY: a reference is to what is there.
     odd(unsafe { reload(w.as_ptr().cast()) })
-}
-
-/// The even ones of 16 f32.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn load_even(w: &[f32; 16]) -> __m256 {
-    in_order(_mm256_shuffle_ps::<0b10_00_10_00>(load_first(w), load_last(w)))
-}
-
-/// The odd ones of 16 f32.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn load_odd(w: &[f32; 16]) -> __m256 {
-    in_order(_mm256_shuffle_ps::<0b11_01_11_01>(load_first(w), load_last(w)))
-}
-
-/// The pairs 0, 2, 1, 3 of `x`.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn in_order(x: __m256) -> __m256 {
-    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(x)))
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -123,8 +102,8 @@ tile!(
     parts: [load_even_widened by load_first, reload_odd_widened by load_last], mul_add
 );
 tile!(
-    tile_f32, "avx2,fma", f32, f32, __m256, step: 16,
-    parts: [load_even by load_first, load_odd by load_last], mul_add
+    tile_f32, "avx2,fma", f32, f32, __m256, step: 8,
+    parts: [load_f32 by load_f32], mul_add
 );
 
 linear_block!(
@@ -133,8 +112,8 @@ linear_block!(
     many: 3 by [1 2 3 4] of tile_bf16_f32_reloaded
 );
 linear_block!(
-    linear_f32, "avx2,fma", f32, f32, __m256, reduce, _mm256_setzero_ps, step: 16,
-    few: 4 by [1 2 3] of tile_f32 looking every 2,
+    linear_f32, "avx2,fma", f32, f32, __m256, reduce, _mm256_setzero_ps, step: 8,
+    few: 4 by [1 2 3] of tile_f32 looking every 4,
     many: 3 by [1 2 3 4] of tile_f32
 );
 
