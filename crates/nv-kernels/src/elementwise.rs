@@ -133,29 +133,35 @@ fn arrange<E: Copy + Default>(
     }
 }
 
-/// The same with each step's even elements before its odd ones.
+/// The order of 16 elements with the even ones before the odd ones.
+const SPLIT: [usize; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
+
+/// The same by pairs as one shuffle takes them from two vectors of f32.
+pub(crate) const PAIRED: [usize; 16] = [0, 2, 8, 10, 4, 6, 12, 14, 1, 3, 9, 11, 5, 7, 13, 15];
+
+/// As [`arrange`] in steps of 16, each in an order of its own.
 #[inline(always)]
-fn arrange_split<const STEP: usize>(
+fn arrange_in_order(
     x: &[f32],
+    order: &[usize; 16],
     out: &mut [f32],
     stride: usize,
     convert: impl Fn(f32) -> f32,
 ) {
-    let split = |x: &[f32; STEP], out: &mut [f32]| {
-        let (even, odd) = out[..STEP].split_at_mut(STEP / 2);
-        for ((even, odd), &[first, second]) in even.iter_mut().zip(odd).zip(x.as_chunks().0) {
-            (*even, *odd) = (convert(first), convert(second));
+    let put = |x: &[f32; 16], out: &mut [f32]| {
+        for (out, &i) in out.iter_mut().zip(order) {
+            *out = convert(x[i]);
         }
     };
     let (steps, rest) = x.as_chunks();
     let mut places = out.chunks_mut(stride);
     for (x, out) in steps.iter().zip(&mut places) {
-        split(x, out);
+        put(x, out);
     }
     if let (false, Some(out)) = (rest.is_empty(), places.next()) {
-        let mut padded = [0.0; STEP];
+        let mut padded = [0.0; 16];
         padded[..rest.len()].copy_from_slice(rest);
-        split(&padded, out);
+        put(&padded, out);
     }
 }
 
@@ -164,37 +170,30 @@ fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
     arrange(x, step, out, stride, |x| bf16::from_bits(round_bits(x)));
 }
 
-/// Rounded to bfloat16 and widened again.
 #[inline(always)]
-fn arrange_rounded<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    arrange_f32s::<SPLIT>(x, step, out, stride, rounded);
-}
-
-#[inline(always)]
-fn arrange_unrounded<const SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    arrange_f32s::<SPLIT>(x, step, out, stride, |x| x);
-}
-
-#[inline(always)]
-fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    arrange_f32s::<false>(x, step, out, stride, |x| x);
-}
-
-#[inline(always)]
-fn arrange_f32s<const SPLIT: bool>(
-    x: &[f32],
-    step: usize,
-    out: &mut [f32],
-    stride: usize,
-    convert: impl Fn(f32) -> f32,
-) {
-    /// Of a known size, so that it is a few shuffles.
-    const SPLIT_STEP: usize = 16;
-    if SPLIT {
-        assert_eq!(step, SPLIT_STEP);
-        arrange_split::<SPLIT_STEP>(x, out, stride, convert);
+fn arrange_rounded<const IS_SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    if IS_SPLIT {
+        arrange_in_order(x, &SPLIT, out, stride, rounded);
     } else {
-        arrange(x, step, out, stride, convert);
+        arrange(x, step, out, stride, rounded);
+    }
+}
+
+#[inline(always)]
+fn arrange_unrounded<const IS_SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    if IS_SPLIT {
+        arrange_in_order(x, &SPLIT, out, stride, |x| x);
+    } else {
+        arrange(x, step, out, stride, |x| x);
+    }
+}
+
+#[inline(always)]
+fn arrange_f32<const IS_SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
+    if IS_SPLIT {
+        arrange_in_order(x, &PAIRED, out, stride, |x| x);
+    } else {
+        arrange(x, step, out, stride, |x| x);
     }
 }
 
@@ -344,8 +343,8 @@ type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
 
 type NormAndRotate = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [MaybeUninit<f32>]);
 
-/// Compiles the loops with `$features` into the table `$table`. `$split` says whether its `linear_bf16_f32` wants the even
-/// elements of a step before the odd ones.
+/// Compiles the loops with `$features` into the table `$table`. `$split` says whether a step of its linear layers is the
+/// even ones of 16 elements before the odd ones.
 macro_rules! compile {
     ($table:ident, $module:ident, split: $split:literal $(, $features:literal)?) => {
         pub(crate) use $module::TABLE as $table;
@@ -390,7 +389,7 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_f32(x, step, out, stride);
+                super::arrange_f32::<$split>(x, step, out, stride);
             }
 
             $(#[target_feature(enable = $features)])?

@@ -1,14 +1,15 @@
 //! Dot products of weight rows and tokens.
 //!
-//! A step of bfloat16 weights is 16 elements: the even ones, then the odd ones, for so it takes the fewest instructions to
-//! widen them.
+//! A step is 16 elements: the even ones, then the odd ones, for so it takes the fewest instructions to widen bfloat16. f32
+//! follow that order, so that weights give the same bits however they are stored.
 #![expect(unsafe_code, reason = "loads and stores of whole arrays")]
 
 use std::arch::x86_64::{
     __m256, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
     _mm256_castps_pd, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_setzero_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
-    _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_permute4x64_pd, _mm256_setzero_ps,
+    _mm256_shuffle_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
+    _mm256_unpacklo_ps,
 };
 
 use half::bf16;
@@ -24,14 +25,14 @@ fn load_f32(x: &[f32; 8]) -> __m256 {
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
 }
 
-/// The inputs of a step's even weights.
+/// The first 8 of a step: of inputs, those of the even weights.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn load_first(x: &[f32; 16]) -> __m256 {
     load_f32(&x.as_chunks().0[0])
 }
 
-/// The inputs of a step's odd weights.
+/// The last 8 of a step: of inputs, those of the odd weights.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn load_last(x: &[f32; 16]) -> __m256 {
@@ -62,6 +63,20 @@ fn reload_odd_widened(w: &[bf16; 16]) -> __m256 {
     odd(unsafe { reload(w.as_ptr().cast()) })
 }
 
+/// The even ones of 16 f32, in the order of [`PAIRED`](crate::elementwise::PAIRED).
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn load_even(w: &[f32; 16]) -> __m256 {
+    _mm256_shuffle_ps::<0b10_00_10_00>(load_first(w), load_last(w))
+}
+
+/// The odd ones of 16 f32, likewise.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn load_odd(w: &[f32; 16]) -> __m256 {
+    _mm256_shuffle_ps::<0b11_01_11_01>(load_first(w), load_last(w))
+}
+
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn mul_add(w: __m256, x: __m256, acc: __m256) -> __m256 {
@@ -86,6 +101,16 @@ fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     out
 }
 
+/// The same where lanes are in the order of [`PAIRED`](crate::elementwise::PAIRED): with the bits that they have in order.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn reduce_paired(acc: [__m256; 4]) -> [f32; 4] {
+    reduce(acc.map(|acc| {
+        let pairs = _mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(acc));
+        _mm256_castpd_ps(pairs)
+    }))
+}
+
 /// Asks for a line, to be in the second-level cache soon.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
@@ -102,8 +127,8 @@ tile!(
     parts: [load_even_widened by load_first, reload_odd_widened by load_last], mul_add
 );
 tile!(
-    tile_f32, "avx2,fma", f32, f32, __m256, step: 8,
-    parts: [load_f32 by load_f32], mul_add
+    tile_f32, "avx2,fma", f32, f32, __m256, step: 16,
+    parts: [load_even by load_first, load_odd by load_last], mul_add
 );
 
 linear_block!(
@@ -112,9 +137,9 @@ linear_block!(
     many: 3 by [1 2 3 4] of tile_bf16_f32_reloaded
 );
 linear_block!(
-    linear_f32, "avx2,fma", f32, f32, __m256, reduce, _mm256_setzero_ps, step: 8,
-    few: 4 by [1 2 3] of tile_f32 looking every 4,
-    many: 3 by [1 2 3 4] of tile_f32
+    linear_f32, "avx2,fma", f32, f32, __m256, reduce_paired, _mm256_setzero_ps, step: 16,
+    few: 4 by [1 2 3] of tile_f32 looking every 2,
+    many: 2 by [1 2 3 4] of tile_f32
 );
 
 /// `steps` times 12 independent products.

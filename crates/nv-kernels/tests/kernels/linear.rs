@@ -132,12 +132,7 @@ fn gate_and_up_need_not_be_stored_alike() {
         };
         let alike = swiglu((gate, up));
         assert_eq!(alike.len(), num_tokens * size);
-        for mixed in [swiglu((gate_f32, up)), swiglu((gate, up_f32))] {
-            assert_eq!(mixed.len(), alike.len());
-            for (i, (got, want)) in mixed.iter().zip(&alike).enumerate() {
-                // A tier may add the products of either dtype in an order of its own.
-                assert!((got - want).abs() < 1e-3 * (1.0 + want.abs()), "{isa} {i}: {got}, {want}");
-            }
-        }
+        assert_eq!(swiglu((gate_f32, up)), alike, "{isa}");
+        assert_eq!(swiglu((gate, up_f32)), alike, "{isa}");
     }
 }
