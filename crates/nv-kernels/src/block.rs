@@ -205,7 +205,7 @@ macro_rules! tile {
 ///
 /// As many tokens as `few` says are multiplied by `$streams` rows at a time: as few as keep up with the memory, which likes
 /// a single stream best. More come in tiles of up to as many as `many` says, by `$rows` rows, which fills the registers.
-/// Each is `of` a [`tile`] that suits it.
+/// Each is `of` a [`tile`] that suits it. Few tokens look at what is ahead every `$few_look` steps.
 /// `$reduce` adds the lanes of four accumulators.
 macro_rules! linear_block {
     (

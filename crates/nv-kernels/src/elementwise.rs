@@ -116,39 +116,34 @@ fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Puts `x` into `out` in steps of `step` elements, `stride` apart, each through `convert`; the last is padded.
-#[inline(always)]
-fn arrange<E: Copy + Default>(
-    x: &[f32],
-    step: usize,
-    out: &mut [E],
-    stride: usize,
-    convert: impl Fn(f32) -> E,
-) {
-    for (x, out) in x.chunks(step).zip(out.chunks_mut(stride)) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = convert(x);
-        }
-        out[x.len()..step].fill(E::default());
-    }
-}
-
 /// The order of 16 elements with the even ones before the odd ones.
 const SPLIT: [usize; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
 
 /// The same by pairs as one shuffle takes them from two vectors of f32.
 pub(crate) const PAIRED: [usize; 16] = [0, 2, 8, 10, 4, 6, 12, 14, 1, 3, 9, 11, 5, 7, 13, 15];
 
-/// As [`arrange`] in steps of 16, each in an order of its own.
+/// Puts `x` into `out` in steps of `step` elements, `stride` apart, each through `convert`; the last is padded. `order` says
+/// which element of a step comes where, if not each in its place.
 #[inline(always)]
-fn arrange_in_order(
+fn arrange<E: Copy + Default>(
     x: &[f32],
-    order: &[usize; 16],
-    out: &mut [f32],
+    step: usize,
+    order: Option<&[usize; 16]>,
+    out: &mut [E],
     stride: usize,
-    convert: impl Fn(f32) -> f32,
+    convert: impl Fn(f32) -> E,
 ) {
-    let put = |x: &[f32; 16], out: &mut [f32]| {
+    let Some(order) = order else {
+        for (x, out) in x.chunks(step).zip(out.chunks_mut(stride)) {
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = convert(x);
+            }
+            out[x.len()..step].fill(E::default());
+        }
+        return;
+    };
+    assert_eq!(step, order.len());
+    let put = |x: &[f32; 16], out: &mut [E]| {
         for (out, &i) in out.iter_mut().zip(order) {
             *out = convert(x[i]);
         }
@@ -162,38 +157,6 @@ fn arrange_in_order(
         let mut padded = [0.0; 16];
         padded[..rest.len()].copy_from_slice(rest);
         put(&padded, out);
-    }
-}
-
-#[inline(always)]
-fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
-    arrange(x, step, out, stride, |x| bf16::from_bits(round_bits(x)));
-}
-
-#[inline(always)]
-fn arrange_rounded<const IS_SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    if IS_SPLIT {
-        arrange_in_order(x, &SPLIT, out, stride, rounded);
-    } else {
-        arrange(x, step, out, stride, rounded);
-    }
-}
-
-#[inline(always)]
-fn arrange_unrounded<const IS_SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    if IS_SPLIT {
-        arrange_in_order(x, &SPLIT, out, stride, |x| x);
-    } else {
-        arrange(x, step, out, stride, |x| x);
-    }
-}
-
-#[inline(always)]
-fn arrange_f32<const IS_SPLIT: bool>(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-    if IS_SPLIT {
-        arrange_in_order(x, &PAIRED, out, stride, |x| x);
-    } else {
-        arrange(x, step, out, stride, |x| x);
     }
 }
 
@@ -343,10 +306,10 @@ type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
 
 type NormAndRotate = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [MaybeUninit<f32>]);
 
-/// Compiles the loops with `$features` into the table `$table`. `$split` says whether a step of its linear layers is the
-/// even ones of 16 elements before the odd ones.
+/// Compiles the loops with `$features` into the table `$table`. The orders are those that its linear layers want the
+/// elements of a step in, for bfloat16 weights that are widened and for f32 ones.
 macro_rules! compile {
-    ($table:ident, $module:ident, split: $split:literal $(, $features:literal)?) => {
+    ($table:ident, $module:ident, orders: $bf16_order:expr, $f32_order:expr $(, $features:literal)?) => {
         pub(crate) use $module::TABLE as $table;
 
         mod $module {
@@ -379,22 +342,22 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
-                super::arrange_bf16(x, step, out, stride);
+                super::arrange(x, step, None, out, stride, |x| bf16::from_bits(super::round_bits(x)));
             }
 
             $(#[target_feature(enable = $features)])?
             fn arrange_rounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_rounded::<$split>(x, step, out, stride);
+                super::arrange(x, step, $bf16_order, out, stride, super::rounded);
             }
 
             $(#[target_feature(enable = $features)])?
             fn arrange_f32(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_f32::<$split>(x, step, out, stride);
+                super::arrange(x, step, $f32_order, out, stride, |x| x);
             }
 
             $(#[target_feature(enable = $features)])?
             fn arrange_unrounded(x: &[f32], step: usize, out: &mut [f32], stride: usize) {
-                super::arrange_unrounded::<$split>(x, step, out, stride);
+                super::arrange(x, step, $bf16_order, out, stride, |x| x);
             }
 
             $(#[target_feature(enable = $features)])?
@@ -446,11 +409,11 @@ macro_rules! compile {
     };
 }
 
-compile!(SCALAR, scalar, split: false);
+compile!(SCALAR, scalar, orders: None, None);
 #[cfg(target_arch = "x86_64")]
-compile!(AVX2, avx2, split: true, "avx2,fma");
+compile!(AVX2, avx2, orders: Some(&super::SPLIT), Some(&super::PAIRED), "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-compile!(AVX512, avx512, split: false, "avx512f");
+compile!(AVX512, avx512, orders: None, None, "avx512f");
 
 #[cfg(test)]
 mod tests {

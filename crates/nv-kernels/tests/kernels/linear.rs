@@ -136,3 +136,34 @@ fn gate_and_up_need_not_be_stored_alike() {
         assert_eq!(swiglu((gate, up_f32)), alike, "{isa}");
     }
 }
+
+#[test]
+fn bfloat16_weights_give_the_same_bits_stored_as_f32() {
+    // Few tokens and many, with whole steps and without.
+    for (num_tokens, in_features) in [(1, 64), (2, 77), (3, 200), (4, 1024), (9, 1030), (13, 17)] {
+        let out_features = 21;
+        let w: Vec<bf16> =
+            values(out_features * in_features, 5).into_iter().map(bf16::from_f32).collect();
+        let w_f32: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+        let x = values(num_tokens * in_features, 6);
+        for isa in tiers() {
+            let (kernels, pool) = (Kernels::for_isa(isa).unwrap(), Pool::new(2).unwrap());
+            // Apart, and in one region.
+            let (mut bf16, mut f32, mut both) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
+            let (weight, weight_f32) =
+                (Matrix::bf16(&w, in_features), Matrix::f32(&w_f32, in_features));
+            let scratch = &mut Scratch::default();
+            let mut run = |outputs: &mut [Linear<'_>]| {
+                kernels.linear(&pool, &x, Precision::F32, scratch, outputs);
+            };
+            run(&mut [Linear { weight, out: &mut bf16 }]);
+            run(&mut [Linear { weight: weight_f32, out: &mut f32 }]);
+            let [first, second] = &mut both;
+            run(&mut [Linear { weight: weight_f32, out: first }, Linear { weight, out: second }]);
+            let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for out in [&f32, &both[0], &both[1]] {
+                assert_eq!(bits(out), bits(&bf16), "{isa}, {num_tokens} by {in_features}");
+            }
+        }
+    }
+}
