@@ -233,7 +233,8 @@ impl Buckets {
     fn new(logits: &[f32], max_logit: f32, reach: f32) -> Self {
         // Numbers from 0 are in the order of their bits, and integers have one maximum in whatever order.
         let range = logits.iter().fold(0, |range, &logit| {
-            let distance = max_logit - logit;
+            // Of two zeros it may be -0, whose bits are larger than all others.
+            let distance = (max_logit - logit).abs();
             range.max(if distance < f32::INFINITY { distance.to_bits() } else { 0 })
         });
         Self { max_logit, per_logit: Self::LAST / f32::from_bits(range).min(reach) }
@@ -379,6 +380,15 @@ mod tests {
                     prop_assert_eq!(kept(a.tighter(b), &logits), both);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_largest_logit_of_minus_zero_is_that_of_zero() {
+        // Zeros are equal: which of them is called the largest is chance.
+        let logits = [-0.0, 0.0, -1.0, -2.0];
+        for max in [0.0, -0.0] {
+            assert_eq!(kept(Cutter::default().top_k(&logits, max, 3), &logits), [0, 1, 2]);
         }
     }
 }
