@@ -1,0 +1,229 @@
+//! Hubs that refuse, err, lie or fall silent.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use super::server::{Files, Reply, Request, Server, behave, sharded_model, single_file_model};
+use super::{
+    COMMIT, MODEL, OLD_COMMIT, assert_downloaded, has_unfinished, repo_dir, tempdir, tree,
+};
+use crate::error::Error;
+use crate::hub::{Hub, MAX_ATTEMPTS};
+
+#[test]
+fn refusals_say_what_to_do() {
+    let check = |token: Option<&str>, reply: Reply, advice: &str, expected: fn(&Error) -> bool| {
+        let dir = tempdir();
+        let server = Server::start(single_file_model(), move |_, _| reply.clone());
+        let hub = server.hub(&dir).with_token(token.map(str::to_owned)).unwrap();
+        let error = hub.download_model(MODEL, "main").unwrap_err();
+        assert!(expected(&error), "{error:?}");
+        assert!(error.to_string().contains(advice), "{error}");
+        for request in server.requests() {
+            let shown = request.headers.get("authorization").map(String::as_str);
+            assert_eq!(shown, token.map(|token| format!("Bearer {token}")).as_deref());
+        }
+        assert!(tree(dir.path()).is_empty());
+    };
+    let token = Some("secret");
+    let no_such_model: fn(&Error) -> bool = |error| matches!(error, Error::NoSuchModel { .. });
+    let gated: fn(&Error) -> bool = |error| matches!(error, Error::Gated { .. });
+    check(None, Reply::status(404), "check the model id", |error| {
+        matches!(error, Error::MissingRemoteFile { .. })
+    });
+    check(None, Reply::error(404, "RepoNotFound"), "check the spelling", no_such_model);
+    check(None, Reply::error(401, "RepoNotFound"), "set HF_TOKEN", no_such_model);
+    check(None, Reply::status(401), "set HF_TOKEN", no_such_model);
+    check(token, Reply::status(401), "that HF_TOKEN is valid", no_such_model);
+    check(None, Reply::error(404, "RevisionNotFound"), "`main`", |error| {
+        matches!(error, Error::NoSuchRevision { .. })
+    });
+    check(None, Reply::error(401, "GatedRepo"), "set HF_TOKEN", gated);
+    check(token, Reply::error(403, "GatedRepo"), "check that HF_TOKEN", gated);
+    check(None, Reply::status(403), "accept its terms", gated);
+    check(None, Reply::status(429), "try again later", |error| {
+        matches!(error, Error::Status { status: 429, .. })
+    });
+    check(None, Reply::status(500), "try again later", |error| {
+        matches!(error, Error::Status { status: 500, .. })
+    });
+}
+
+#[test]
+fn an_error_after_a_good_description() {
+    let dir = tempdir();
+    let server = Server::start(single_file_model(), |request, reply| {
+        if request.is_get("model.safetensors") { Reply::status(500) } else { reply }
+    });
+    let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Status { status: 500, .. }), "{error}");
+    let attempts =
+        server.requests().iter().filter(|request| request.is_get("model.safetensors")).count();
+    assert_eq!(attempts, MAX_ATTEMPTS as usize);
+    assert!(!repo_dir(&dir).join("refs").exists());
+
+    // One that passes is not even noticed.
+    let count = Mutex::new(0);
+    let server = Server::start(single_file_model(), move |request, reply| {
+        let mut count = count.lock().unwrap();
+        *count += usize::from(request.is_get("model.safetensors"));
+        if request.is_get("model.safetensors") && *count < 3 { Reply::status(502) } else { reply }
+    });
+    assert_downloaded(&server.hub(&dir).download_model(MODEL, "main"), &single_file_model());
+    assert!(!has_unfinished(&dir));
+}
+
+#[test]
+fn damage_is_noticed() {
+    let check = |file: &'static str, damage: fn(&mut Vec<u8>), expected: fn(&Error) -> bool| {
+        let dir = tempdir();
+        let server = Server::start(single_file_model(), move |request, mut reply| {
+            if request.is_get(file) {
+                damage(&mut reply.body);
+                reply.unsized_body = true;
+            }
+            reply
+        });
+        let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
+        assert!(expected(&error), "{error}");
+        assert!(error.to_string().contains(file), "{error}");
+        assert!(!repo_dir(&dir).join("snapshots").join(COMMIT).join(file).exists());
+        assert!(!repo_dir(&dir).join("refs").exists());
+    };
+    check(
+        "model.safetensors",
+        |body| body[500] ^= 1,
+        |error| matches!(error, Error::Corrupt { .. }),
+    );
+    check("model.safetensors", |body| body.push(0), |error| matches!(error, Error::TooLong { .. }));
+    check("model.safetensors", Vec::clear, |error| matches!(error, Error::Interrupted { .. }));
+    check("config.json", |body| body.push(0), |error| matches!(error, Error::TooLong { .. }));
+    check("config.json", Vec::clear, |error| matches!(error, Error::Interrupted { .. }));
+}
+
+#[test]
+fn the_token_goes_to_the_hub_alone() {
+    let content = single_file_model().remove("model.safetensors").unwrap();
+    let served = content.clone();
+    let elsewhere = Server::start(Files::new(), move |request, _| Reply {
+        body: served[request.offset().unwrap_or(0)..].to_vec(),
+        ..Reply::status(200)
+    });
+    let address = elsewhere.address;
+    let server = Server::start(single_file_model(), move |request, reply| {
+        if request.path.ends_with("/config.json") && !request.path.starts_with("/moved") {
+            // A path of the same hub: followed for the description too.
+            return Reply::status(307).with("Location", format!("/moved{}", request.path));
+        }
+        if let Some(path) = request.path.strip_prefix("/moved") {
+            let request = Request { path: path.into(), ..request.clone() };
+            return behave(&single_file_model(), &request);
+        }
+        if request.path.ends_with("/model.safetensors") {
+            let size = single_file_model()["model.safetensors"].len();
+            return Reply { status: 302, body: b"elsewhere".to_vec(), ..reply }
+                .with("Location", format!("http://{address}/storage/model.safetensors?signature=x"))
+                .with("X-Linked-Size", size.to_string());
+        }
+        reply
+    });
+    let dir = tempdir();
+    let hub = server.hub(&dir).with_token(Some("secret".into())).unwrap();
+    assert_downloaded(&hub.download_model(MODEL, "main"), &single_file_model());
+    assert!(
+        server.requests().iter().all(|request| request.headers["authorization"] == "Bearer secret")
+    );
+    let foreign = elsewhere.requests();
+    assert_eq!(foreign.len(), 1);
+    assert!(!foreign[0].headers.contains_key("authorization"));
+    assert!(!format!("{hub:?}").contains("secret"));
+    assert!(matches!(hub.with_token(Some("se\ncret".into())), Err(Error::Token)));
+}
+
+#[test]
+fn answers_that_no_hub_gives() {
+    let check = |file: &'static str, change: fn(Reply) -> Reply, expected: fn(&Error) -> bool| {
+        let dir = tempdir();
+        let server = Server::start(single_file_model(), move |request, reply| {
+            let is_described = request.method == "HEAD" && request.path.ends_with(file);
+            if is_described { change(reply) } else { reply }
+        });
+        let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
+        assert!(expected(&error), "{error:?}");
+        assert_eq!(
+            tree(dir.path()).iter().filter(|path| path.starts_with("cache")).count(),
+            tree(dir.path()).len()
+        );
+        assert!(!tree(dir.path()).iter().any(|path| path.to_string_lossy().contains("evil")));
+    };
+    let bad: fn(&Error) -> bool = |error| matches!(error, Error::BadAnswer { .. });
+    for file in ["config.json", "model.safetensors"] {
+        check(file, |reply| reply.with("X-Linked-Etag", "\"../../../../evil\""), bad);
+        check(file, |reply| reply.with("X-Linked-Etag", "/evil"), bad);
+        check(file, |reply| reply.with("X-Linked-Etag", "..\\evil"), bad);
+        check(file, |reply| reply.with("X-Linked-Etag", "e".repeat(300)), bad);
+        check(file, |reply| reply.with("X-Linked-Etag", ""), bad);
+        check(file, |reply| reply.with("X-Linked-Etag", "evil.incomplete"), bad);
+        check(file, |reply| reply.with("X-Linked-Size", "-1"), bad);
+        check(file, |reply| reply.with("X-Linked-Size", "99999999999999999999999"), bad);
+        check(file, |reply| reply.with("X-Repo-Commit", "../../evil"), bad);
+        check(file, |reply| reply.with("X-Repo-Commit", "/evil"), bad);
+        check(file, |reply| reply.with("X-Repo-Commit", ""), bad);
+        check(file, |_| Reply::status(200), bad);
+        check(file, |_| Reply::status(302), bad);
+        check(file, |_| Reply::status(302).with("Location", "evil"), bad);
+        check(file, |_| Reply::status(302).with("Location", "file:///evil"), bad);
+        check(
+            file,
+            |_| Reply::status(302).with("Location", format!("/{file}", file = "config.json")),
+            |error| matches!(error, Error::NoSuchModel { .. } | Error::Unreachable { .. }),
+        );
+    }
+    // Another commit than the one that was asked for.
+    check("model.safetensors", |reply| reply.with("X-Repo-Commit", OLD_COMMIT), bad);
+}
+
+#[test]
+fn shards_are_named_by_names() {
+    for shard in [
+        "../evil.safetensors",
+        "/evil.safetensors",
+        "a/evil.safetensors",
+        "evil",
+        ".evil.safetensors",
+    ] {
+        let mut files = sharded_model();
+        let index = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
+        files.insert("model.safetensors.index.json", index.into_bytes());
+        let dir = tempdir();
+        let server = Server::well_behaved(files);
+        let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
+        assert!(matches!(&error, Error::ShardName { name, .. } if name == "a"), "{error:?}");
+        assert!(!server.requests().iter().any(|request| request.path.contains("evil")));
+    }
+}
+
+#[test]
+fn a_shard_that_the_hub_lacks() {
+    let mut files = sharded_model();
+    files.remove("model-2.safetensors");
+    let server = Server::well_behaved(files);
+    let error = server.hub(&tempdir()).download_model(MODEL, "main").unwrap_err();
+    assert!(
+        matches!(&error, Error::MissingRemoteFile { url } if url.ends_with("model-2.safetensors")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_server_that_falls_silent() {
+    let server = Server::start(single_file_model(), |_, reply| {
+        thread::sleep(Duration::from_millis(500));
+        reply
+    });
+    let dir = tempdir();
+    let hub = Hub { timeout: Duration::from_millis(100), ..server.hub(&dir) };
+    let error = hub.download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+}

@@ -1,0 +1,171 @@
+//! What a hub that behaves serves, and what the cache then holds.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use super::server::{Files, Reply, Server, safetensors, sha256, sharded_model, single_file_model};
+use super::{COMMIT, MODEL, OLD_COMMIT, assert_downloaded, has_unfinished, repo_dir, tempdir};
+use crate::error::Error;
+use crate::hub::is_truthy;
+
+#[test]
+fn a_model_is_downloaded_once() {
+    for files in [single_file_model(), sharded_model()] {
+        let dir = tempdir();
+        let server = Server::well_behaved(files.clone());
+        let hub = server.hub(&dir);
+        assert_downloaded(&hub.download_model(MODEL, "main"), &files);
+        assert!(!has_unfinished(&dir));
+        let gets = server.requests().iter().filter(|request| request.method == "GET").count();
+        assert_eq!(gets, files.len());
+
+        // Once more: one request, to ask which commit the branch is now.
+        assert_downloaded(&hub.download_model(MODEL, "main"), &files);
+        assert_eq!(server.requests().len(), 1);
+        // By commit, or offline: none.
+        assert_downloaded(&hub.download_model(MODEL, COMMIT), &files);
+        let offline = hub.with_offline(true);
+        assert_downloaded(&offline.download_model(MODEL, "main"), &files);
+        assert_downloaded(&offline.download_model(MODEL, COMMIT), &files);
+        assert_eq!(server.requests().len(), 0);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn the_cache_has_the_layout_of_other_tools() {
+    let dir = tempdir();
+    let files = BTreeMap::from([
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", safetensors("w", 5)),
+    ]);
+    let server = Server::well_behaved(files.clone());
+    server.hub(&dir).download_model(MODEL, "main").unwrap();
+    let repo = repo_dir(&dir);
+    assert_eq!(fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
+    let hash = sha256(&files["model.safetensors"]);
+    for (name, blob) in [("config.json", "git-2"), ("model.safetensors", hash.as_str())] {
+        let link = fs::read_link(repo.join("snapshots").join(COMMIT).join(name)).unwrap();
+        assert_eq!(link, Path::new("../../blobs").join(blob));
+        assert_eq!(fs::read(repo.join("blobs").join(blob)).unwrap(), files[name]);
+    }
+    assert!(repo.join(".no_exist").join(COMMIT).join("tokenizer.json").is_file());
+}
+
+#[test]
+fn a_revision_is_honoured() {
+    let dir = tempdir();
+    let server = Server::start(single_file_model(), |request, reply| {
+        let is_old = request.path.contains("/v1/") || request.path.contains(OLD_COMMIT);
+        if is_old && request.path.ends_with("/config.json") {
+            Reply { body: b"{\"old\":1}".to_vec(), ..reply }.with("ETag", "\"old\"")
+        } else {
+            reply
+        }
+    });
+    let hub = server.hub(&dir);
+    let config = |revision| fs::read(hub.download_model(MODEL, revision).unwrap().config).unwrap();
+    assert_eq!(config("main"), b"{}");
+    server.requests();
+    assert_eq!(config("v1"), b"{\"old\":1}");
+    // The weights are the same at both: linked, not fetched.
+    assert!(!server.requests().iter().any(|request| request.is_get("model.safetensors")));
+    let hub = hub.clone().with_offline(true);
+    let config = |revision| fs::read(hub.download_model(MODEL, revision).unwrap().config).unwrap();
+    assert_eq!(config("main"), b"{}");
+    assert_eq!(config("v1"), b"{\"old\":1}");
+    assert_eq!(config(OLD_COMMIT), b"{\"old\":1}");
+    assert!(matches!(hub.download_model(MODEL, "v2"), Err(Error::NotCached { source: None, .. })));
+}
+
+#[test]
+fn a_local_folder_stands_for_itself() {
+    let dir = tempdir();
+    for (name, content) in single_file_model() {
+        fs::write(dir.path().join(name), content).unwrap();
+    }
+    let server = Server::well_behaved(Files::new());
+    let found = server.hub(&tempdir()).download_model(dir.path().to_str().unwrap(), "main");
+    assert_downloaded(&found, &single_file_model());
+    assert!(server.requests().is_empty());
+    let missing = dir.path().join("missing");
+    let error = server.hub(&dir).download_model(missing.to_str().unwrap(), "main").unwrap_err();
+    assert!(matches!(error, Error::ModelId { .. }), "{error}");
+}
+
+#[test]
+fn offline_and_not_cached() {
+    let dir = tempdir();
+    let server = Server::well_behaved(single_file_model());
+    let hub = server.hub(&dir).with_offline(true);
+    for revision in ["main", COMMIT] {
+        let error = hub.download_model(MODEL, revision).unwrap_err();
+        assert!(matches!(error, Error::NotCached { .. }), "{error}");
+        assert!(error.to_string().contains("HF_HUB_OFFLINE"));
+    }
+    let snapshot = repo_dir(&dir).join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::write(snapshot.join("config.json"), "{}").unwrap();
+    match hub.download_model(MODEL, COMMIT) {
+        Err(Error::NotCached { source: Some(source), .. }) => {
+            assert!(matches!(*source, Error::NoWeights { .. }));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(server.requests().is_empty());
+}
+
+#[test]
+fn a_hub_that_is_away_is_replaced_by_the_cache() {
+    let dir = tempdir();
+    let server = Server::well_behaved(single_file_model());
+    let hub = server.hub(&dir);
+    hub.download_model(MODEL, "main").unwrap();
+    drop(server);
+    assert_downloaded(&hub.download_model(MODEL, "main"), &single_file_model());
+    let error = hub.download_model("owner/other", "main").unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+
+    let failing = Server::start(Files::new(), |_, _| Reply::status(503));
+    let hub = failing.hub(&dir);
+    assert_downloaded(&hub.download_model(MODEL, "main"), &single_file_model());
+    let error = hub.download_model("owner/other", "main").unwrap_err();
+    assert!(matches!(error, Error::Status { status: 503, .. }), "{error}");
+}
+
+#[test]
+fn two_downloads_at_once_make_one() {
+    let dir = tempdir();
+    let server = Server::start(single_file_model(), |request, reply| {
+        if request.is_get("model.safetensors") {
+            thread::sleep(Duration::from_millis(100));
+        }
+        reply
+    });
+    thread::scope(|scope| {
+        let calls: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| server.hub(&dir).download_model(MODEL, "main")))
+            .collect();
+        for call in calls {
+            assert_downloaded(&call.join().unwrap(), &single_file_model());
+        }
+    });
+    let requests = server.requests();
+    for file in single_file_model().keys() {
+        let gets = requests.iter().filter(|request| request.is_get(file)).count();
+        assert_eq!(gets, 1, "{file}");
+    }
+    assert!(!has_unfinished(&dir));
+}
+
+#[test]
+fn switches_are_read_as_other_tools_read_them() {
+    for (value, expected) in
+        [("1", true), ("True", true), ("YES", true), ("on", true), ("0", false), ("", false)]
+    {
+        assert_eq!(is_truthy(value), expected, "{value}");
+    }
+}

@@ -1,0 +1,149 @@
+//! Downloads that break off, and what becomes of them.
+
+use std::fs;
+#[cfg(target_os = "linux")]
+use std::path::Path;
+
+use super::server::{Reply, Request, Server, behave, sha256, single_file_model};
+use super::{MODEL, assert_downloaded, has_unfinished, repo_dir, tempdir};
+#[cfg(target_os = "linux")]
+use crate::child;
+use crate::error::{Error, Result};
+use crate::files::ModelFiles;
+#[cfg(target_os = "linux")]
+use crate::hub::Hub;
+
+#[test]
+fn a_download_that_broke_off_is_resumed() {
+    let dir = tempdir();
+    let size = single_file_model()["model.safetensors"].len();
+    let server = Server::start(single_file_model(), |request, reply| {
+        if request.is_get("model.safetensors") { Reply { cut: Some(150), ..reply } } else { reply }
+    });
+    let hub = server.hub(&dir);
+    match hub.download_model(MODEL, "main") {
+        Err(Error::Interrupted { file, expected, found, .. }) => {
+            assert_eq!(file, "model.safetensors");
+            assert_eq!((expected, found), (size as u64, 750));
+        }
+        other => panic!("{other:?}"),
+    }
+    let blob = repo_dir(&dir).join("blobs").join(sha256(&single_file_model()["model.safetensors"]));
+    assert!(!blob.exists());
+    server.requests();
+
+    // As a new process does it after the old one was killed.
+    assert_downloaded(&hub.download_model(MODEL, "main"), &single_file_model());
+    let requests = server.requests();
+    let offsets: Vec<_> = requests
+        .iter()
+        .filter(|request| request.is_get("model.safetensors"))
+        .map(Request::offset)
+        .collect();
+    assert_eq!(offsets, [Some(750), Some(900), Some(1050)]);
+    assert!(!requests.iter().any(|request| request.is_get("config.json")));
+    assert!(!has_unfinished(&dir));
+}
+
+/// Leaves `leftover` behind as an unfinished download of the weights, and lets `server` finish it.
+fn finish(leftover: &[u8], server: &Server) -> (Result<ModelFiles>, Vec<Option<usize>>) {
+    let dir = tempdir();
+    let hash = sha256(&single_file_model()["model.safetensors"]);
+    let blobs = repo_dir(&dir).join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join(format!("{hash}.incomplete")), leftover).unwrap();
+    let found = server.hub(&dir).download_model(MODEL, "main");
+    if found.is_ok() {
+        assert_downloaded(&found, &single_file_model());
+        assert!(!has_unfinished(&dir));
+    }
+    let requests = server.requests();
+    let gets = requests.iter().filter(|request| request.is_get("model.safetensors"));
+    (found, gets.map(Request::offset).collect())
+}
+
+#[test]
+fn leftovers_are_used_only_as_far_as_they_are_right() {
+    let whole = single_file_model().remove("model.safetensors").unwrap();
+    let server = Server::well_behaved(single_file_model());
+    let check = |leftover: &[u8], offsets: &[Option<usize>]| {
+        assert_eq!(finish(leftover, &server).1, offsets, "{} bytes", leftover.len());
+    };
+    check(&whole[..0], &[None]);
+    check(&whole[..300], &[Some(300)]);
+    check(&whole, &[]);
+    let mut too_long = whole.clone();
+    too_long.push(0);
+    check(&too_long, &[None]);
+    let zeros = vec![0; whole.len()];
+    check(&zeros[..300], &[Some(300), None]);
+    check(&zeros, &[None]);
+}
+
+#[test]
+fn servers_that_do_not_resume() {
+    let whole = single_file_model().remove("model.safetensors").unwrap();
+    // The range is ignored.
+    let server = Server::start(single_file_model(), |request, reply| {
+        let mut request = request.clone();
+        match request.headers.remove("range") {
+            Some(_) => behave(&single_file_model(), &request),
+            None => reply,
+        }
+    });
+    assert_eq!(finish(&whole[..300], &server).1, [Some(300)]);
+    // The range is refused.
+    let server = Server::start(single_file_model(), |request, reply| {
+        if request.offset().is_some() { Reply::status(416) } else { reply }
+    });
+    assert_eq!(finish(&whole[..300], &server).1, [Some(300), None]);
+    // Another range is sent.
+    let server = Server::start(single_file_model(), |request, reply| match request.offset() {
+        Some(_) => reply.with("Content-Range", "bytes 5-1000/1001"),
+        None => reply,
+    });
+    assert_eq!(finish(&whole[..300], &server).1, [Some(300), None]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk() {
+    let dir = tempdir();
+    let hash = sha256(&single_file_model()["model.safetensors"]);
+    let blobs = repo_dir(&dir).join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    std::os::unix::fs::symlink("/dev/full", blobs.join(format!("{hash}.incomplete"))).unwrap();
+    let server = Server::well_behaved(single_file_model());
+    let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::DiskFull { .. }), "{error:?}");
+    assert!(error.to_string().contains("make some"), "{error}");
+}
+
+/// The disk is full in the middle of a file, and has room again later.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fills_up_loses_nothing() {
+    if let Some(dir) = child::dir() {
+        let address = fs::read_to_string(Path::new(&dir).join("address")).unwrap();
+        let hub = Hub::new(Path::new(&dir).join("cache")).with_endpoint(address);
+        let error = hub.download_model(MODEL, "main").unwrap_err();
+        assert!(matches!(error, Error::DiskFull { .. }), "{error:?}");
+        assert!(error.to_string().contains(".incomplete"), "{error}");
+        return;
+    }
+    let dir = tempdir();
+    let server = Server::well_behaved(single_file_model());
+    fs::write(dir.path().join("address"), format!("http://{}/", server.address)).unwrap();
+    // 512 or 1,024 bytes, as shells have it. By default the system would end a process that goes beyond.
+    let limits = "trap '' XFSZ; ulimit -f 1";
+    child::passes("hub::tests::resuming::a_disk_that_fills_up_loses_nothing", limits, dir.path());
+    let blob = repo_dir(&dir).join("blobs").join(sha256(&single_file_model()["model.safetensors"]));
+    assert!(!blob.exists());
+    server.requests();
+
+    assert_downloaded(&server.hub(&dir).download_model(MODEL, "main"), &single_file_model());
+    let requests = server.requests();
+    let get = requests.iter().find(|request| request.is_get("model.safetensors")).unwrap();
+    assert!(matches!(get.offset(), Some(512 | 1024)), "{get:?}");
+    assert!(!has_unfinished(&dir));
+}
