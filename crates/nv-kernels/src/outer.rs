@@ -66,7 +66,170 @@ impl<A, B> Outer<'_, A, B> {
         }
         assert!(self.c.len() >= (self.num_rows - 1) * self.c_stride + HALF * halves.len());
     }
+
+    /// Whether each `group` of halves is one piece of memory.
+    pub(crate) fn halves_are_side_by_side(&self, group: usize) -> bool {
+        let follow = |pair: &[usize]| pair[0] + HALF == pair[1];
+        self.halves.chunks(group).all(|halves| halves.windows(2).all(follow))
+    }
 }
+
+/// Defines `$name`, a module with the sum `add` for elements `$b`, with sums in vectors of `$halves` halves.
+///
+/// Up to as many rows are taken at once as `$rows` says: one by `$one` vectors, two by `$two`, more by `$more`, so that no sum
+/// waits for the one before and the registers hold all sums with their operands. A step adds its `$parts`, each after the one
+/// before: `$splat` fills a vector with a number that `a` points to, or with a pair; `$load::<WHOLE>` makes one of halves, given where they
+/// start, which are side by side if `WHOLE` says so; `$mul_add(a, b, c)` returns `c + a · b`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! outer {
+    (
+        $name:ident, $features:literal, $a:ty, $b:ty,
+        sums: [$zero:ident, $load_sums:ident, $store_sums:ident] of $halves:literal,
+        rows: [$($rows:literal)+] by [$one:literal, $two:literal, $more:literal],
+        parts: [$($splat:ident by $load:ident),+], $mul_add:ident
+    ) => {
+        pub(crate) mod $name {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+            use super::{$load_sums, $mul_add, $store_sums, $zero, $($load, $splat),+};
+            use crate::ahead::PartsAhead;
+            use crate::outer::{HALF, Outer};
+
+            type Operands<'a> = Outer<'a, $a, $b>;
+
+            /// The most rows that are taken at once.
+            const ROWS: usize = [$($rows),+].len();
+
+            /// Lanes of a vector.
+            const LANES: usize = $halves * HALF;
+
+            /// See [`crate::outer`].
+            #[target_feature(enable = $features)]
+            pub(crate) fn add(outer: Operands<'_>) {
+                outer.check();
+                if outer.halves_are_side_by_side($halves) {
+                    all_rows::<true>(outer);
+                } else {
+                    all_rows::<false>(outer);
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            fn all_rows<const WHOLE: bool>(mut outer: Operands<'_>) {
+                // In tiles of sizes that differ by one at most.
+                let num_rows = outer.num_rows;
+                let num_tiles = num_rows.div_ceil(ROWS);
+                for tile in 0..num_tiles {
+                    let r = tile * num_rows / num_tiles;
+                    match (tile + 1) * num_rows / num_tiles - r {
+                        $($rows => some_rows::<WHOLE, $rows>(&mut outer, r),)+
+                        len => unreachable!("a tile has {len} rows"),
+                    }
+                }
+            }
+
+            /// Rows `r..r + R` by all vectors.
+            #[target_feature(enable = $features)]
+            fn some_rows<const WHOLE: bool, const R: usize>(outer: &mut Operands<'_>, r: usize) {
+                if r == 0 && !outer.ahead.is_empty() {
+                    by_vectors::<WHOLE, true, R>(outer, r);
+                } else {
+                    by_vectors::<WHOLE, false, R>(outer, r);
+                }
+            }
+
+            /// Rows `r..r + R` by all vectors. Asks for what is ahead if `ASK` says so.
+            #[target_feature(enable = $features)]
+            fn by_vectors<const WHOLE: bool, const ASK: bool, const R: usize>(
+                outer: &mut Operands<'_>,
+                r: usize,
+            ) {
+                let num_vectors = outer.halves.len() / $halves;
+                let at_once = match R {
+                    1 => $one,
+                    2 => $two,
+                    _ => $more,
+                };
+                let num_shares = num_vectors.div_ceil(at_once) * outer.num_steps();
+                let mut ahead = PartsAhead::new(outer.ahead, num_shares);
+                let mut v = 0;
+                while v < num_vectors {
+                    v += match at_once.min(num_vectors - v) {
+                        8.. => some_vectors::<WHOLE, ASK, R, 8>(outer, r, v, &mut ahead),
+                        4.. => some_vectors::<WHOLE, ASK, R, 4>(outer, r, v, &mut ahead),
+                        2.. => some_vectors::<WHOLE, ASK, R, 2>(outer, r, v, &mut ahead),
+                        _ => some_vectors::<WHOLE, ASK, R, 1>(outer, r, v, &mut ahead),
+                    };
+                }
+            }
+
+            /// Rows `r..r + R` by `V` vectors from `first` on. Returns `V`.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn some_vectors<const WHOLE: bool, const ASK: bool, const R: usize, const V: usize>(
+                outer: &mut Operands<'_>,
+                r: usize,
+                first: usize,
+                ahead: &mut PartsAhead<'_, $b>,
+            ) -> usize {
+                assert!(r + R <= outer.num_rows);
+                let (halves, _) = outer.halves[$halves * first..].as_chunks::<$halves>();
+                let halves = &halves[..V];
+                let mut a: [*const $a; R] =
+                    std::array::from_fn(|i| outer.a[(r + i) * outer.a_stride..].as_ptr());
+                let c = outer.c[r * outer.c_stride + first * LANES..].as_mut_ptr();
+                let mut acc = [[$zero(); V]; R];
+                for i in 0..R {
+                    for v in 0..V {
+                        let c = c.wrapping_add(i * outer.c_stride + v * LANES);
+                        // SAFETY: row `r + i` has `8 · halves.len()` columns of `c`, says `check`; these are among them.
+                        acc[i][v] = unsafe { $load_sums(c) };
+                    }
+                }
+                for run in outer.runs {
+                    let mut b: [[*const $b; $halves]; V] = std::array::from_fn(|v| {
+                        halves[v].map(|half| outer.b.as_ptr().wrapping_add(run.start + half))
+                    });
+                    for step in 0..run.num_steps {
+                        if ASK {
+                            for line in ahead.next_share() {
+                                _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                            }
+                        }
+                        $(
+                            // SAFETY: each half has 8 lanes at each step, says `check`.
+                            let mut vectors = [unsafe { $load::<WHOLE>(b[0]) }; V];
+                            for v in 1..V {
+                                // SAFETY: as above.
+                                vectors[v] = unsafe { $load::<WHOLE>(b[v]) };
+                            }
+                            for i in 0..R {
+                                // SAFETY: row `r + i` has a column of `a` for each step, says `check`.
+                                let a = unsafe { $splat(a[i].wrapping_add(step)) };
+                                for v in 0..V {
+                                    acc[i][v] = $mul_add(a, vectors[v], acc[i][v]);
+                                }
+                            }
+                        )+
+                        b = b.map(|halves| halves.map(|half| half.wrapping_add(outer.b_stride)));
+                    }
+                    a = a.map(|row| row.wrapping_add(run.num_steps));
+                }
+                for i in 0..R {
+                    for v in 0..V {
+                        let c = c.wrapping_add(i * outer.c_stride + v * LANES);
+                        // SAFETY: as for the loads of `c`.
+                        unsafe { $store_sums(c, acc[i][v]) };
+                    }
+                }
+                V
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use outer;
 
 /// The scalar tier's loop: `multiply_add(a, b, c)` gives a lane's next sum.
 #[inline(always)]
