@@ -116,19 +116,30 @@ fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// The order of 16 elements with the even ones before the odd ones.
-const SPLIT: [usize; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
+/// Each element in its place.
+const IN_ORDER: Option<&[usize; 1]> = None;
 
-/// The same by pairs as one shuffle takes them from two vectors of f32.
+/// The order of `N` elements with the even ones before the odd ones.
+const fn split<const N: usize>() -> [usize; N] {
+    let mut order = [0; N];
+    let mut i = 0;
+    while i < N {
+        order[i] = if i < N / 2 { 2 * i } else { 2 * (i - N / 2) + 1 };
+        i += 1;
+    }
+    order
+}
+
+/// The same of 16 by pairs as one shuffle takes them from two vectors of f32.
 pub(crate) const PAIRED: [usize; 16] = [0, 2, 8, 10, 4, 6, 12, 14, 1, 3, 9, 11, 5, 7, 13, 15];
 
 /// Puts `x` into `out` in steps of `step` elements, `stride` apart, each through `convert`; the last is padded. `order` says
 /// which element of a step comes where, if not each in its place.
 #[inline(always)]
-fn arrange<E: Copy + Default>(
+fn arrange<E: Copy + Default, const N: usize>(
     x: &[f32],
     step: usize,
-    order: Option<&[usize; 16]>,
+    order: Option<&[usize; N]>,
     out: &mut [E],
     stride: usize,
     convert: impl Fn(f32) -> E,
@@ -142,8 +153,8 @@ fn arrange<E: Copy + Default>(
         }
         return;
     };
-    assert_eq!(step, order.len());
-    let put = |x: &[f32; 16], out: &mut [E]| {
+    assert_eq!(step, N);
+    let put = |x: &[f32; N], out: &mut [E]| {
         for (out, &i) in out.iter_mut().zip(order) {
             *out = convert(x[i]);
         }
@@ -154,7 +165,7 @@ fn arrange<E: Copy + Default>(
         put(x, out);
     }
     if let (false, Some(out)) = (rest.is_empty(), places.next()) {
-        let mut padded = [0.0; 16];
+        let mut padded = [0.0; N];
         padded[..rest.len()].copy_from_slice(rest);
         put(&padded, out);
     }
@@ -342,7 +353,7 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             fn arrange_bf16(x: &[f32], step: usize, out: &mut [bf16], stride: usize) {
-                super::arrange(x, step, None, out, stride, |x| bf16::from_bits(super::round_bits(x)));
+                super::arrange(x, step, super::IN_ORDER, out, stride, |x| bf16::from_bits(super::round_bits(x)));
             }
 
             $(#[target_feature(enable = $features)])?
@@ -409,11 +420,11 @@ macro_rules! compile {
     };
 }
 
-compile!(SCALAR, scalar, orders: None, None);
+compile!(SCALAR, scalar, orders: super::IN_ORDER, super::IN_ORDER);
 #[cfg(target_arch = "x86_64")]
-compile!(AVX2, avx2, orders: Some(&super::SPLIT), Some(&super::PAIRED), "avx2,fma");
+compile!(AVX2, avx2, orders: Some(&super::split::<16>()), Some(&super::PAIRED), "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-compile!(AVX512, avx512, orders: None, None, "avx512f");
+compile!(AVX512, avx512, orders: Some(&super::split::<32>()), Some(&super::split::<32>()), "avx512f");
 
 #[cfg(test)]
 mod tests {

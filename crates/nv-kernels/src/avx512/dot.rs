@@ -1,17 +1,21 @@
 //! Dot products of weight rows and tokens.
+//!
+//! A step is 32 elements. Where they are not multiplied in pairs: the even ones, then the odd ones, for so it takes the fewest
+//! instructions to widen bfloat16. f32 follow that order, so that weights give the same bits however they are stored.
 #![expect(unsafe_code, reason = "loads and stores of whole arrays")]
 
 use std::arch::x86_64::{
     __m512, __m512bh, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
-    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
-    _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
-    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_dpbf16_ps,
+    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_permutex2var_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use half::bf16;
 
+use super::{even, odd, reload};
 use crate::block::{linear_block, tile};
 
 /// 32 bfloat16 as they lie in memory.
@@ -30,13 +34,58 @@ fn load_f32(x: &[f32; 16]) -> __m512 {
     unsafe { _mm512_loadu_ps(x.as_ptr()) }
 }
 
-/// 16 bfloat16 as the f32 that they are.
+/// The first 16 of a step: of inputs, those of the even weights.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load_widened(x: &[bf16; 16]) -> __m512 {
-    // SAFETY: `x` is 32 bytes.
-    let halves = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+fn load_first(x: &[f32; 32]) -> __m512 {
+    load_f32(&x.as_chunks().0[0])
+}
+
+/// The last 16 of a step: of inputs, those of the odd weights.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_last(x: &[f32; 32]) -> __m512 {
+    load_f32(&x.as_chunks().0[1])
+}
+
+/// The even ones of 32 bfloat16.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_even_widened(w: &[bf16; 32]) -> __m512 {
+    // SAFETY: `w` is 64 bytes.
+    even(unsafe { _mm512_loadu_si512(w.as_ptr().cast()) })
+}
+
+/// The odd ones of 32 bfloat16.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_odd_widened(w: &[bf16; 32]) -> __m512 {
+    // SAFETY: `w` is 64 bytes.
+    odd(unsafe { _mm512_loadu_si512(w.as_ptr().cast()) })
+}
+
+/// The same for a tile whose sums leave no register to keep all 32 in.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn reload_odd_widened(w: &[bf16; 32]) -> __m512 {
+    // SAFETY: a reference is to what is there.
+    odd(unsafe { reload(w.as_ptr().cast()) })
+}
+
+/// The even ones of 32 f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_even(w: &[f32; 32]) -> __m512 {
+    let places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    _mm512_permutex2var_ps(load_first(w), places, load_last(w))
+}
+
+/// The odd ones of 32 f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_odd(w: &[f32; 32]) -> __m512 {
+    let places = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    _mm512_permutex2var_ps(load_first(w), places, load_last(w))
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -83,12 +132,16 @@ tile!(
     parts: [load_pairs by load_pairs], dot_pairs
 );
 tile!(
-    tile_bf16_f32, "avx512f", bf16, f32, __m512, step: 16,
-    parts: [load_widened by load_f32], mul_add
+    tile_bf16_f32, "avx512f", bf16, f32, __m512, step: 32,
+    parts: [load_even_widened by load_first, load_odd_widened by load_last], mul_add
 );
 tile!(
-    tile_f32, "avx512f", f32, f32, __m512, step: 16,
-    parts: [load_f32 by load_f32], mul_add
+    tile_bf16_f32_reloaded, "avx512f", bf16, f32, __m512, step: 32,
+    parts: [load_even_widened by load_first, reload_odd_widened by load_last], mul_add
+);
+tile!(
+    tile_f32, "avx512f", f32, f32, __m512, step: 32,
+    parts: [load_even by load_first, load_odd by load_last], mul_add
 );
 
 linear_block!(
@@ -97,14 +150,14 @@ linear_block!(
     many: 4 by [1 2 3 4 5 6] of tile_bf16
 );
 linear_block!(
-    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, reduce, _mm512_setzero_ps, step: 16,
-    few: 2 by [1 2 3 4 5] of tile_bf16_f32 looking every 4,
-    many: 4 by [1 2 3 4 5 6] of tile_bf16_f32
+    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, reduce, _mm512_setzero_ps, step: 32,
+    few: 2 by [1 2 3 4 5] of tile_bf16_f32 looking every 2,
+    many: 4 by [1 2 3 4 5 6] of tile_bf16_f32_reloaded
 );
 linear_block!(
-    linear_f32, "avx512f", f32, f32, __m512, reduce, _mm512_setzero_ps, step: 16,
-    few: 2 by [1 2 3 4 5] of tile_f32 looking every 4,
-    many: 4 by [1 2 3 4 5 6] of tile_f32
+    linear_f32, "avx512f", f32, f32, __m512, reduce, _mm512_setzero_ps, step: 32,
+    few: 2 by [1 2 3 4 5] of tile_f32 looking every 2,
+    many: 3 by [1 2 3 4 5 6] of tile_f32
 );
 
 /// `steps` times 24 independent products of pairs.

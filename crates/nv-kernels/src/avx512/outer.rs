@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "loads and stores at addresses that `Outer::check` vouches for")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm256_loadu_si256, _mm512_and_si512, _mm512_castsi256_si512,
-    _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
-    _mm512_storeu_ps,
+    __m512, __m512bh, __m512i, _mm256_loadu_si256, _mm512_castsi256_si512, _mm512_castsi512_ps,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use super::{even, odd};
 use crate::outer::outer;
 
 /// The number.
@@ -99,7 +99,7 @@ unsafe fn load_f32<const WHOLE: bool>(b: [*const f32; 2]) -> __m512 {
 #[inline]
 unsafe fn load_first<const WHOLE: bool>(b: [*const u32; 2]) -> __m512 {
     // SAFETY: says the caller.
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(unsafe { load::<WHOLE, _>(b) }))
+    even(unsafe { load::<WHOLE, _>(b) })
 }
 
 /// The second numbers of 16 pairs.
@@ -109,9 +109,8 @@ unsafe fn load_first<const WHOLE: bool>(b: [*const u32; 2]) -> __m512 {
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn load_second<const WHOLE: bool>(b: [*const u32; 2]) -> __m512 {
-    let bits = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
     // SAFETY: says the caller.
-    _mm512_castsi512_ps(_mm512_and_si512(unsafe { load::<WHOLE, _>(b) }, bits))
+    odd(unsafe { load::<WHOLE, _>(b) })
 }
 
 /// 16 pairs.
