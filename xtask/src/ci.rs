@@ -45,6 +45,18 @@ const STEPS: &[Step] = &[
         "--deny",
         "warnings",
     ]),
+    // A workspace of its own, which uses the engine as others do.
+    Step::Cargo(&[
+        "clippy",
+        "--locked",
+        "--manifest-path",
+        "benches/peers/rust/Cargo.toml",
+        "--target-dir",
+        "target",
+        "--",
+        "--deny",
+        "warnings",
+    ]),
     Step::Cargo(&["doc", "--workspace", "--no-deps"]),
     Step::Cargo(&["test"]),
     Step::Task("openai", openai::run),
