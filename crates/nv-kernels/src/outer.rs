@@ -78,8 +78,9 @@ impl<A, B> Outer<'_, A, B> {
 ///
 /// Up to as many rows are taken at once as `$rows` says: one by `$one` vectors, two by `$two`, more by `$more`, so that no sum
 /// waits for the one before and the registers hold all sums with their operands. A step adds its `$parts`, each after the one
-/// before: `$splat` fills a vector with a number that `a` points to, or with a pair; `$load::<WHOLE>` makes one of halves, given where they
-/// start, which are side by side if `WHOLE` says so; `$mul_add(a, b, c)` returns `c + a · b`.
+/// before: `$splat` fills a vector with a number that `a` points to, or with a pair (and reads no other: its neighbours would take
+/// registers until they are used); `$load::<WHOLE>` makes a vector of halves, given where they start, which are side by side if
+/// `WHOLE` says so; `$mul_add(a, b, c)` returns `c + a · b`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! outer {
     (
