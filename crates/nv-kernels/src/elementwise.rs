@@ -119,7 +119,12 @@ fn silu_mul(gate: &mut [f32], up: &[f32]) {
 /// Each element in its place.
 const IN_ORDER: Option<&[usize; 1]> = None;
 
-/// The order of `N` elements with the even ones before the odd ones.
+/// 16 elements with the even ones before the odd ones.
+const SPLIT_16: [usize; 16] = split();
+
+/// The same of 32.
+const SPLIT_32: [usize; 32] = split();
+
 const fn split<const N: usize>() -> [usize; N] {
     let mut order = [0; N];
     let mut i = 0;
@@ -130,7 +135,7 @@ const fn split<const N: usize>() -> [usize; N] {
     order
 }
 
-/// The same of 16 by pairs as one shuffle takes them from two vectors of f32.
+/// 16 elements likewise, but by pairs as one shuffle takes them from two vectors of f32.
 pub(crate) const PAIRED: [usize; 16] = [0, 2, 8, 10, 4, 6, 12, 14, 1, 3, 9, 11, 5, 7, 13, 15];
 
 /// Puts `x` into `out` in steps of `step` elements, `stride` apart, each through `convert`; the last is padded. `order` says
@@ -422,9 +427,9 @@ macro_rules! compile {
 
 compile!(SCALAR, scalar, orders: super::IN_ORDER, super::IN_ORDER);
 #[cfg(target_arch = "x86_64")]
-compile!(AVX2, avx2, orders: Some(&super::split::<16>()), Some(&super::PAIRED), "avx2,fma");
+compile!(AVX2, avx2, orders: Some(&super::SPLIT_16), Some(&super::PAIRED), "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-compile!(AVX512, avx512, orders: Some(&super::split::<32>()), Some(&super::split::<32>()), "avx512f");
+compile!(AVX512, avx512, orders: Some(&super::SPLIT_32), Some(&super::SPLIT_32), "avx512f");
 
 #[cfg(test)]
 mod tests {
