@@ -125,6 +125,7 @@ const SPLIT_16: [usize; 16] = split();
 /// The same of 32.
 const SPLIT_32: [usize; 32] = split();
 
+/// The order of `N` elements with the even ones before the odd ones.
 const fn split<const N: usize>() -> [usize; N] {
     let mut order = [0; N];
     let mut i = 0;

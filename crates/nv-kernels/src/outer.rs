@@ -80,7 +80,7 @@ impl<A, B> Outer<'_, A, B> {
 /// waits for the one before and the registers hold all sums with their operands. A step adds its `$parts`, each after the one
 /// before: `$splat` fills a vector with a number that `a` points to, or with a pair (and reads no other: its neighbours would take
 /// registers until they are used); `$load::<WHOLE>` makes a vector of halves, given where they start, which are side by side if
-/// `WHOLE` says so; `$mul_add(a, b, c)` returns `c + a · b`.
+/// `WHOLE` says so, as a single half always is; `$mul_add(a, b, c)` returns `c + a · b`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! outer {
     (
