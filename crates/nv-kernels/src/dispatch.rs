@@ -69,7 +69,10 @@ static SCALAR: Kernels = Kernels {
     outer_f32: outer::scalar_f32,
     elementwise: &elementwise::SCALAR,
     bf16_products: None,
-    f32_products: Products { run: scalar::f32_products, operations_a_step: 8 * 2 },
+    f32_products: Products {
+        run: scalar::f32_products,
+        operations_a_step: scalar::PRODUCTS_A_STEP * 2,
+    },
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -234,7 +237,7 @@ impl Kernels {
     /// the cache's.
     ///
     /// # Panics
-    /// If a shape, a block id or the layout does not fit.
+    /// If a shape, a block id or the layout does not fit, or the sequences are not packed one after another.
     pub fn store_kv(
         &self,
         pool: &Pool,
@@ -250,7 +253,8 @@ impl Kernels {
     /// Attends a batch's queries over everything that their sequences hold, the batch's own tokens included, which
     /// [`Self::store_kv`] must have stored.
     ///
-    /// Shapes: `q` `[num_tokens, num_heads, head_dim]`, and so becomes `out`. Dtypes: f32; with a bfloat16 cache `q`
+    /// Shapes: `q` `[num_tokens, num_heads, head_dim]`, and so becomes `out`; the number of heads follows from the length of `q`.
+    /// Dtypes: f32; with a bfloat16 cache `q`
     /// and the softmax weights are rounded to bfloat16 before they are multiplied. Scores are scaled by
     /// `1 / sqrt(head_dim)`.
     ///

@@ -12,6 +12,7 @@ use std::arch::x86_64::{
     _mm512_permutex2var_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_unpackhi_pd,
     _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
+use std::hint::black_box;
 
 use half::bf16;
 
@@ -163,11 +164,12 @@ linear_block!(
 /// `steps` times 24 independent products of pairs.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(crate) fn bf16_products(steps: usize) -> f32 {
-    let ones = load_pairs(&[bf16::ONE; 32]);
+    // Numbers that the compiler does not know, as for `f32_products`.
+    let [a, b] = black_box([[bf16::ONE; 32]; 2]).map(|numbers| load_pairs(&numbers));
     let mut acc = [_mm512_setzero_ps(); 24];
     for _ in 0..steps {
         for acc in &mut acc {
-            *acc = dot_pairs(ones, ones, *acc);
+            *acc = dot_pairs(a, b, *acc);
         }
     }
     acc.into_iter().map(|acc| reduce([acc; 4])[0]).sum()
@@ -176,11 +178,12 @@ pub(crate) fn bf16_products(steps: usize) -> f32 {
 /// `steps` times 24 independent products.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn f32_products(steps: usize) -> f32 {
-    let ones = load_f32(&[1.0; 16]);
+    // Of numbers that the compiler knows it would make sums.
+    let [a, b] = black_box([[1.0; 16]; 2]).map(|numbers| load_f32(&numbers));
     let mut acc = [_mm512_setzero_ps(); 24];
     for _ in 0..steps {
         for acc in &mut acc {
-            *acc = mul_add(ones, ones, *acc);
+            *acc = mul_add(a, b, *acc);
         }
     }
     acc.into_iter().map(|acc| reduce([acc; 4])[0]).sum()

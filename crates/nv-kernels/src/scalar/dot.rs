@@ -1,5 +1,7 @@
 //! Dot products of weight rows and tokens.
 
+use std::hint::black_box;
+
 use crate::panel::{Outputs, Panel};
 
 /// `x @ wᵀ` for bfloat16 weights.
@@ -43,13 +45,25 @@ fn linear<W: Copy>(w: Panel<'_, W>, token: &[f32], mut out: Outputs<'_>, widen: 
     }
 }
 
-/// `steps` times 8 independent products.
+/// Lanes of the vectors that the compiler makes of plain arithmetic, on x86-64 and elsewhere.
+const LANES: usize = 4;
+
+/// As many vectors as there are registers for.
+const VECTORS: usize = 12;
+
+pub(crate) const PRODUCTS_A_STEP: usize = VECTORS * LANES;
+
+/// `steps` times [`PRODUCTS_A_STEP`] independent products.
 pub(crate) fn f32_products(steps: usize) -> f32 {
-    let mut acc = [0.0f32; 8];
-    for step in 0..steps {
+    // Numbers that the compiler does not know, lest it multiply them once for all steps.
+    let (a, b) = black_box(([0.5; LANES], [1.0; LANES]));
+    let mut acc = black_box([[0.0f32; LANES]; VECTORS]);
+    for _ in 0..steps {
         for acc in &mut acc {
-            *acc += std::hint::black_box(step as f32) * 0.5;
+            for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
+                *acc = *acc * a + b;
+            }
         }
     }
-    acc.into_iter().sum()
+    black_box(acc)[0][0]
 }

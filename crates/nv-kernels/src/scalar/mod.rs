@@ -2,4 +2,4 @@
 
 mod dot;
 
-pub(crate) use dot::{f32_products, linear_bf16_f32, linear_f32};
+pub(crate) use dot::{PRODUCTS_A_STEP, f32_products, linear_bf16_f32, linear_f32};
