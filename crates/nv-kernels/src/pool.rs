@@ -38,7 +38,7 @@ const SPINS_A_YIELD: u32 = 100;
 const OFFER_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The bit of [`Shared::gate`] that says that a region is open to join; the bits below count who is inside.
-const OPEN: usize = 1 << 32;
+const OPEN: u64 = 1 << 32;
 
 /// A fixed set of threads that run parallel regions; the calling thread is one of them.
 pub struct Pool {
@@ -53,7 +53,7 @@ struct Offer(Instant);
 
 struct Shared {
     /// [`OPEN`] and the number of workers inside the region.
-    gate: AtomicUsize,
+    gate: AtomicU64,
     /// The region's work. Written by the caller while the gate is closed and nobody is inside; read by workers
     /// inside.
     work: UnsafeCell<Work>,
@@ -122,7 +122,7 @@ impl Pool {
             return Err(Error::Threads { found: threads, max: MAX_THREADS });
         }
         let shared = Arc::new(Shared {
-            gate: AtomicUsize::new(0),
+            gate: AtomicU64::new(0),
             work: UnsafeCell::new(Work { closure: std::ptr::null(), call: |_, _| () }),
             runs: (0..threads).map(|_| Run::default()).collect(),
             panicked: AtomicBool::new(false),
@@ -166,13 +166,14 @@ impl Pool {
     /// # Panics
     /// If `work` does, after every thread has left it.
     pub fn run<F: Fn(usize) + Sync>(&self, pieces: usize, work: F) {
+        if pieces <= 1 || self.workers.is_empty() {
+            return (0..pieces).for_each(work);
+        }
         let mut turn = match self.turn.try_lock() {
-            Ok(turn) if pieces > 1 && !self.workers.is_empty() => turn,
+            Ok(turn) => turn,
             // A piece of an earlier region panicked; nothing is left half-done by that.
-            Err(TryLockError::Poisoned(turn)) if pieces > 1 && !self.workers.is_empty() => {
-                turn.into_inner()
-            }
-            _ => return (0..pieces).for_each(work),
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return (0..pieces).for_each(work),
         };
         let shared = &*self.shared;
         let lent = Work {
@@ -202,10 +203,12 @@ impl Pool {
         let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(0, lent)));
         shared.close();
         turn.renew();
+        // Taken before anything unwinds, so that the next region does not find it.
+        let worker_panicked = shared.panicked.swap(false, SeqCst);
         if let Err(payload) = own {
             panic::resume_unwind(payload);
         }
-        assert!(!shared.panicked.swap(false, SeqCst), "a worker panicked in a parallel region");
+        assert!(!worker_panicked, "a worker panicked in a parallel region");
     }
 }
 
@@ -318,6 +321,7 @@ impl fmt::Debug for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::AtomicU32;
 
     use super::*;
@@ -378,6 +382,28 @@ mod tests {
         let total = AtomicU32::new(0);
         pool.run(8, |_| _ = total.fetch_add(1, SeqCst));
         assert_eq!(total.load(SeqCst), 8);
+    }
+
+    #[test]
+    fn a_region_in_which_all_threads_panic_leaves_the_next_one_alone() {
+        let pool = Pool::new(2).unwrap();
+        let both_are_inside = Barrier::new(2);
+        let result = panic::catch_unwind(AssertUnwindSafe(|| {
+            pool.run(2, |piece| {
+                both_are_inside.wait();
+                panic!("piece {piece}");
+            });
+        }));
+        assert!(result.is_err());
+        pool.run(2, |_| ());
+    }
+
+    #[test]
+    fn a_region_of_one_piece_leaves_the_workers_to_others() {
+        let pool = Pool::new(2).unwrap();
+        let both_are_inside = Barrier::new(2);
+        // Each of the two pieces inside waits for the other, which one thread alone could not give.
+        pool.run(1, |_| pool.run(2, |_| _ = both_are_inside.wait()));
     }
 
     #[test]
