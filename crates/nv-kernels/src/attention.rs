@@ -31,13 +31,7 @@ pub(crate) fn run(
     q: &[f32],
     out: &mut Vec<f32>,
 ) {
-    layout.check(kv);
-    let mut num_tokens = 0;
-    for sequence in sequences {
-        // So no token is in two of them, or in none.
-        assert_eq!(sequence.first_token, num_tokens, "sequences are packed one after another");
-        num_tokens += sequence.num_tokens;
-    }
+    let num_tokens = layout.check(kv, sequences);
     if num_tokens == 0 {
         assert!(q.is_empty());
         out.clear();
@@ -94,11 +88,6 @@ fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -
     let step = (QUERY_ROWS / groups).max(1);
     let mut pieces = Vec::new();
     for sequence in sequences {
-        let first = sequence.first_token;
-        assert!(
-            sequence.block_table.len() * layout.block_size >= sequence.kv_len(),
-            "token {first}: blocks are missing"
-        );
         for first in (0..sequence.num_tokens).step_by(step) {
             let num_tokens = step.min(sequence.num_tokens - first);
             pieces.extend((0..layout.num_kv_heads).map(|kv_head| Piece {
@@ -115,6 +104,35 @@ fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -
         (piece.kv_head, longest_first, sequence.first_token, Reverse(piece.first))
     });
     pieces
+}
+
+/// An element of a cache: a number, or two of them.
+trait Element: Copy {
+    fn is_finite(self) -> bool;
+
+    /// Only the first of two numbers.
+    fn first(self) -> Self;
+}
+
+/// A pair of bfloat16.
+impl Element for u32 {
+    fn is_finite(self) -> bool {
+        [0x7f80_u32, 0x7f80_0000].iter().all(|exponent| self & exponent != *exponent)
+    }
+
+    fn first(self) -> Self {
+        self & 0xffff
+    }
+}
+
+impl Element for f32 {
+    fn is_finite(self) -> bool {
+        f32::is_finite(self)
+    }
+
+    fn first(self) -> Self {
+        self
+    }
 }
 
 /// What queries and weights are multiplied as: some numbers at once, by as many of an element of the cache.
@@ -220,7 +238,7 @@ impl<A, B> Cache<'_, A, B> {
 }
 
 /// Attends the queries of one piece.
-fn attend<A: Operand, B>(
+fn attend<A: Operand, B: Element>(
     cache: &Cache<'_, A, B>,
     layout: &KvLayout,
     piece: &Piece<'_>,
@@ -238,11 +256,11 @@ fn attend<A: Operand, B>(
     let kv_len = position(num_rows - 1) + 1;
 
     let q_row = head_dim / A::NUMBERS;
+    let heads = piece.kv_head * groups..(piece.kv_head + 1) * groups;
     let mut queries = vec![A::default(); num_rows * q_row];
-    for (row, query) in queries.chunks_mut(q_row).enumerate() {
-        let head = piece.kv_head * groups + row % groups;
-        let at = ((first_token + row / groups) * num_heads + head) * head_dim;
-        A::round(cache.elementwise, &q[at..at + head_dim], query);
+    for (token, queries) in queries.chunks_mut(groups * q_row).enumerate() {
+        let q = &q[(first_token + token) * num_heads * head_dim..][..num_heads * head_dim];
+        A::round(cache.elementwise, &q[heads.start * head_dim..heads.end * head_dim], queries);
     }
 
     let scale = 1.0 / (head_dim as f32).sqrt();
@@ -253,6 +271,7 @@ fn attend<A: Operand, B>(
     let mut packed_weights = Vec::new();
     let halves_of_dim: Vec<usize> = (0..head_dim).step_by(HALF).collect();
     let (mut runs, mut ahead) = (Vec::new(), Vec::new());
+    let mut seen_values: Vec<B> = Vec::new();
 
     for tile in (0..kv_len).step_by(KEY_TILE) {
         let end = kv_len.min(tile + KEY_TILE);
@@ -286,39 +305,51 @@ fn attend<A: Operand, B>(
             scores[visible..].fill(f32::NEG_INFINITY);
         }
         cache.softmax_step(&mut scores, scale, &mut states, &mut corrections);
-        for (sums, &correction) in attended.chunks_exact_mut(head_dim).zip(&corrections) {
-            if correction < 1.0 {
-                for sum in sums {
-                    *sum *= correction;
+        correct(&mut attended, head_dim, &corrections);
+
+        let weights = A::of_rounded(cache.elementwise, &scores, &mut packed_weights);
+        let weights_stride = KEY_TILE / A::NUMBERS;
+        let mut add_values = |rows: Range<usize>, v: &[B], runs: &[Run], ahead: &[&[B]]| {
+            for halves in halves_of_dim.chunks(halves_at_once(rows.len())) {
+                cache.outer(Outer {
+                    a: &weights[rows.start * weights_stride..],
+                    a_stride: weights_stride,
+                    num_rows: rows.len(),
+                    b: v,
+                    runs,
+                    halves,
+                    b_stride: head_dim,
+                    c: &mut attended[rows.start * head_dim + halves[0]..],
+                    c_stride: head_dim,
+                    ahead: if halves[0] == 0 { ahead } else { &[] },
+                });
+            }
+        };
+        let not_seen_by_all = end.min(tile.max(first_position + 1))..end;
+        if layout.values::<A, B>(cache.v, piece, not_seen_by_all).all(all_finite) {
+            runs.clear();
+            runs.extend(layout.by_block(tile..end).map(|keys| Run {
+                start: layout.value_row::<A>(piece, keys.start),
+                num_steps: keys.len().div_ceil(A::NUMBERS),
+            }));
+            ahead.clear();
+            ahead.extend(layout.parts::<A, B>(cache.v, piece, next));
+            add_values(0..num_rows, cache.v, &runs, &ahead);
+        } else {
+            // Their weights are 0 where a query does not see them, but 0 · NaN is NaN: what a query doesn't see stays away.
+            for token in 0..piece.num_tokens {
+                let seen = tile..end.min(first_position + token + 1);
+                if !seen.is_empty() {
+                    let num_steps = seen.len().div_ceil(A::NUMBERS);
+                    layout.copy_values::<A, B>(cache.v, piece, seen, &mut seen_values);
+                    let rows = token * groups..(token + 1) * groups;
+                    add_values(rows, &seen_values, &[Run { start: 0, num_steps }], &[]);
                 }
             }
         }
-
-        let weights = A::of_rounded(cache.elementwise, &scores, &mut packed_weights);
-        runs.clear();
-        runs.extend(layout.by_block(tile..end).map(|keys| Run {
-            start: layout.value_row::<A>(piece, keys.start),
-            num_steps: keys.len().div_ceil(A::NUMBERS),
-        }));
-        ahead.clear();
-        ahead.extend(layout.parts::<A, B>(cache.v, piece, next));
-        for halves in halves_of_dim.chunks(halves_at_once(num_rows)) {
-            cache.outer(Outer {
-                a: weights,
-                a_stride: KEY_TILE / A::NUMBERS,
-                num_rows,
-                b: cache.v,
-                runs: &runs,
-                halves,
-                b_stride: head_dim,
-                c: &mut attended[halves[0]..],
-                c_stride: head_dim,
-                ahead: if halves[0] == 0 { &ahead } else { &[] },
-            });
-        }
     }
 
-    let columns = piece.kv_head * groups * head_dim..(piece.kv_head + 1) * groups * head_dim;
+    let columns = heads.start * head_dim..heads.end * head_dim;
     // SAFETY: these tokens and heads are this piece's alone (`pieces`), and the pool runs a piece once.
     #[expect(unsafe_code, reason = "pieces write disjoint parts")]
     let mut part = unsafe { out.part(first_token..first_token + piece.num_tokens, columns) };
@@ -328,6 +359,22 @@ fn attend<A: Operand, B>(
             out.write(sum / states[row].total);
         }
     }
+}
+
+/// Multiplies each row by its correction: most are 1.
+fn correct(attended: &mut [f32], head_dim: usize, corrections: &[f32]) {
+    for (sums, &correction) in attended.chunks_exact_mut(head_dim).zip(corrections) {
+        if correction < 1.0 {
+            for sum in sums {
+                *sum *= correction;
+            }
+        }
+    }
+}
+
+/// Looks at all of them: that is vectors, where stopping at one is not.
+fn all_finite(values: &[impl Element]) -> bool {
+    values.iter().fold(true, |all, value| all & value.is_finite())
 }
 
 impl KvLayout {
@@ -347,7 +394,7 @@ impl KvLayout {
         })
     }
 
-    /// What `elements`, keys or values, hold of `positions`, which start with a tile: a part for each block.
+    /// What `elements`, keys or values, hold of `positions`, which start and end between elements: a part for each block.
     fn parts<'c, A: Operand, B>(
         &self,
         elements: &'c [B],
@@ -359,6 +406,36 @@ impl KvLayout {
             let start = self.region::<A>(piece, positions.start) + within;
             &elements[start..start + positions.len() * self.head_dim / A::NUMBERS]
         })
+    }
+
+    /// The values of `positions`, and of those that share an element with one: a part for each block.
+    fn values<'c, A: Operand, B>(
+        &self,
+        values: &'c [B],
+        piece: &Piece<'_>,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = &'c [B]> {
+        let whole = |position: usize| position.next_multiple_of(A::NUMBERS);
+        let first = positions.start / A::NUMBERS * A::NUMBERS;
+        self.parts::<A, B>(values, piece, first..whole(positions.end))
+    }
+
+    /// Makes `out` the values of `positions`, and of no others: if they end within an element, it is cleared from there on.
+    fn copy_values<A: Operand, B: Element>(
+        &self,
+        values: &[B],
+        piece: &Piece<'_>,
+        positions: Range<usize>,
+        out: &mut Vec<B>,
+    ) {
+        out.clear();
+        out.extend(self.values::<A, B>(values, piece, positions.clone()).flatten());
+        if !positions.len().is_multiple_of(A::NUMBERS) {
+            let last = out.len() - self.head_dim;
+            for value in &mut out[last..] {
+                *value = value.first();
+            }
+        }
     }
 
     /// Where the keys of 8 tokens from `position` on are, a multiple of 8: 8 lanes every [`Self::lanes`] elements.

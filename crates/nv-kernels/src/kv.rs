@@ -35,24 +35,42 @@ impl KvLayout {
         if self.block_size.is_multiple_of(2 * HALF) { 2 * HALF } else { HALF }
     }
 
+    /// Checks what `sequences` say about a cache. Returns the number of their tokens in the batch.
+    ///
     /// # Panics
-    /// If the layout is not one that the kernels have, or the cache is not whole blocks.
-    pub(crate) fn check(&self, kv: &KvMut<'_>) {
-        assert!(
-            self.block_size > 0 && self.block_size.is_multiple_of(HALF),
-            "block_size {}",
-            self.block_size
-        );
-        assert!(
-            self.head_dim > 0 && self.head_dim.is_multiple_of(16),
-            "head_dim {}",
-            self.head_dim
-        );
+    /// If the layout is not one that the kernels have, the cache is not whole blocks, a sequence's blocks are not in the cache
+    /// or too few, or the sequences are not packed one after another.
+    pub(crate) fn check(&self, kv: &KvMut<'_>, sequences: &[Sequence<'_>]) -> usize {
+        let Self { block_size, num_kv_heads, head_dim } = *self;
+        assert!(block_size > 0 && block_size.is_multiple_of(HALF), "block_size {block_size}");
+        assert!(num_kv_heads > 0, "num_kv_heads {num_kv_heads}");
+        assert!(head_dim > 0 && head_dim.is_multiple_of(16), "head_dim {head_dim}");
+        let elements = block_size
+            .checked_mul(num_kv_heads)
+            .and_then(|rows| rows.checked_mul(head_dim))
+            .expect("a block's elements can be counted");
         let (k, v, block) = match kv {
-            KvMut::Bf16 { k, v } => (k.len(), v.len(), self.block_elements() / 2),
-            KvMut::F32 { k, v } => (k.len(), v.len(), self.block_elements()),
+            KvMut::Bf16 { k, v } => (k.len(), v.len(), elements / 2),
+            KvMut::F32 { k, v } => (k.len(), v.len(), elements),
         };
         assert!(k == v && k.is_multiple_of(block), "{k} and {v} elements in blocks of {block}");
+        let num_blocks = k / block;
+
+        let mut num_tokens = 0;
+        for &Sequence { first_token, num_tokens: tokens, start_pos, block_table } in sequences {
+            // So no token is in two of them, or in none.
+            assert_eq!(first_token, num_tokens, "sequences are packed one after another");
+            num_tokens += tokens;
+            let kv_len = start_pos.checked_add(tokens).expect("positions can be counted");
+            let used = block_table.get(..kv_len.div_ceil(block_size));
+            let used = used.unwrap_or_else(|| panic!("token {first_token}: blocks are missing"));
+            let last = used.iter().max().map_or(0, |&last| last as usize);
+            assert!(
+                used.is_empty() || last < num_blocks,
+                "token {first_token}: block {last} of {num_blocks}"
+            );
+        }
+        num_tokens
     }
 }
 
@@ -110,8 +128,14 @@ pub(crate) fn store(
     k: &[f32],
     v: &[f32],
 ) {
-    layout.check(kv);
-    assert_eq!(k.len(), v.len());
+    let num_tokens = layout.check(kv, sequences);
+    let expected = num_tokens * layout.num_kv_heads * layout.head_dim;
+    assert!(
+        k.len() == expected && v.len() == expected,
+        "expected {expected} numbers, found {} of keys and {} of values",
+        k.len(),
+        v.len()
+    );
     let elementwise = kernels.elementwise;
     match kv {
         KvMut::Bf16 { k: keys, v: values } => {

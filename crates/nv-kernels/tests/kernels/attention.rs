@@ -44,6 +44,10 @@ impl Shape {
     }
 
     fn run(&self, isa: Isa, way: &Way, len: usize) -> Vec<f32> {
+        self.run_on(&self.inputs(len, 1), isa, way)
+    }
+
+    fn run_on(&self, inputs: &Inputs, isa: Isa, way: &Way) -> Vec<f32> {
         let kernels = Kernels::for_isa(isa).unwrap();
         let pool = Pool::new(way.threads).unwrap();
         let layout = KvLayout {
@@ -53,7 +57,7 @@ impl Shape {
         };
         let (kv, heads) =
             (self.num_kv_heads * self.head_dim, self.num_kv_heads * self.head_dim * self.groups);
-        let inputs = self.inputs(len, 1);
+        let len = inputs.k.len() / kv;
         let other = self.inputs(way.neighbour, 100);
         let blocks = |len: usize| u32::try_from(len.div_ceil(way.block_size)).unwrap();
         let num_blocks = 2 * (blocks(len) + blocks(way.neighbour)) + 1;
@@ -207,12 +211,73 @@ fn what_an_earlier_owner_left_in_a_block_is_not_seen() {
 }
 
 #[test]
+fn what_is_not_finite_stays_with_those_who_see_it() {
+    let len = 75;
+    for (rounded, groups) in [(true, 2), (false, 2), (true, 5), (false, 1)] {
+        let shape = Shape { num_kv_heads: 2, groups, head_dim: 16, rounded };
+        let (kv, heads) = (shape.num_kv_heads * 16, shape.num_kv_heads * groups * 16);
+        // The first or second of a pair, in a tile or its first, with others that are seen behind it.
+        for (poisoned, bad) in [(1, f32::NAN), (6, f32::INFINITY), (64, f32::NAN), (71, f32::NAN)] {
+            let clean = shape.inputs(len, 1);
+            let mut inputs = shape.inputs(len, 1);
+            inputs.k[poisoned * kv..][..kv].fill(bad);
+            inputs.v[poisoned * kv..][..kv].fill(bad);
+            for isa in tiers() {
+                let alone = shape.run_on(&clean, isa, &PLAIN);
+                for (chunk, block_size) in [(len, 128), (len, 8), (30, 24)] {
+                    let way = Way { chunk, block_size, threads: 2, ..PLAIN };
+                    let got = shape.run_on(&inputs, isa, &way);
+                    let (before, after) = got.split_at(poisoned * heads);
+                    assert_eq!(before, &alone[..before.len()], "{isa} {shape:?} {poisoned}");
+                    assert!(after.iter().all(|x| x.is_nan()), "{isa} {shape:?} {poisoned}");
+                }
+            }
+        }
+    }
+}
+
+/// Attends one token over a cache of two blocks.
+fn attend_one(layout: KvLayout, sequences: &[Sequence<'_>]) {
+    let (mut keys, mut values) = (vec![0u32; 128], vec![0u32; 128]);
+    let kv = KvMut::Bf16 { k: &mut keys, v: &mut values };
+    let (kernels, pool) = (Kernels::best().unwrap(), Pool::new(1).unwrap());
+    let q = vec![0.0; 16 * sequences.len()];
+    kernels.attention(&pool, &layout, &kv, sequences, &q, &mut Vec::new());
+}
+
+const SMALL: KvLayout = KvLayout { block_size: 8, num_kv_heads: 1, head_dim: 16 };
+const ONE: Sequence<'_> =
+    Sequence { first_token: 0, num_tokens: 1, start_pos: 0, block_table: &[0] };
+
+#[test]
 #[should_panic(expected = "packed one after another")]
 fn sequences_that_overlap_in_the_batch_are_refused() {
-    let layout = KvLayout { block_size: 8, num_kv_heads: 1, head_dim: 16 };
-    let (mut keys, mut values) = (vec![0u32; 64], vec![0u32; 64]);
-    let kv = KvMut::Bf16 { k: &mut keys, v: &mut values };
-    let sequence = Sequence { first_token: 0, num_tokens: 1, start_pos: 0, block_table: &[0] };
+    attend_one(SMALL, &[ONE; 2]);
+}
+
+#[test]
+#[should_panic(expected = "token 0: block 2 of 2")]
+fn a_block_that_the_cache_lacks_is_refused() {
+    attend_one(SMALL, &[Sequence { block_table: &[2], ..ONE }]);
+}
+
+#[test]
+#[should_panic(expected = "token 0: blocks are missing")]
+fn a_block_table_that_is_too_short_is_refused() {
+    attend_one(SMALL, &[Sequence { start_pos: 8, ..ONE }]);
+}
+
+#[test]
+#[should_panic(expected = "a block's elements can be counted")]
+fn blocks_too_large_for_any_memory_are_refused() {
+    attend_one(KvLayout { block_size: 1 << 60, ..SMALL }, &[ONE]);
+}
+
+#[test]
+#[should_panic(expected = "expected 16 numbers, found 32 of keys and 16 of values")]
+fn more_keys_than_tokens_are_refused() {
+    let (mut keys, mut values) = (vec![0.0; 128], vec![0.0; 128]);
+    let mut kv = KvMut::F32 { k: &mut keys, v: &mut values };
     let (kernels, pool) = (Kernels::best().unwrap(), Pool::new(1).unwrap());
-    kernels.attention(&pool, &layout, &kv, &[sequence; 2], &[0.0; 32], &mut Vec::new());
+    kernels.store_kv(&pool, &SMALL, &mut kv, &[ONE], &[0.0; 32], &[0.0; 16]);
 }
