@@ -83,6 +83,42 @@ proptest! {
     }
 
     #[test]
+    fn swiglu_follows_the_definition(
+        num_tokens in 1usize..20,
+        out_features in 1usize..70,
+        in_features in 1usize..200,
+    ) {
+        let x = values(num_tokens * in_features, 7);
+        let weights = [3, 4].map(|seed| -> Vec<bf16> {
+            let w = values(out_features * in_features, seed);
+            w.into_iter().map(|w| bf16::from_f32(4.0 * w)).collect()
+        });
+        let [gate, up] = weights.each_ref().map(|w| Matrix::bf16(w, in_features));
+        let product = |w: &[bf16], x: &[f32]| -> f64 {
+            w.iter().zip(x).map(|(w, &x)| w.to_f64() * f64::from(x)).sum()
+        };
+        let want: Vec<f64> = x
+            .chunks(in_features)
+            .flat_map(|x| {
+                let [gate, up] = weights
+                    .each_ref()
+                    .map(|w| w.chunks(in_features).map(|w| product(w, x)).collect::<Vec<_>>());
+                gate.into_iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+            })
+            .collect();
+        for isa in tiers() {
+            let (kernels, pool) = (Kernels::for_isa(isa).unwrap(), Pool::new(2).unwrap());
+            let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+            kernels.swiglu(&pool, &x, Precision::F32, &mut scratch, (gate, up), &mut out);
+            prop_assert_eq!(out.len(), want.len());
+            for (i, (&got, want)) in out.iter().zip(&want).enumerate() {
+                let tolerance = 1e-5 * in_features as f64 * want.abs().max(1.0);
+                prop_assert!((f64::from(got) - want).abs() < tolerance, "{isa} {i}: {got} against {want}");
+            }
+        }
+    }
+
+    #[test]
     fn a_tokens_bits_depend_on_the_token_alone(
         num_tokens in 1usize..70,
         out_features in 1usize..70,

@@ -2,8 +2,9 @@
 
 mod attention;
 mod linear;
+mod rows;
 
-use nv_kernels::Isa;
+use nv_kernels::{Isa, Kernels, Pool};
 
 /// Reproducible values in ±1.
 fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -21,6 +22,27 @@ fn values(len: usize, seed: u32) -> Vec<f32> {
 /// The tiers of this machine.
 fn tiers() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+fn assert_same_bits(got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len());
+    assert!(got.iter().zip(want).all(|(got, want)| got.to_bits() == want.to_bits()));
+}
+
+/// Holds what `run` puts out to the same bits in every tier with 1, 2 and 8 threads, and returns it.
+fn assert_same_in_all_tiers(run: impl Fn(&Kernels, &Pool, &mut Vec<f32>)) -> Vec<f32> {
+    let pools = [1, 2, 8].map(|threads| Pool::new(threads).unwrap());
+    let mut scalar = Vec::new();
+    run(Kernels::for_isa(Isa::Scalar).unwrap(), &pools[0], &mut scalar);
+    for isa in tiers() {
+        for pool in &pools {
+            // What an earlier call left is not seen.
+            let mut out = vec![f32::NAN; 5];
+            run(Kernels::for_isa(isa).unwrap(), pool, &mut out);
+            assert_same_bits(&out, &scalar);
+        }
+    }
+    scalar
 }
 
 #[test]
