@@ -6,9 +6,11 @@
 use std::env;
 use std::io::Write;
 use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use nv_kernels::Isa;
 
 use crate::{deny, openai, page, root, router, tidy, verify};
 
@@ -71,6 +73,17 @@ const STEPS: &[Step] = &[
 /// # Errors
 /// If a step fails; the later ones don't run.
 pub fn run(out: &mut dyn Write) -> Result<()> {
+    let (here, lacking): (Vec<Isa>, Vec<Isa>) =
+        Isa::ALL.into_iter().partition(|isa| isa.is_available());
+    writeln!(
+        out,
+        "tiers tested: {}; not of this machine: {}",
+        verify::list(&here),
+        verify::list(&lacking)
+    )?;
+    if thread::available_parallelism()?.get() == 1 {
+        writeln!(out, "skipped: the pool's fair share of a contended core, which needs two cores")?;
+    }
     for step in STEPS {
         let name = step.name();
         writeln!(out, "== {name}")?;

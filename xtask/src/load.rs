@@ -100,7 +100,10 @@ fn client(args: &Args, index: u64, address: &str, is_over: &AtomicBool) -> Seen 
                 seen.num_refused += 1;
                 thread::sleep(Duration::from_millis(500));
             }
-            Err(error) => seen.errors.push(format!("{error:#}")),
+            Err(error) => {
+                seen.errors.push(format!("{error:#}"));
+                thread::sleep(Duration::from_millis(500));
+            }
         }
     }
     seen

@@ -67,6 +67,7 @@ pub(crate) fn stream(
 /// If it can't be had.
 pub(crate) fn get(address: &str, path: &str) -> Result<String> {
     let mut connection = TcpStream::connect(address)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
     let head = format!("GET {path} HTTP/1.1\r\nhost: load\r\nconnection: close\r\n\r\n");
     connection.write_all(head.as_bytes())?;
     let mut page = String::new();

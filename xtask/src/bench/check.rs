@@ -1,6 +1,6 @@
 //! Two records side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::record::{Record, Row};
@@ -36,6 +36,12 @@ pub fn changes(old: &Record, new: &Record, allowed: f64) -> Vec<Change> {
     .collect()
 }
 
+/// The names of benchmarks that only the old record has.
+pub fn lost<'a>(old: &'a Record, new: &Record) -> Vec<&'a str> {
+    let now: BTreeSet<&str> = new.rows.iter().map(|row| &*row.name).collect();
+    old.rows.iter().map(|row| &*row.name).filter(|name| !now.contains(name)).collect()
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, old, new, is_slower, .. } = self;
@@ -68,6 +74,7 @@ mod tests {
             let new = record(&[("a", interval), ("added", [1.0, 1.0, 1.0])]);
             let found = changes(&old, &new, 0.1);
             assert_eq!(found.len(), 1);
+            assert_eq!(lost(&old, &new), ["gone"]);
             assert_eq!((found[0].is_slower, found[0].is_faster), expected, "{interval:?}");
         };
         check([90.0, 100.0, 110.0], (false, false));

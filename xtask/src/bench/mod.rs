@@ -13,7 +13,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
-pub use check::{Change, changes};
+pub use check::{Change, changes, lost};
 pub use limits::Limits;
 pub use record::{Record, Row};
 pub use report::{ReportArgs, report};
@@ -61,8 +61,11 @@ pub fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
     let status = Command::new(cargo).args(&bench).current_dir(root()).status()?;
     ensure!(status.success(), "cargo bench failed: {status}");
 
-    let full = if env::var_os(FULL).is_some() { format!("{FULL}=1 ") } else { String::new() };
-    let command = format!("{full}cargo {}", bench.join(" "));
+    let variables = [FULL, "NV_ISA"].into_iter().filter_map(|name| {
+        let value = env::var_os(name)?;
+        Some(format!("{name}={} ", value.display()))
+    });
+    let command = format!("{}cargo {}", variables.collect::<String>(), bench.join(" "));
     let limits = before.max(Limits::measure()?);
     let record = Record::of_criterion(&root().join("target/criterion"), start, command, limits)?;
     ensure!(!record.rows.is_empty(), "no benchmark has a name that the filter finds");
@@ -78,26 +81,29 @@ pub fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Compares two records, and prints what became faster or slower by more than noise.
+/// Compares two records, and prints what became faster or slower by more than noise, and what the new one lacks.
 ///
 /// # Errors
 /// If something became slower by more than is allowed, or a record can't be read.
 pub fn check(args: &CheckArgs, out: &mut dyn Write) -> Result<()> {
     let (old, new) = (Record::read(&args.old)?, Record::read(&args.new)?);
+    let machine =
+        |record: &Record| format!("{} × {}, kernels {}", record.num_cpus, record.cpu, record.isa);
+    let (old_machine, new_machine) = (machine(&old), machine(&new));
     ensure!(
-        old.cpu == new.cpu && old.num_cpus == new.num_cpus,
-        "the records are of different machines: {} × {} and {} × {}",
-        old.num_cpus,
-        old.cpu,
-        new.num_cpus,
-        new.cpu
+        old_machine == new_machine,
+        "the records are not of the same machine and kernels: {old_machine} and {new_machine}"
     );
     let changes = changes(&old, &new, args.allow);
     for change in changes.iter().filter(|change| change.is_slower || change.is_faster) {
         writeln!(out, "{change}")?;
     }
+    let lost = lost(&old, &new);
+    for name in &lost {
+        writeln!(out, "gone    {name}")?;
+    }
     let num_slower = changes.iter().filter(|change| change.is_slower).count();
-    writeln!(out, "{} compared, {num_slower} slower", changes.len())?;
+    writeln!(out, "{} compared, {num_slower} slower, {} gone", changes.len(), lost.len())?;
     ensure!(!changes.is_empty(), "the records have no benchmark in common");
     ensure!(num_slower == 0, "{num_slower} benchmarks became slower");
     Ok(())

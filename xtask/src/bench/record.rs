@@ -30,7 +30,7 @@ pub struct Record {
     pub cpu: String,
     /// Processors that the benchmarks could use.
     pub num_cpus: String,
-    /// The best tier of kernels.
+    /// The tier of kernels that the models ran on: the best one, or the one that `NV_ISA` names.
     pub isa: String,
     /// The commit, with a `+` behind it if the tree had changes.
     pub commit: String,
@@ -79,7 +79,7 @@ impl Record {
             date: said_by("date", &["-u", "+%F"])?,
             cpu: cpu(),
             num_cpus: std::thread::available_parallelism().map_or(1, usize::from).to_string(),
-            isa: Isa::detect().to_string(),
+            isa: Isa::from_env()?.to_string(),
             commit: format!("{}{mark}", said_by("git", &["rev-parse", "--short=12", "HEAD"])?),
             command,
             limits,

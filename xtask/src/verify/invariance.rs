@@ -46,17 +46,27 @@ impl Invariance {
 
 impl fmt::Display for Invariance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { checkpoint, dtype, num_runs, num_rows, num_other_rows, .. } = self;
+        let Self {
+            checkpoint, dtype, num_runs, num_rows, num_accepted_tokens, num_other_rows, ..
+        } = self;
         let (isa, verdict) = (self.isa.to_string(), verdict(self.passed()));
         write!(
             f,
-            "  {checkpoint:<16}  {isa:<10}  {dtype:<5}  {num_runs:>4}  {num_rows:>6}  {num_other_rows:>9}  {verdict}"
+            "  {checkpoint:<16}  {isa:<10}  {dtype:<5}  {num_runs:>4}  {num_rows:>6}  {num_accepted_tokens:>8}  \
+             {num_other_rows:>9}  {verdict}"
         )?;
         match &self.first_other_way {
             Some(way) => write!(f, ", first: {way}"),
             None => Ok(()),
         }
     }
+}
+
+/// Whether every row passed, and every tier has guessed right: speculation in which nothing is accepted would show nothing.
+pub fn passed(rows: &[Invariance]) -> bool {
+    let has_guessed =
+        |isa: Isa| rows.iter().any(|row| row.isa == isa && row.num_accepted_tokens > 0);
+    rows.iter().all(|row| row.passed() && has_guessed(row.isa))
 }
 
 /// Serves the demo checkpoint and a random one, in both dtypes, greedily and at random, in all [`ways`].
@@ -130,13 +140,14 @@ pub(super) fn table(rows: &[Invariance]) -> String {
     let head = format!(
         "serving: an engine's tokens and bits of logits against the model's alone, greedy and seeded, each in {} of \
          {NUM_ALL_WAYS} ways,\nin which every two choices meet of others in the batch, chunk, block size, prefix hit, \
-         preemption, threads and speculation\n  {:<16}  {:<10}  {:<5}  {:>4}  {:>6}  {:>9}\n",
+         preemption, threads and speculation\n  {:<16}  {:<10}  {:<5}  {:>4}  {:>6}  {:>8}  {:>9}\n",
         ways().len(),
         "checkpoint",
         "tier",
         "dtype",
         "runs",
         "rows",
+        "accepted",
         "differing",
     );
     rows.iter().fold(head, |table, row| format!("{table}{row}\n"))
@@ -177,14 +188,18 @@ mod tests {
         let (good, bad) = (row(0, None), row(3, Some("whole prompt")));
         assert!(good.passed() && !bad.passed());
         assert!(!Invariance { num_rows: 0, ..row(0, None) }.passed());
+        let guessed = || Invariance { num_accepted_tokens: 4, ..row(0, None) };
+        assert!(passed(&[row(0, None), guessed()]));
+        assert!(!passed(&[row(0, None), row(0, None)]) && !passed(&[guessed(), row(3, None)]));
+        assert!(!passed(&[guessed(), Invariance { isa: Isa::Avx2, ..row(0, None) }]));
         let table = table(&[good, bad]);
         let lines: Vec<&str> = table.lines().skip(2).collect();
         assert_eq!(
             lines,
             [
-                "  checkpoint        tier        dtype  runs    rows  differing",
-                "  demo              scalar      f32      34     442          0  pass",
-                "  demo              scalar      f32      34     442          3  FAIL, first: whole prompt",
+                "  checkpoint        tier        dtype  runs    rows  accepted  differing",
+                "  demo              scalar      f32      34     442         0          0  pass",
+                "  demo              scalar      f32      34     442         0          3  FAIL, first: whole prompt",
             ]
         );
     }
