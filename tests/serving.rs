@@ -81,25 +81,30 @@ fn token_ids(generation: nv_engine::Result<Generation>) -> Vec<Vec<TokenId>> {
     generation.unwrap().completions.into_iter().map(|completion| completion.token_ids).collect()
 }
 
-#[test]
-fn what_a_nan_left_in_a_block_is_not_seen_by_its_next_owner() {
-    const POISON: TokenId = 300;
-    let (_dir, files) = random("untied-gqa2-bias");
-    let clean = |dtype| {
-        let params = SamplingParams::default().with_max_tokens(40).unwrap();
-        engine(&files, dtype).generate(vec![request(3, 50, &params)]).remove(0)
-    };
-    let expected = [DType::F32, DType::BF16].map(|dtype| token_ids(clean(dtype)));
+/// A token whose embedding is NaN in [`poisoned`].
+const POISON: TokenId = 300;
 
-    // The last row of 64 elements of the embedding that the poison is looked up in.
+/// A checkpoint that gives NaN for [`POISON`], and what it gives for `request(3, 50, params)` in f32 and bfloat16.
+fn poisoned(params: &SamplingParams) -> (TempDir, ModelFiles, [(DType, Vec<Vec<TokenId>>); 2]) {
+    let (dir, files) = random("untied-gqa2-bias");
+    let expected = [DType::F32, DType::BF16].map(|dtype| {
+        let alone = engine(&files, dtype).generate(vec![request(3, 50, params)]).remove(0);
+        (dtype, token_ids(alone))
+    });
     let path = &files.weights[0];
     let mut bytes = fs::read(path).unwrap();
     let start = start_of("model.embed_tokens.weight", &bytes) + 2 * 64 * POISON as usize;
     bytes[start..start + 2].copy_from_slice(&[0xff, 0x7f]);
     fs::write(path, bytes).unwrap();
-    for (dtype, expected) in [DType::F32, DType::BF16].into_iter().zip(expected) {
+    (dir, files, expected)
+}
+
+#[test]
+fn what_a_nan_left_in_a_block_is_not_seen_by_its_next_owner() {
+    let params = SamplingParams::default().with_max_tokens(40).unwrap();
+    let (_dir, files, expected) = poisoned(&params);
+    for (dtype, expected) in expected {
         let mut engine = engine(&files, dtype);
-        let params = SamplingParams::default().with_max_tokens(40).unwrap();
         // Fills all blocks.
         let poisoned = Request::new(vec![POISON; 80], params.clone());
         for _ in 0..3 {
@@ -113,6 +118,23 @@ fn what_a_nan_left_in_a_block_is_not_seen_by_its_next_owner() {
             }
             assert_eq!(token_ids(generations.remove(0)), expected, "{dtype:?}");
         }
+    }
+}
+
+#[test]
+fn a_nan_is_not_seen_by_those_who_share_what_comes_before_it() {
+    let params = SamplingParams::default().with_max_tokens(40).unwrap();
+    let (_dir, files, expected) = poisoned(&params);
+    for (dtype, expected) in expected {
+        let config = EngineConfig { max_num_seqs: 8, max_num_batched_tokens: 40, ..small() };
+        let mut engine = engine_with(&files, dtype, config);
+        let mut shared = request(3, 27, &params);
+        // In the same chunk, which samples nothing, so that the blocks before it are there to be shared.
+        shared.prompt_token_ids.extend([POISON; 30]);
+        assert!(engine.generate(vec![shared]).remove(0).is_err());
+        let generation = engine.generate(vec![request(3, 50, &params)]).remove(0);
+        assert_eq!(generation.as_ref().unwrap().num_cached_tokens, 24, "{dtype:?}");
+        assert_eq!(token_ids(generation), expected, "{dtype:?}");
     }
 }
 
