@@ -114,6 +114,37 @@ impl EngineHandle {
         answer.blocking_recv().unwrap_or(Err(Error::Stopped))
     }
 
+    /// Serves a request to its end. Who waits no longer, dropping the future, aborts it.
+    ///
+    /// # Errors
+    /// As [`Self::add_request`]; what the request ended with, if it failed.
+    pub async fn generate(&self, request: Request) -> Result<Generation> {
+        let n = request.params.n();
+        let mut stream = self.add_request(request).await?;
+        let mut gathered = Gathered::new(stream.id, n);
+        while let Some(output) = stream.next().await {
+            gathered.push(output);
+        }
+        gathered.finish()
+    }
+
+    /// As [`Self::generate`], for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    ///
+    /// # Panics
+    /// In async code.
+    pub fn blocking_generate(&self, request: Request) -> Result<Generation> {
+        let n = request.params.n();
+        let mut stream = self.blocking_add_request(request)?;
+        let mut gathered = Gathered::new(stream.id, n);
+        while let Some(output) = stream.blocking_next() {
+            gathered.push(output);
+        }
+        gathered.finish()
+    }
+
     /// Counts and state, between two steps.
     ///
     /// # Errors
@@ -207,18 +238,6 @@ impl RequestStream {
         // An engine that is gone has nothing to abort.
         let _ = self.aborts.send((self.id, Some(index)));
         true
-    }
-
-    /// The whole request, when it is done.
-    ///
-    /// # Errors
-    /// What the request ended with, if it failed.
-    pub async fn collect(mut self) -> Result<Generation> {
-        let mut gathered = Gathered::new(self.id, self.unfinished.len());
-        while let Some(output) = self.next().await {
-            gathered.push(output);
-        }
-        gathered.finish()
     }
 
     /// What is handed out of what has come, unless it is of a continuation that was aborted.
@@ -375,18 +394,16 @@ mod tests {
     use crate::engine::tests::{
         FakeModel, PANICS, config, engine, engine_to_break, request, slow_engine,
     };
-    use crate::{EngineConfig, FinishReason};
+    use crate::{EngineConfig, FinishReason, TokenId};
 
     fn spawn(config: &EngineConfig) -> (EngineHandle, JoinHandle<Engine<FakeModel>>) {
         EngineHandle::spawn(engine(100, config)).unwrap()
     }
 
-    fn blocking_collect(mut stream: RequestStream) -> Result<Generation> {
-        let mut gathered = Gathered::new(stream.id, stream.unfinished.len());
-        while let Some(output) = stream.blocking_next() {
-            gathered.push(output);
-        }
-        gathered.finish()
+    /// The rest of a stream's only continuation.
+    fn read_to_end(mut stream: RequestStream) -> Vec<TokenId> {
+        let outputs = iter::from_fn(|| stream.blocking_next());
+        outputs.flat_map(|output| output.token_ids).collect()
     }
 
     #[test]
@@ -396,7 +413,7 @@ mod tests {
         let expected = engine(100, &config()).generate(requests.clone());
         let callers = requests.into_iter().map(|request| {
             let handle = handle.clone();
-            thread::spawn(move || blocking_collect(handle.blocking_add_request(request).unwrap()))
+            thread::spawn(move || handle.blocking_generate(request))
         });
         let callers: Vec<_> = callers.collect();
         for (caller, expected) in callers.into_iter().zip(expected) {
@@ -419,9 +436,7 @@ mod tests {
             let callers: Vec<_> = (0..6)
                 .map(|i| {
                     let handle = handle.clone();
-                    tokio::spawn(async move {
-                        handle.add_request(request(i, 9, 20)).await?.collect().await
-                    })
+                    tokio::spawn(async move { handle.generate(request(i, 9, 20)).await })
                 })
                 .collect();
             for caller in callers {
@@ -436,6 +451,26 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_whole_whichever_continuation_ends_first() {
+        let (handle, thread) = spawn(&config());
+        let mut several = request(1, 9, 40);
+        several.params = several.params.with_n(4).unwrap().with_temperature(2.0).unwrap();
+        several.params = several.params.with_stop_token_ids(vec![3, 7]).with_seed(3);
+        let expected = engine(100, &config()).generate(vec![several.clone()]).pop().unwrap();
+        let found = handle.blocking_generate(several).unwrap();
+        let texts = |generation: Generation| -> Vec<Vec<TokenId>> {
+            let completions = generation.completions.into_iter();
+            completions.map(|completion| completion.token_ids).collect()
+        };
+        let (found, expected) = (texts(found), texts(expected.unwrap()));
+        assert_eq!(found, expected);
+        let lens: Vec<usize> = found.iter().map(Vec::len).collect();
+        assert!(lens.len() == 4 && lens.is_sorted_by(|a, b| a < b), "{lens:?}");
+        drop(handle);
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn a_stream_that_is_dropped_aborts_its_request() {
         let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
         let mut stream = handle.blocking_add_request(request(1, 9, 180)).unwrap();
@@ -443,9 +478,9 @@ mod tests {
         drop(stream);
         // One that waited to be read, and one that was read to its end, are not aborted.
         let slow = handle.blocking_add_request(request(2, 9, 180)).unwrap();
-        blocking_collect(handle.blocking_add_request(request(3, 9, 20)).unwrap()).unwrap();
+        handle.blocking_generate(request(3, 9, 20)).unwrap();
         handle.blocking_shut_down();
-        assert_eq!(blocking_collect(slow).unwrap().completions[0].token_ids.len(), 180);
+        assert_eq!(read_to_end(slow).len(), 180);
         let stats = thread.join().unwrap().stats();
         assert_eq!((stats.num_aborted, stats.num_finished), (1, 2));
         assert_eq!(stats.scheduler.num_used_blocks, 0);
@@ -505,8 +540,7 @@ mod tests {
         assert!(matches!(refused, Err(Error::Stopped)));
         assert!(matches!(handle.blocking_stats(), Err(Error::Stopped)));
         for stream in streams {
-            let generation = blocking_collect(stream).unwrap();
-            assert_eq!(generation.completions[0].token_ids.len(), 100);
+            assert_eq!(read_to_end(stream).len(), 100);
         }
         thread.join().unwrap();
     }
@@ -517,9 +551,9 @@ mod tests {
         let refused = handle.blocking_add_request(request(1, 0, 20));
         assert!(matches!(refused, Err(Error::EmptyPrompt)));
         let bad = Request { prompt_token_ids: vec![PANICS], ..request(1, 9, 20) };
-        let failed = blocking_collect(handle.blocking_add_request(bad).unwrap());
+        let failed = handle.blocking_generate(bad);
         assert!(matches!(failed, Err(Error::Panic { .. })));
-        blocking_collect(handle.blocking_add_request(request(1, 9, 20)).unwrap()).unwrap();
+        handle.blocking_generate(request(1, 9, 20)).unwrap();
         drop(handle);
         thread.join().unwrap();
     }
