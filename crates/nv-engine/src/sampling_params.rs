@@ -188,22 +188,18 @@ impl SamplingParams {
     ///
     /// # Errors
     /// [`Error::SamplingParameter`] if there are none.
-    pub fn with_allowed_token_ids(mut self, mut allowed_token_ids: Vec<TokenId>) -> Result<Self> {
+    pub fn with_allowed_token_ids(mut self, allowed_token_ids: Vec<TokenId>) -> Result<Self> {
         if allowed_token_ids.is_empty() {
             return refuse("allowed_token_ids", "at least one token id", "none");
         }
-        allowed_token_ids.sort_unstable();
-        allowed_token_ids.dedup();
-        self.allowed_token_ids = Some(allowed_token_ids);
+        self.allowed_token_ids = Some(ascending(allowed_token_ids));
         Ok(self)
     }
 
     /// Never samples any of these tokens; by default any may come.
     #[must_use]
-    pub fn with_banned_token_ids(mut self, mut banned_token_ids: Vec<TokenId>) -> Self {
-        banned_token_ids.sort_unstable();
-        banned_token_ids.dedup();
-        self.banned_token_ids = banned_token_ids;
+    pub fn with_banned_token_ids(mut self, banned_token_ids: Vec<TokenId>) -> Self {
+        self.banned_token_ids = ascending(banned_token_ids);
         self
     }
 
@@ -229,14 +225,14 @@ impl SamplingParams {
     /// Ends at any of these tokens; by default at none.
     #[must_use]
     pub fn with_stop_token_ids(mut self, stop_token_ids: Vec<TokenId>) -> Self {
-        self.stop_token_ids = stop_token_ids;
+        self.stop_token_ids = ascending(stop_token_ids);
         self
     }
 
     /// Ends at any of these tokens too, which are the model's own, unless `ignore_eos` is set; by default at none.
     #[must_use]
     pub fn with_eos_token_ids(mut self, eos_token_ids: Vec<TokenId>) -> Self {
-        self.eos_token_ids = eos_token_ids;
+        self.eos_token_ids = ascending(eos_token_ids);
         self
     }
 
@@ -325,14 +321,15 @@ impl SamplingParams {
         }
         let may_come = |token_id| {
             let ends = [&self.stop_token_ids, &self.eos_token_ids];
+            let is_end = || ends.iter().any(|ids| ids.binary_search(token_id).is_ok());
             self.banned_token_ids.binary_search(token_id).is_err()
-                && (self.min_tokens == 0 || !ends.iter().any(|ids| ids.contains(token_id)))
+                && (self.min_tokens == 0 || !is_end())
         };
         if let Some(allowed) = &self.allowed_token_ids
             && !allowed.iter().any(may_come)
         {
             let expected = "a token id that is not banned nor, with min_tokens, ends the text";
-            return refuse("allowed_token_ids", expected, format!("{allowed:?}"));
+            return refuse("allowed_token_ids", expected, format!("none among {}", allowed.len()));
         }
         if let Some(max_tokens) = self.max_tokens.filter(|&max_tokens| self.min_tokens > max_tokens)
         {
@@ -412,12 +409,12 @@ impl SamplingParams {
         self.max_tokens
     }
 
-    /// The tokens that end a text by the request's will.
+    /// The tokens that end a text by the request's will, in ascending order.
     pub fn stop_token_ids(&self) -> &[TokenId] {
         &self.stop_token_ids
     }
 
-    /// The tokens that end a text by the model's will.
+    /// The tokens that end a text by the model's will, in ascending order.
     pub fn eos_token_ids(&self) -> &[TokenId] {
         &self.eos_token_ids
     }
@@ -437,8 +434,8 @@ impl SamplingParams {
     /// assert!(params.stops_at(5) && !params.stops_at(7));
     /// ```
     pub fn stops_at(&self, token_id: TokenId) -> bool {
-        self.stop_token_ids.contains(&token_id)
-            || (!self.ignore_eos && self.eos_token_ids.contains(&token_id))
+        self.stop_token_ids.binary_search(&token_id).is_ok()
+            || (!self.ignore_eos && self.eos_token_ids.binary_search(&token_id).is_ok())
     }
 
     /// How many continuations are asked for, at least 1.
@@ -461,6 +458,13 @@ impl SamplingParams {
     pub fn prompt_logprobs(&self) -> Option<usize> {
         self.prompt_logprobs
     }
+}
+
+/// Each token once, so that lists cost what they say, however often they say it, and can be searched.
+fn ascending(mut token_ids: Vec<TokenId>) -> Vec<TokenId> {
+    token_ids.sort_unstable();
+    token_ids.dedup();
+    token_ids
 }
 
 /// The value as the arithmetic of logits takes it.
@@ -548,7 +552,7 @@ mod tests {
                         with min_tokens, ends the text, found";
         check(
             params().with_banned_token_ids(vec![1, 2, 3]).with_allowed_token_ids(vec![2, 1, 2]),
-            &format!("{expected} [1, 2]"),
+            &format!("{expected} none among 2"),
         );
         check(
             params()
@@ -556,7 +560,7 @@ mod tests {
                 .with_eos_token_ids(vec![1])
                 .with_min_tokens(1)
                 .with_allowed_token_ids(vec![1, 2]),
-            &format!("{expected} [1, 2]"),
+            &format!("{expected} none among 2"),
         );
         check(
             params().with_min_tokens(9).with_max_tokens(8),
@@ -584,6 +588,21 @@ mod tests {
             .with_logprobs(100)
             .with_prompt_logprobs(0);
         params.check(100).unwrap();
+    }
+
+    #[test]
+    fn a_token_that_is_named_twice_counts_once() {
+        let often: Vec<TokenId> = [9, 4].repeat(100_000);
+        let params = SamplingParams::default()
+            .with_stop_token_ids(often.clone())
+            .with_eos_token_ids(often.clone())
+            .with_banned_token_ids(often.clone())
+            .with_allowed_token_ids(often)
+            .unwrap();
+        let lists = [params.stop_token_ids(), params.eos_token_ids(), params.banned_token_ids()];
+        assert_eq!(lists, [[4, 9]; 3]);
+        assert_eq!(params.allowed_token_ids(), Some(&[4, 9][..]));
+        assert!(params.stops_at(4) && params.stops_at(9) && !params.stops_at(5));
     }
 
     #[test]
