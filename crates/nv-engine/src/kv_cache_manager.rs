@@ -202,10 +202,16 @@ impl KvCacheManager {
 
     /// Takes the sequence's blocks back, the last one first, so that a beginning outlives its continuations.
     pub fn free(&mut self, blocks: &mut SequenceBlocks) {
-        while let Some(id) = blocks.block_ids.pop() {
+        self.trim(blocks, 0);
+    }
+
+    /// Takes the blocks back that the sequence's first `num_tokens` tokens don't need.
+    pub fn trim(&mut self, blocks: &mut SequenceBlocks, num_tokens: usize) {
+        let num_blocks = self.num_blocks_for(num_tokens);
+        for id in blocks.block_ids.drain(num_blocks.min(blocks.block_ids.len())..).rev() {
             self.pool.free(id);
         }
-        blocks.num_cached_blocks = 0;
+        blocks.num_cached_blocks = blocks.num_cached_blocks.min(num_blocks);
     }
 
     /// The index of the block that holds the next position to write, if it exists and others hold it too.

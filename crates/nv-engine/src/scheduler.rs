@@ -202,7 +202,8 @@ impl Scheduler {
     /// the sequence [samples](ScheduledSequence::samples) none. With `is_finished` the sequence ends; it ends by
     /// itself when it has its `max_tokens` or fills `max_model_len`.
     ///
-    /// Proposed tokens are accepted as far as `token_ids` repeat them; the rest counts as not computed. If the sequence was
+    /// Proposed tokens are accepted as far as `token_ids` repeat them; the rest counts as not computed, and gives its
+    /// blocks back. If the sequence was
     /// aborted in the meantime, or preempted, nothing happens.
     ///
     /// # Panics
@@ -233,7 +234,7 @@ impl Scheduler {
             (sequence.num_computed_tokens + num_own_tokens + num_accepted).min(max);
         self.counts.num_draft_tokens += scheduled.num_draft_tokens as u64;
         self.counts.num_accepted_tokens += num_accepted as u64;
-        self.cache_computed_blocks(scheduled.slot);
+        self.settle_blocks(scheduled.slot);
         self.record(|scheduler| {
             let sequence = &scheduler.sequences[scheduled.slot];
             Event::Updated {
@@ -565,11 +566,13 @@ impl Scheduler {
         self.record(|_| Event::Finished { id: sequence.id });
     }
 
-    fn cache_computed_blocks(&mut self, slot: Slot) {
+    /// Makes the blocks that a step filled findable, and takes those back that only rejected tokens had.
+    fn settle_blocks(&mut self, slot: Slot) {
         let sequence = &mut self.sequences[slot];
         let num_computed_tokens = sequence.num_computed_tokens;
         let (blocks, token_ids) = sequence.blocks_and_token_ids();
         self.kv_cache.cache_blocks(blocks, token_ids, num_computed_tokens);
+        self.kv_cache.trim(blocks, token_ids.len());
     }
 
     fn check_new(&self, id: SequenceId) -> Result<()> {

@@ -25,7 +25,11 @@ impl Scheduler {
             assert!(sequence.num_computed_tokens < sequence.num_tokens());
             assert!(sequence.num_tokens() < sequence.max_num_tokens);
             let num_tokens = sequence.num_computed_tokens + sequence.num_scheduled_tokens;
-            assert!(sequence.blocks.block_ids().len() >= self.kv_cache.num_blocks_for(num_tokens));
+            let num_blocks = sequence.blocks.block_ids().len();
+            assert!(num_blocks >= self.kv_cache.num_blocks_for(num_tokens));
+            // Rejected tokens keep no blocks.
+            let num_tokens = num_tokens.max(sequence.num_tokens());
+            assert!(num_blocks <= self.kv_cache.num_blocks_for(num_tokens));
         }
         self.kv_cache.check_invariants(self.sequences.iter().map(|sequence| &sequence.blocks));
     }
@@ -402,6 +406,19 @@ fn proposals_take_what_budget_length_and_blocks_leave() {
     scheduler.propose(SequenceId(1), &[1, 2, 3, 4]).unwrap();
     let output = schedule(&mut scheduler);
     assert_eq!((summary(&output), output.preempted.len()), (vec![(1, 4, 1), (2, 2, 1)], 0));
+}
+
+#[test]
+fn rejected_tokens_give_their_blocks_back() {
+    let mut scheduler = scheduler(config(6), [new(1, 3, 20), new(2, 3, 20)]);
+    step(&mut scheduler, &[(1, 0, 3), (2, 0, 3)]);
+    scheduler.propose(SequenceId(1), &[1; 14]).unwrap();
+    // The proposal takes all blocks that are free; both sequences have room for one more token in theirs.
+    let output = step(&mut scheduler, &[(1, 3, 15), (2, 3, 1)]);
+    assert_eq!(output.scheduled[0].num_draft_tokens, 14);
+    assert_eq!(scheduler.stats().num_used_blocks, 3);
+    let output = step(&mut scheduler, &[(1, 4, 1), (2, 4, 1)]);
+    assert_eq!((output.preempted.len(), scheduler.stats().num_used_blocks), (0, 4));
 }
 
 #[test]

@@ -315,8 +315,10 @@ impl Engine {
             if variety.is_multiple_of(3) {
                 let mut draft = expected.token_ids[num_tokens..].to_vec();
                 draft.truncate(variety % 5);
-                if let Some(last) = draft.last_mut().filter(|_| variety.is_multiple_of(2)) {
-                    *last = (*last + 1) % VOCAB_SIZE;
+                if variety.is_multiple_of(2) && !draft.is_empty() {
+                    // What follows it is rejected too.
+                    let wrong = variety / 6 % draft.len();
+                    draft[wrong] = (draft[wrong] + 1) % VOCAB_SIZE;
                 }
                 self.scheduler.propose(id, &draft).unwrap();
             }
