@@ -511,7 +511,7 @@ impl Scheduler {
         }
         let sequence = &mut self.sequences[slot];
         let num_tokens = sequence.num_tokens();
-        let num_cached_tokens = if sequence.skip_prefix_cache {
+        let num_cached_tokens = if sequence.skips_prefix_cache() {
             0
         } else {
             let (blocks, token_ids) = sequence.blocks_and_token_ids();
@@ -532,10 +532,10 @@ impl Scheduler {
             return false;
         }
         sequence.num_computed_tokens = num_cached_tokens;
-        if sequence.num_cached_tokens.replace(num_cached_tokens).is_none()
-            && self.config.enable_prefix_caching
-            && !sequence.skip_prefix_cache
-        {
+        // What a preempted sequence finds is its own.
+        let is_first = sequence.num_cached_tokens.is_none();
+        sequence.num_cached_tokens.get_or_insert(num_cached_tokens);
+        if is_first && self.config.enable_prefix_caching && !sequence.skips_prefix_cache() {
             self.counts.num_prefix_queries += num_tokens as u64;
             self.counts.num_prefix_hits += num_cached_tokens as u64;
         }

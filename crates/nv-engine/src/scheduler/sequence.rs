@@ -33,7 +33,8 @@ pub struct NewSequence {
     pub arrival: u64,
     /// Only sequences of an equal salt share blocks.
     pub cache_salt: Option<Arc<str>>,
-    /// Computes every token of the prompt, as its log probabilities need; others may still find its blocks.
+    /// Computes every token of the prompt, as its log probabilities need, until something is sampled; others may still
+    /// find its blocks.
     pub skip_prefix_cache: bool,
 }
 
@@ -75,7 +76,7 @@ pub(super) struct Sequence {
     pub(super) num_scheduled_tokens: usize,
     /// Tokens that the prefix cache gave; `None` until the sequence runs.
     pub(super) num_cached_tokens: Option<usize>,
-    pub(super) skip_prefix_cache: bool,
+    skip_prefix_cache: bool,
 }
 
 impl Sequence {
@@ -130,6 +131,11 @@ impl Sequence {
 
     pub(super) fn num_uncomputed_tokens(&self) -> usize {
         self.num_tokens - self.num_computed_tokens
+    }
+
+    /// Whether nothing is to be found of it. What was sampled has had all that the logits of the prompt are for.
+    pub(super) fn skips_prefix_cache(&self) -> bool {
+        self.skip_prefix_cache && self.num_tokens == self.num_prompt_tokens
     }
 
     /// Whether only the token that the last step sampled is to be computed.

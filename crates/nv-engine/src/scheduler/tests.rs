@@ -316,6 +316,21 @@ fn a_known_beginning_is_not_computed_again() {
 }
 
 #[test]
+fn a_prompt_is_computed_whole_only_until_something_is_sampled() {
+    let whole = NewSequence { skip_prefix_cache: true, ..new(1, 24, 9) };
+    let mut scheduler = scheduler(config(100), [whole]);
+    step(&mut scheduler, &[(1, 0, 16)]);
+    assert!(scheduler.preempt(SequenceId(1)));
+    step(&mut scheduler, &[(1, 0, 16)]);
+    step(&mut scheduler, &[(1, 16, 8)]);
+    assert!(scheduler.preempt(SequenceId(1)));
+    let output = step(&mut scheduler, &[(1, 24, 1)]);
+    // What it finds of itself was not there when it came.
+    assert_eq!(output.scheduled[0].num_cached_tokens, 0);
+    assert_eq!((scheduler.stats().num_prefix_queries, scheduler.stats().num_prefix_hits), (0, 0));
+}
+
+#[test]
 fn a_continuation_is_found_by_the_next_turn() {
     let mut scheduler = scheduler(config(100), [new(1, 5, 4)]);
     for (computed, num_tokens) in [(0, 5), (5, 1), (6, 1), (7, 1)] {
