@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
 use crate::TokenId;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::sampling_params::SamplingParams;
 
 /// Threads at most.
@@ -24,6 +24,9 @@ const MAX_NUM_WAITING: usize = 1024;
 const WORD: usize = u32::BITS as usize;
 
 /// What the texts of a request are held to, such as a grammar. Knows the tokens that texts are made of.
+///
+/// A panic, of this or of a [`ConstraintState`], is an error too: its request ends with [`Error::Constraint`], or is
+/// refused with it.
 pub trait Constraint: fmt::Debug + Send + Sync {
     /// A text that has not begun.
     fn begin(&self) -> Box<dyn ConstraintState>;
@@ -34,13 +37,13 @@ pub trait ConstraintState: Send {
     /// The tokens that may come next.
     ///
     /// # Errors
-    /// Why that can't be told. The text ends with that, as [`Error::Constraint`].
+    /// Why that can't be told. The request ends with that, as [`Error::Constraint`].
     fn next_tokens(&mut self) -> Result<TokenMask, String>;
 
     /// Goes on by a token that may come. Returns whether the text is complete: it may end, and nothing may follow.
     ///
     /// # Errors
-    /// Why it can't go on. The text ends with that, as [`Error::Constraint`].
+    /// Why it can't go on. The request ends with that, as [`Error::Constraint`].
     fn push(&mut self, token_id: TokenId) -> Result<bool, String>;
 }
 
@@ -124,28 +127,25 @@ pub(crate) struct Place {
     state: Box<dyn ConstraintState>,
     /// `None` until somebody asked.
     next: Option<Result<TokenMask>>,
-    stop_token_ids: Vec<TokenId>,
-    eos_token_ids: Vec<TokenId>,
+    /// The request's, which say what ends a text.
+    params: Arc<SamplingParams>,
 }
 
 impl ConstrainedText {
     /// A text that has not begun, of a request with `params`.
-    pub(crate) fn begin(constraint: &dyn Constraint, params: &SamplingParams) -> Self {
-        let eos_token_ids = if params.ignore_eos() { &[] } else { params.eos_token_ids() };
-        Self(Arc::new(Mutex::new(Place {
-            state: constraint.begin(),
-            next: None,
-            stop_token_ids: params.stop_token_ids().to_vec(),
-            eos_token_ids: eos_token_ids.to_vec(),
-        })))
+    ///
+    /// # Errors
+    /// [`Error::Constraint`] if `constraint` panics.
+    pub(crate) fn begin(constraint: &dyn Constraint, params: &Arc<SamplingParams>) -> Result<Self> {
+        let state = guard(|| Ok(constraint.begin()))?;
+        let params = Arc::clone(params);
+        Ok(Self(Arc::new(Mutex::new(Place { state, next: None, params }))))
     }
 
     /// The text, when nobody else has it.
-    ///
-    /// # Errors
-    /// [`Error::Constraint`] if a thread that had it panicked.
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Place>> {
-        self.0.lock().map_err(|_| refusal("it panicked".to_owned()))
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
+        // Panics of what it is held to don't come this far, and others leave it as it was.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,15 +156,18 @@ impl Place {
     /// # Errors
     /// [`Error::Constraint`] if that can't be told.
     pub(crate) fn next_tokens(&mut self) -> Result<&TokenMask> {
-        let Self { state, next, stop_token_ids, eos_token_ids } = self;
+        let Self { state, next, params } = self;
         let ask = || {
-            let mut mask = state.next_tokens().map_err(refusal)?;
+            let mut mask = guard(|| state.next_tokens())?;
             let may_end = mask.may_end();
-            for &token_id in &*eos_token_ids {
+            let eos_token_ids = if params.ignore_eos() { &[] } else { params.eos_token_ids() };
+            for &token_id in eos_token_ids {
                 mask.set(token_id, may_end);
             }
-            for &token_id in stop_token_ids.iter().filter(|_| may_end) {
-                mask.set(token_id, true);
+            if may_end {
+                for &token_id in params.stop_token_ids() {
+                    mask.set(token_id, true);
+                }
             }
             Ok(mask)
         };
@@ -177,7 +180,7 @@ impl Place {
     /// [`Error::Constraint`] if it can't go on.
     pub(crate) fn push(&mut self, token_id: TokenId) -> Result<bool> {
         self.next = None;
-        self.state.push(token_id).map_err(refusal)
+        guard(|| self.state.push(token_id))
     }
 }
 
@@ -187,8 +190,13 @@ impl fmt::Debug for Place {
     }
 }
 
-fn refusal(reason: String) -> Error {
-    Error::Constraint { reason }
+/// What a constraint answers. A panic of it is its request's alone, whichever thread asked: what it leaves half-done is
+/// asked nothing more.
+fn guard<T>(ask: impl FnOnce() -> Result<T, String>) -> Result<T> {
+    let answer = panic::catch_unwind(AssertUnwindSafe(ask));
+    answer
+        .unwrap_or_else(|panic| Err(format!("it panicked: {}", panic_message(&*panic))))
+        .map_err(|reason| Error::Constraint { reason })
 }
 
 /// The threads that ask ahead, as many as there is use for; none before the first text.
@@ -226,12 +234,8 @@ fn run(texts: &Mutex<Receiver<Weak<Mutex<Place>>>>) {
         let Ok(text) = text else { return };
         // Whoever gave the text up need not know.
         let Some(text) = text.upgrade() else { continue };
-        // A panic is found with the text, by whoever takes it next; an error, too.
-        let _ = panic::catch_unwind(AssertUnwindSafe(|| {
-            if let Ok(mut place) = text.lock() {
-                let _ = place.next_tokens();
-            }
-        }));
+        // An error is found with the text, by whoever takes it next.
+        let _ = ConstrainedText(text).lock().next_tokens();
     }
 }
 
@@ -267,6 +271,10 @@ mod tests {
         }
     }
 
+    fn begin(constraint: &Counted) -> ConstrainedText {
+        ConstrainedText::begin(constraint, &Arc::default()).unwrap()
+    }
+
     fn wait_for(num_asked: &AtomicUsize, expected: usize) {
         let end = Instant::now() + Duration::from_secs(20);
         while num_asked.load(Ordering::SeqCst) < expected {
@@ -290,22 +298,22 @@ mod tests {
     #[test]
     fn a_text_is_asked_once_a_token_and_ahead() {
         let counted = Counted::default();
-        let text = ConstrainedText::begin(&counted, &SamplingParams::default());
+        let text = begin(&counted);
         let mut lookahead = Lookahead::default();
         lookahead.ask(&text);
         wait_for(&counted.num_asked, 1);
         lookahead.ask(&text);
-        assert!(text.lock().unwrap().next_tokens().unwrap().allows(3));
-        assert!(!text.lock().unwrap().push(0).unwrap());
-        text.lock().unwrap().next_tokens().unwrap();
+        assert!(text.lock().next_tokens().unwrap().allows(3));
+        assert!(!text.lock().push(0).unwrap());
+        text.lock().next_tokens().unwrap();
         lookahead.ask(&text);
-        assert!(text.lock().unwrap().push(2).unwrap());
+        assert!(text.lock().push(2).unwrap());
         lookahead.ask(&text);
         wait_for(&counted.num_asked, 3);
         // One that is gone is asked nothing, and more than there is room for come to no harm.
         drop(text);
-        let gone = ConstrainedText::begin(&counted, &SamplingParams::default());
-        let held = gone.lock().unwrap();
+        let gone = begin(&counted);
+        let held = gone.lock();
         for _ in 0..2 * MAX_NUM_WAITING {
             lookahead.ask(&gone);
         }
@@ -321,12 +329,7 @@ mod tests {
             let mut place = Place {
                 state: Box::new(Fixed(TokenMask::new(vec![0b1001], may_end))),
                 next: None,
-                stop_token_ids: params.stop_token_ids().to_vec(),
-                eos_token_ids: if params.ignore_eos() {
-                    Vec::new()
-                } else {
-                    params.eos_token_ids().to_vec()
-                },
+                params: Arc::new(params.clone()),
             };
             let mask = place.next_tokens().unwrap();
             let allowed: Vec<TokenId> = (0..99).filter(|&id| mask.allows(id)).collect();
@@ -352,24 +355,19 @@ mod tests {
     #[test]
     fn errors_and_panics_are_the_texts_own() {
         let counted = Counted { panics: true, ..Counted::default() };
-        let text = ConstrainedText::begin(&counted, &SamplingParams::default());
+        let text = begin(&counted);
         let mut lookahead = Lookahead::default();
         lookahead.ask(&text);
         wait_for(&counted.num_asked, 1);
-        let end = Instant::now() + Duration::from_secs(20);
-        let error = loop {
-            match text.lock() {
-                Err(error) => break error,
-                Ok(_) => assert!(Instant::now() < end, "the panic is not found"),
-            }
-        };
-        assert_eq!(error.to_string(), "the text can't be held to what was asked: it panicked");
+        let error = text.lock().next_tokens().unwrap_err();
+        let expected = "the text can't be held to what was asked: it panicked: as it was told";
+        assert_eq!(error.to_string(), expected);
         // The thread goes on.
         let counted = Counted::default();
-        let text = ConstrainedText::begin(&counted, &SamplingParams::default());
+        let text = begin(&counted);
         lookahead.ask(&text);
         wait_for(&counted.num_asked, 1);
-        let error = text.lock().unwrap().push(3).unwrap_err();
+        let error = text.lock().push(3).unwrap_err();
         assert_eq!(error.to_string(), "the text can't be held to what was asked: three");
     }
 }

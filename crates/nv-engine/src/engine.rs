@@ -11,7 +11,6 @@ mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Instant;
@@ -21,7 +20,7 @@ use tracing::debug_span;
 use tracing::field::Empty;
 
 use crate::TokenId;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::kv_cache_size::KvCacheSize;
 use crate::model::{Model, PagedQwen3};
 use crate::prompt_lookup::PromptLookup;
@@ -158,7 +157,7 @@ impl<M: Model> Engine<M> {
         }
         let room = max_position_embeddings - prompt.len();
         let id = RequestId(self.next_id);
-        let running = Running::new(id, &request, self.lookup.clone());
+        let running = Running::new(id, &request, self.lookup.clone())?;
         self.scheduler.add_sequence(NewSequence {
             id: id.sequence(0),
             max_tokens: params.max_tokens().map(|max_tokens| max_tokens.min(room)),
@@ -200,7 +199,7 @@ impl<M: Model> Engine<M> {
         // What a panic leaves half-done goes with the requests of the step; the step's buffers are cleared by the next.
         let run = AssertUnwindSafe(|| step.run(model, scheduler, output, requests));
         let outcomes = panic::catch_unwind(run)
-            .unwrap_or_else(|panic| Err(Error::Panic { message: message(&*panic) }));
+            .unwrap_or_else(|panic| Err(Error::Panic { message: panic_message(&*panic) }));
 
         let now = Instant::now();
         let scheduled = std::mem::take(&mut self.output.scheduled);
@@ -407,11 +406,4 @@ impl<M: Model> Engine<M> {
             });
         }
     }
-}
-
-/// What a panic says.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
 }

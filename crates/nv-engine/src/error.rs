@@ -1,5 +1,6 @@
 //! What can go wrong between a prompt and its continuation.
 
+use std::any::Any;
 use std::io;
 use std::sync::Arc;
 
@@ -153,4 +154,11 @@ impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Candle(Arc::new(error))
     }
+}
+
+/// What a panic says.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
 }

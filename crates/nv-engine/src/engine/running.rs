@@ -18,7 +18,7 @@ use crate::{TokenId, TokenLogprobs};
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) id: RequestId,
-    pub(super) params: SamplingParams,
+    pub(super) params: Arc<SamplingParams>,
     pub(super) num_prompt_tokens: usize,
     /// Tokens of the prompt, from the second on, whose log-probabilities are out.
     pub(super) num_prompt_logprobs: usize,
@@ -43,13 +43,18 @@ pub(super) struct RunningSequence {
 }
 
 impl Running {
-    pub(super) fn new(id: RequestId, request: &Request, lookup: Option<PromptLookup>) -> Self {
-        let state = SamplingState::new(&request.params, 0, &request.prompt_token_ids);
+    pub(super) fn new(
+        id: RequestId,
+        request: &Request,
+        lookup: Option<PromptLookup>,
+    ) -> Result<Self> {
+        let params = Arc::new(request.params.clone());
+        let state = SamplingState::new(&params, 0, &request.prompt_token_ids);
         let constraint = request.constraint.clone();
-        let text = begin(constraint.as_deref(), &request.params);
-        Self {
+        let text = begin(constraint.as_deref(), &params)?;
+        Ok(Self {
             id,
-            params: request.params.clone(),
+            params,
             num_prompt_tokens: request.prompt_token_ids.len(),
             num_prompt_logprobs: 0,
             num_cached_tokens: 0,
@@ -57,7 +62,7 @@ impl Running {
             sequences: vec![Some(RunningSequence { state, lookup, text, last_token: None })],
             arrival: Instant::now(),
             first_step: None,
-        }
+        })
     }
 
     /// Which continuation a sequence is; `None` if it is another request's.
@@ -72,20 +77,20 @@ impl Running {
     }
 
     /// Begins the other continuations.
-    pub(super) fn fork(&mut self) {
-        let Some(first) = &self.sequences[0] else { return };
+    pub(super) fn fork(&mut self) -> Result<()> {
+        let Some(first) = &self.sequences[0] else { return Ok(()) };
         // No token has come yet: what they are held to begins anew.
-        let forks: Vec<_> = (1..self.params.n())
-            .map(|index| {
-                Some(RunningSequence {
-                    state: first.state.fork(index as u64),
-                    lookup: first.lookup.clone(),
-                    text: begin(self.constraint.as_deref(), &self.params),
-                    last_token: None,
-                })
-            })
-            .collect();
+        let forks = (1..self.params.n()).map(|index| {
+            Ok(Some(RunningSequence {
+                state: first.state.fork(index as u64),
+                lookup: first.lookup.clone(),
+                text: begin(self.constraint.as_deref(), &self.params)?,
+                last_token: None,
+            }))
+        });
+        let forks: Vec<_> = forks.collect::<Result<_>>()?;
         self.sequences.extend(forks);
+        Ok(())
     }
 
     /// A continuation, unless it has ended.
@@ -123,7 +128,7 @@ impl Running {
         let sequence = self.sequences[output.index].as_mut();
         let sequence = sequence.expect("only what has not ended is sampled");
         let state = &mut sequence.state;
-        let mut text = sequence.text.as_ref().map(ConstrainedText::lock).transpose()?;
+        let mut text = sequence.text.as_ref().map(ConstrainedText::lock);
         let mask = text.as_mut().map(|text| text.next_tokens()).transpose()?;
         let token_id = sampler.sample_masked(logits, &self.params, state, mask)?;
         state.push(token_id);
@@ -201,6 +206,9 @@ impl Running {
 }
 
 /// A continuation that has not begun, if it is held to anything.
-fn begin(constraint: Option<&dyn Constraint>, params: &SamplingParams) -> Option<ConstrainedText> {
-    constraint.map(|constraint| ConstrainedText::begin(constraint, params))
+fn begin(
+    constraint: Option<&dyn Constraint>,
+    params: &Arc<SamplingParams>,
+) -> Result<Option<ConstrainedText>> {
+    constraint.map(|constraint| ConstrainedText::begin(constraint, params)).transpose()
 }

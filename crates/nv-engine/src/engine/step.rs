@@ -222,7 +222,7 @@ impl Outcome {
             }
             Wanted::Sample { draft, .. } => (|| {
                 if index == 0 && request.is_to_fork() {
-                    request.fork();
+                    request.fork()?;
                     for index in 1..request.params.n() {
                         let mut output = request.output(index);
                         let token_id =

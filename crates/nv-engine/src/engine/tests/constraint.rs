@@ -1,6 +1,7 @@
 //! Texts that are held to a constraint, which is cheap and looks back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -77,6 +78,46 @@ impl ConstraintState for Rhythm {
     }
 }
 
+/// Where a constraint panics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    Begin,
+    /// At the second text of the request.
+    BeginAgain,
+    NextTokens,
+    Push,
+}
+
+/// Allows every token, and panics in one place.
+#[derive(Debug)]
+struct Faulty {
+    fault: Fault,
+    num_texts: AtomicUsize,
+}
+
+impl Constraint for Faulty {
+    fn begin(&self) -> Box<dyn ConstraintState> {
+        let here = match self.num_texts.fetch_add(1, Ordering::Relaxed) {
+            0 => Fault::Begin,
+            _ => Fault::BeginAgain,
+        };
+        assert!(self.fault != here, "at {here:?}");
+        Box::new(self.fault)
+    }
+}
+
+impl ConstraintState for Fault {
+    fn next_tokens(&mut self) -> Result<TokenMask, String> {
+        assert!(*self != Self::NextTokens, "at {self:?}");
+        Ok(TokenMask::new(vec![u32::MAX], true))
+    }
+
+    fn push(&mut self, _token_id: TokenId) -> Result<bool, String> {
+        assert!(*self != Self::Push, "at {self:?}");
+        Ok(false)
+    }
+}
+
 fn rhythmic(params: SamplingParams) -> Request {
     let constraint: Option<Arc<dyn Constraint>> = Some(Arc::new(Rhythm::default()));
     Request { constraint, ..Request::new(prompt(3, 20), params) }
@@ -147,33 +188,58 @@ fn a_constraint_that_fails_ends_its_own_request_alone() {
 }
 
 #[test]
+fn a_constraint_that_panics_ends_its_own_request_alone() {
+    let mut engine = engine(100, &config());
+    let expected = engine.generate(vec![request(3, 9, 20)]).pop().unwrap().unwrap();
+    for fault in [Fault::Begin, Fault::BeginAgain, Fault::NextTokens, Fault::Push] {
+        let faulty = Arc::new(Faulty { fault, num_texts: AtomicUsize::new(0) });
+        let mut bad = Request { constraint: Some(faulty), ..request(4, 9, 20) };
+        bad.params = bad.params.with_n(2).unwrap();
+        let mut generations = engine.generate(vec![bad, request(3, 9, 20)]);
+        let other = generations.pop().unwrap().unwrap();
+        assert_eq!(other.completions[0].token_ids, expected.completions[0].token_ids);
+        let error = generations.pop().unwrap().unwrap_err().to_string();
+        let reason = format!("it panicked: at {fault:?}");
+        assert_eq!(error, format!("the text can't be held to what was asked: {reason}"));
+        assert_idle(&engine);
+    }
+}
+
+#[test]
 fn a_constraint_goes_on_after_a_failing_step_of_others_and_after_preemption() {
     let params = SamplingParams::default().with_temperature(0.8).unwrap().with_n(3).unwrap();
     let params = params.with_max_tokens(60).unwrap();
-    let mut engine = engine(100, &EngineConfig { max_num_batched_tokens: 20, ..config() });
+    // One sequence at a time: what fails does so in a step of its own.
+    let mut engine = engine(100, &EngineConfig { max_num_seqs: 1, ..config() });
     let expected = engine.generate(vec![rhythmic(params.clone())]).pop().unwrap().unwrap();
     let id = engine.add_request(rhythmic(params.clone())).unwrap();
+    let bad = Request { prompt_token_ids: vec![PANICS], priority: -1, ..request(1, 1, 5) };
     let mut found = vec![Vec::new(); 3];
-    let mut num_steps = 0;
+    let (mut num_steps, mut num_failed) = (0, 0);
     while engine.has_unfinished_requests() {
         for output in engine.step() {
-            assert!(output.finished.as_ref().is_none_or(Result::is_ok));
-            found[output.index].extend(output.token_ids);
+            if output.request_id == id {
+                assert!(output.finished.as_ref().is_none_or(Result::is_ok));
+                found[output.index].extend(output.token_ids);
+            } else {
+                assert!(matches!(output.finished, Some(Err(Error::Panic { .. }))));
+                num_failed += 1;
+            }
         }
         num_steps += 1;
-        if num_steps % 4 == 2 {
-            engine.preempt(id);
+        if num_steps % 4 == 2 && engine.preempt(id) {
+            engine.add_request(bad.clone()).unwrap();
         }
     }
     for (found, expected) in found.iter().zip(&expected.completions) {
         assert_eq!(found, &expected.token_ids);
     }
-    assert!(engine.stats().scheduler.num_preemptions > 0);
+    assert!(num_failed > 3 && engine.stats().scheduler.num_preemptions == num_failed);
 
     // A step that fails takes its requests along, constrained or not; the next ones begin anew.
-    let bad = Request { prompt_token_ids: vec![PANICS], ..rhythmic(params.clone()) };
+    let mut engine = super::engine(100, &config());
     let generations = engine.generate(vec![rhythmic(params.clone()), bad]);
-    assert!(generations.iter().any(Result::is_err));
+    assert!(generations.iter().all(|it| matches!(it, Err(Error::Panic { .. }))));
     let again = engine.generate(vec![rhythmic(params)]).pop().unwrap().unwrap();
     for (again, expected) in again.completions.iter().zip(&expected.completions) {
         assert_eq!(again.token_ids, expected.token_ids);
