@@ -357,12 +357,10 @@ impl<M: Model> Engine<M> {
     /// Guesses what comes next.
     fn propose(&mut self, id: SequenceId) {
         let (request, index) = self.requests.get_mut(id);
-        let lookup = request.sequence(index).and_then(|sequence| sequence.lookup.as_mut());
-        if let Some(lookup) = lookup
-            && let Some(token_ids) = self.scheduler.token_ids(id)
-        {
-            self.draft.clear();
-            self.draft.extend_from_slice(lookup.propose(token_ids));
+        let Some(token_ids) = self.scheduler.token_ids(id) else { return };
+        self.draft.clear();
+        self.draft.extend_from_slice(request.propose(index, token_ids));
+        if !self.draft.is_empty() {
             self.scheduler.propose(id, &self.draft).expect("its tokens were just there");
         }
     }

@@ -29,6 +29,8 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::mem;
+use std::sync::Arc;
 
 use crate::TokenId;
 use crate::error::Result;
@@ -55,8 +57,10 @@ pub struct PromptLookup {
     min_ngram_size: usize,
     max_ngram_size: usize,
     num_speculative_tokens: usize,
-    /// Where a sequence of tokens, by its hash, ended first. Two of the same hash are told apart by their tokens.
-    first_ends: HashMap<u64, usize, BuildHasherDefault<DefaultHasher>>,
+    /// Those of the text's beginning, which clones share.
+    prompt: Arc<FirstEnds>,
+    /// Those of the rest that are not among them.
+    rest: FirstEnds,
     /// Tokens of the text at whose end all sequences are remembered.
     num_indexed_tokens: usize,
 }
@@ -86,9 +90,32 @@ impl PromptLookup {
             min_ngram_size,
             max_ngram_size,
             num_speculative_tokens,
-            first_ends: HashMap::default(),
+            prompt: Arc::default(),
+            rest: FirstEnds::default(),
             num_indexed_tokens: 0,
         })
+    }
+
+    /// Remembers the places of the prompt that several texts begin with, if that hasn't been done yet: clones share them,
+    /// instead of finding each its own.
+    pub(crate) fn index_prompt(&mut self, prompt: &[TokenId]) {
+        if self.num_indexed_tokens == 0 {
+            self.index(prompt, prompt.len());
+            self.prompt = Arc::new(mem::take(&mut self.rest));
+        }
+    }
+
+    /// Remembers the sequences that end in the first `num_tokens` of `token_ids`.
+    fn index(&mut self, token_ids: &[TokenId], num_tokens: usize) {
+        for end in self.num_indexed_tokens + 1..=num_tokens {
+            for ngram in self.ngrams(&token_ids[..end]) {
+                let hash = hash(ngram);
+                if !self.prompt.contains_key(&hash) {
+                    self.rest.entry(hash).or_insert(end);
+                }
+            }
+        }
+        self.num_indexed_tokens = self.num_indexed_tokens.max(num_tokens);
     }
 
     /// The tokens that may follow `token_ids`: a part of it, empty if there is no guess.
@@ -96,18 +123,15 @@ impl PromptLookup {
     /// `token_ids` is the whole text, prompt and continuation; each call's begins with the one before.
     pub fn propose<'t>(&mut self, token_ids: &'t [TokenId]) -> &'t [TokenId] {
         // What ends the text itself is no earlier place.
-        for end in self.num_indexed_tokens + 1..token_ids.len() {
-            for ngram in self.ngrams(&token_ids[..end]) {
-                self.first_ends.entry(hash(ngram)).or_insert(end);
-            }
-        }
-        self.num_indexed_tokens = self.num_indexed_tokens.max(token_ids.len().saturating_sub(1));
-
+        self.index(token_ids, token_ids.len().saturating_sub(1));
         for ngram in self.ngrams(token_ids) {
-            if let Some(&end) = self.first_ends.get(&hash(ngram))
+            let hash = hash(ngram);
+            let end = self.prompt.get(&hash).or_else(|| self.rest.get(&hash));
+            if let Some(&end) = end
                 && token_ids.get(..end).is_some_and(|text| text.ends_with(ngram))
             {
-                return &token_ids[end..token_ids.len().min(end + self.num_speculative_tokens)];
+                let guess = &token_ids[end..];
+                return &guess[..guess.len().min(self.num_speculative_tokens)];
             }
         }
         &[]
@@ -125,9 +149,20 @@ impl PromptLookup {
     }
 }
 
+/// Where a sequence of tokens, by its hash, ended first. Two of the same hash are told apart by their tokens.
+type FirstEnds = HashMap<u64, usize, BuildHasherDefault<DefaultHasher>>;
+
 /// The same in every process: what is guessed is to be repeatable.
 fn hash(ngram: &[TokenId]) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(ngram)
+}
+
+#[cfg(test)]
+impl PromptLookup {
+    /// Whether both found the places of one prompt together.
+    pub(crate) fn shares_prompt_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.prompt, &other.prompt)
+    }
 }
 
 #[cfg(test)]
@@ -202,6 +237,22 @@ mod tests {
     }
 
     #[test]
+    fn clones_share_a_prompt_and_keep_the_rest_apart() {
+        let mut base = PromptLookup::new(1, 2, 2).unwrap();
+        base.index_prompt(&[1, 2, 3]);
+        // What follows is another text's: nothing is done again.
+        base.index_prompt(&[1, 2, 3, 4]);
+        let mut others = [base.clone(), base.clone()];
+        assert_eq!(others[0].propose(&[1, 2, 3, 7, 8, 7]), [8, 7]);
+        assert_eq!(others[1].propose(&[1, 2, 3, 7, 9, 2]), [3, 7]);
+        assert_eq!(others[1].propose(&[1, 2, 3, 7, 9, 2, 7]), [9, 2]);
+        for other in others {
+            assert!(other.shares_prompt_with(&base));
+            assert!(!other.rest.is_empty() && base.rest.is_empty());
+        }
+    }
+
+    #[test]
     fn the_longest_match_counts_and_of_its_places_the_first() {
         let check = |text: &[TokenId], expected: &[TokenId]| {
             assert_eq!(PromptLookup::new(1, 3, 2).unwrap().propose(text), expected, "{text:?}");
@@ -213,6 +264,8 @@ mod tests {
         check(&[1, 5, 2, 5, 3, 5], &[2, 5]);
         check(&[9, 5, 1, 2, 3, 4, 5, 6, 4, 5], &[6, 4]);
         check(&[1, 2, 1, 2, 1, 2], &[1, 2]);
+        let mut lookup = PromptLookup::new(1, 3, usize::MAX).unwrap();
+        assert_eq!(lookup.propose(&[7, 1, 2, 3, 7]), [1, 2, 3, 7]);
     }
 
     proptest! {
@@ -223,11 +276,15 @@ mod tests {
             min_ngram_size in 1..3usize,
             more in 0..3usize,
             num_speculative_tokens in 1..6usize,
+            num_shared_tokens in 0..20usize,
         ) {
             let max_ngram_size = min_ngram_size + more;
             let mut lookup =
                 PromptLookup::new(min_ngram_size, max_ngram_size, num_speculative_tokens).unwrap();
-            let mut len = 0;
+            // A prompt is shorter than the text.
+            let mut len = num_shared_tokens.min(text.len().saturating_sub(1));
+            lookup.index_prompt(&text[..len]);
+            let shared = Arc::clone(&lookup.prompt);
             for step in steps {
                 len = text.len().min(len + step);
                 let text = &text[..len];
@@ -237,6 +294,7 @@ mod tests {
                 });
                 prop_assert_eq!(lookup.propose(text), expected.unwrap_or_default());
             }
+            prop_assert!(Arc::ptr_eq(&shared, &lookup.prompt));
         }
     }
 }

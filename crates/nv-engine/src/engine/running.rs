@@ -24,6 +24,8 @@ pub(super) struct Running {
     pub(super) num_prompt_logprobs: usize,
     pub(super) num_cached_tokens: usize,
     constraint: Option<Arc<dyn Constraint>>,
+    /// What the continuations' guesses start from, if there are to be any; knows the prompt once one of them has.
+    lookup: Option<PromptLookup>,
     /// The continuations that have begun, the first from the start; `None` for those that have ended.
     sequences: Vec<Option<RunningSequence>>,
     arrival: Instant,
@@ -34,8 +36,9 @@ pub(super) struct Running {
 /// A continuation that has not ended.
 #[derive(Debug)]
 pub(super) struct RunningSequence {
-    pub(super) state: SamplingState,
-    pub(super) lookup: Option<PromptLookup>,
+    state: SamplingState,
+    /// `None` until something is to be guessed.
+    lookup: Option<PromptLookup>,
     /// What it is held to.
     text: Option<ConstrainedText>,
     /// When its last token came.
@@ -59,7 +62,8 @@ impl Running {
             num_prompt_logprobs: 0,
             num_cached_tokens: 0,
             constraint,
-            sequences: vec![Some(RunningSequence { state, lookup, text, last_token: None })],
+            lookup,
+            sequences: vec![Some(RunningSequence { state, lookup: None, text, last_token: None })],
             arrival: Instant::now(),
             first_step: None,
         })
@@ -83,7 +87,7 @@ impl Running {
         let forks = (1..self.params.n()).map(|index| {
             Ok(Some(RunningSequence {
                 state: first.state.fork(index as u64),
-                lookup: first.lookup.clone(),
+                lookup: None,
                 text: begin(self.constraint.as_deref(), &self.params)?,
                 last_token: None,
             }))
@@ -93,9 +97,17 @@ impl Running {
         Ok(())
     }
 
-    /// A continuation, unless it has ended.
-    pub(super) fn sequence(&mut self, index: usize) -> Option<&mut RunningSequence> {
-        self.sequences.get_mut(index)?.as_mut()
+    /// The tokens that may follow the text of a continuation, prompt included: a part of it, empty if there is no guess.
+    pub(super) fn propose<'t>(&mut self, index: usize, token_ids: &'t [TokenId]) -> &'t [TokenId] {
+        let (Some(base), Some(Some(sequence))) = (&mut self.lookup, self.sequences.get_mut(index))
+        else {
+            return &[];
+        };
+        let lookup = sequence.lookup.get_or_insert_with(|| {
+            base.index_prompt(&token_ids[..self.num_prompt_tokens]);
+            base.clone()
+        });
+        lookup.propose(token_ids)
     }
 
     /// The continuations that have not ended, those that have not begun among them.
@@ -211,4 +223,27 @@ fn begin(
     params: &Arc<SamplingParams>,
 ) -> Result<Option<ConstrainedText>> {
     constraint.map(|constraint| ConstrainedText::begin(constraint, params)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continuations_find_their_prompt_once_for_all() {
+        let params = SamplingParams::default().with_n(3).unwrap();
+        let request = Request::new(vec![1, 2, 3], params);
+        let lookup = PromptLookup::new(1, 2, 4).unwrap();
+        let mut running = Running::new(RequestId(0), &request, Some(lookup)).unwrap();
+        running.fork().unwrap();
+        // The first may have ended with its first token.
+        running.sequences[0] = None;
+        assert!(running.propose(0, &[1, 2, 3, 1]).is_empty());
+        for index in 1..3 {
+            assert_eq!(running.propose(index, &[1, 2, 3, 1]), [2, 3, 1]);
+        }
+        let lookups = running.sequences.iter().flatten().map(|it| it.lookup.as_ref().unwrap());
+        let base = running.lookup.as_ref().unwrap();
+        assert!(lookups.into_iter().all(|lookup| lookup.shares_prompt_with(base)));
+    }
 }
