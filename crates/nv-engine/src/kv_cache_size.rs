@@ -6,7 +6,7 @@ use candle_core::DType;
 use nv_config::Qwen3Config;
 
 use crate::error::{Error, Result};
-use crate::kv_memory;
+use crate::free_memory;
 
 /// How much memory keys and values may take.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,7 +63,7 @@ impl KvCacheSize {
         let block_bytes = token_bytes.saturating_mul(block_size);
         let bytes = match memory {
             KvCacheMemory::Bytes(bytes) => bytes,
-            KvCacheMemory::Share(share) => part(share, kv_memory::available())?,
+            KvCacheMemory::Share(share) => part(share, free_memory::available())?,
             KvCacheMemory::Tokens(tokens) => {
                 tokens.div_ceil(block_size).saturating_mul(block_bytes)
             }

@@ -36,6 +36,7 @@ mod block_pool;
 mod constraint;
 mod engine;
 mod error;
+mod free_memory;
 mod handle;
 mod kv_cache_manager;
 mod kv_cache_size;
