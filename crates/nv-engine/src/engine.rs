@@ -130,14 +130,15 @@ impl<M: Model> Engine<M> {
 
     /// Takes a request; the next steps compute it.
     ///
-    /// `max_tokens` beyond the model's context is no error: the text ends with
-    /// [`FinishReason::ContextFull`](crate::FinishReason::ContextFull) there.
+    /// More `max_tokens` than there is room for behind the prompt are no error, as none are: the text ends with
+    /// [`FinishReason::ContextFull`](crate::FinishReason::ContextFull) at the `max_model_len` of
+    /// [`Self::scheduler_config`].
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`]; [`Error::PromptTooLong`] for the model; [`Error::RequestTooLong`] if the request could not be served with all the cache for itself;
-    /// [`Error::TokenId`] for a token that the model doesn't know; [`Error::SamplingParameter`] as
-    /// [`SamplingParams::check`](crate::SamplingParams::check), and for more than 1,024 continuations;
-    /// [`Error::TooManyRequests`] if as many wait as may.
+    /// [`Error::EmptyPrompt`]; [`Error::PromptTooLong`] if the prompt leaves no room for a token in the model's context,
+    /// [`Error::RequestTooLong`] if in `max_model_len`; [`Error::TokenId`] for a token that the model doesn't know;
+    /// [`Error::SamplingParameter`] as [`SamplingParams::check`](crate::SamplingParams::check); [`Error::Constraint`]
+    /// if the constraint panics.
     pub fn add_request(&mut self, request: Request) -> Result<RequestId> {
         let (params, vocab_size) = (&request.params, self.model.vocab_size());
         params.check(vocab_size)?;
@@ -155,7 +156,8 @@ impl<M: Model> Engine<M> {
             let num_tokens = prompt.len();
             return Err(Error::PromptTooLong { num_tokens, max_position_embeddings });
         }
-        let room = max_position_embeddings - prompt.len();
+        // A prompt that leaves no room is refused by the scheduler.
+        let room = self.scheduler.config().max_model_len.saturating_sub(prompt.len()).max(1);
         let id = RequestId(self.next_id);
         let running = Running::new(id, &request, self.lookup.clone())?;
         self.scheduler.add_sequence(NewSequence {

@@ -279,6 +279,27 @@ fn outputs_come_step_by_step_and_say_why_they_end() {
 }
 
 #[test]
+fn a_text_ends_where_the_context_does_however_small_the_cache() {
+    let small = EngineConfig { max_model_len: Some(60), ..config() };
+    for (num_blocks, config, max_model_len) in
+        [(100, config(), CONTEXT), (10, config(), 80), (100, small, 60)]
+    {
+        for max_tokens in [None, Some(max_model_len - 8), Some(usize::MAX)] {
+            let mut request = request(3, 9, 1);
+            request.params = SamplingParams::default();
+            if let Some(max_tokens) = max_tokens {
+                request.params = request.params.with_max_tokens(max_tokens).unwrap();
+            }
+            let mut engine = engine(num_blocks, &config);
+            let generation = engine.generate(vec![request]).pop().unwrap().unwrap();
+            let completion = &generation.completions[0];
+            assert_eq!(completion.finish_reason, FinishReason::ContextFull);
+            assert_eq!(completion.token_ids.len(), max_model_len - 9);
+        }
+    }
+}
+
+#[test]
 fn a_text_has_at_least_its_min_tokens() {
     let stops: Vec<TokenId> = (0..12).collect();
     let params = SamplingParams::default().with_temperature(1.0).unwrap();
@@ -318,14 +339,9 @@ fn what_cannot_be_served_is_refused_at_once() {
         assert_eq!(engine.add_request(request).unwrap_err().to_string(), expected);
     };
     check(request(1, 0, 5), "the prompt is empty: expected at least one token");
-    check(
-        request(1, 70, 11),
-        "the request has 70 prompt tokens and wants 11 more: expected at most 80 together (the KV cache holds 80)",
-    );
-    check(
-        Request::new(prompt(1, 80), SamplingParams::default()),
-        "the request has 80 prompt tokens and wants 1 more: expected at most 80 together (the KV cache holds 80)",
-    );
+    let too_long = "the request has 80 prompt tokens and wants 1 more: expected at most 80 together (the KV cache holds 80)";
+    check(request(1, 80, 11), too_long);
+    check(Request::new(prompt(1, 80), SamplingParams::default()), too_long);
     check(
         Request::new(vec![1, 24], SamplingParams::default()),
         "token 24 has no logit: expected an id below 24",
