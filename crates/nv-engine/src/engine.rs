@@ -63,7 +63,6 @@ pub struct Engine<M = PagedQwen3> {
     requests: Requests,
     /// What a sequence's guesses start from, if there are to be any.
     lookup: Option<PromptLookup>,
-    max_num_waiting: Option<usize>,
     next_id: u64,
     num_arrivals: u64,
     /// Counts; those of the scheduler are looked up.
@@ -116,7 +115,6 @@ impl<M: Model> Engine<M> {
         Ok(Self {
             scheduler: Scheduler::new(scheduler)?,
             lookup: config.prompt_lookup()?,
-            max_num_waiting: config.max_num_waiting,
             model,
             requests: Requests::default(),
             next_id: 0,
@@ -145,11 +143,6 @@ impl<M: Model> Engine<M> {
         let prompt = &request.prompt_token_ids;
         if let Some(&token_id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::TokenId { token_id, num_logits: vocab_size });
-        }
-        if let Some(max_num_waiting) = self.max_num_waiting
-            && self.scheduler.stats().num_waiting >= max_num_waiting
-        {
-            return Err(Error::TooManyRequests { max_num_waiting });
         }
         let max_position_embeddings = self.model.max_position_embeddings();
         if prompt.len() >= max_position_embeddings {

@@ -133,12 +133,6 @@ pub enum Error {
         /// What the system says.
         kind: io::ErrorKind,
     },
-    /// More requests wait than the engine takes.
-    #[error("{max_num_waiting} requests wait already: try again later")]
-    TooManyRequests {
-        /// How many may wait.
-        max_num_waiting: usize,
-    },
     /// The engine takes no more requests: it is shutting down, or its thread has died.
     #[error("the engine has stopped")]
     Stopped,

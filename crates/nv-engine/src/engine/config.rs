@@ -26,8 +26,6 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     /// Whether requests share the keys and values of equal beginnings. Default true.
     pub enable_prefix_caching: bool,
-    /// Sequences that wait at most; by default any number. Requests beyond are refused.
-    pub max_num_waiting: Option<usize>,
     /// Tokens that are guessed ahead in each step, by prompt lookup; 0, the default, for none.
     pub num_speculative_tokens: usize,
     /// Tokens of the shortest ending of a text that is looked up in it for a guess. Default 2.
@@ -46,7 +44,6 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_model_len: None,
             enable_prefix_caching: true,
-            max_num_waiting: None,
             num_speculative_tokens: 0,
             min_ngram_size: 2,
             max_ngram_size: 4,

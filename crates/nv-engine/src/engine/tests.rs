@@ -333,8 +333,7 @@ fn logprobs_come_for_each_token_of_prompt_and_text() {
 
 #[test]
 fn what_cannot_be_served_is_refused_at_once() {
-    let config = EngineConfig { max_num_waiting: Some(2), ..config() };
-    let mut engine = engine(10, &config);
+    let mut engine = engine(10, &config());
     let mut check = |request: Request, expected: &str| {
         assert_eq!(engine.add_request(request).unwrap_err().to_string(), expected);
     };
@@ -353,13 +352,8 @@ fn what_cannot_be_served_is_refused_at_once() {
     );
     let error = params.with_n(1025).unwrap_err();
     assert_eq!(error.to_string(), "n: expected at most 1024, found 1025");
-    engine.add_request(request(1, 5, 5)).unwrap();
-    engine.add_request(request(2, 5, 5)).unwrap();
-    let error = engine.add_request(request(3, 5, 5)).unwrap_err();
-    assert_eq!(error.to_string(), "2 requests wait already: try again later");
-    engine.step();
-    engine.add_request(request(3, 5, 5)).unwrap();
-    assert_eq!(engine.stats().num_requests, 3);
+    assert_idle(&engine);
+    assert_eq!(engine.stats().num_requests, 0);
 }
 
 #[test]
