@@ -128,7 +128,7 @@ impl AttentionCache for PagedAttention<'_> {
                 cpu.attend(layout, kv, self.sequences, [q, k, v])
             }
             Store::Tensors(layers) => {
-                Ok(attend_tensors(&layers[layer_idx], layout, self.sequences, [q, k, v])?)
+                attend_tensors(&layers[layer_idx], layout, self.sequences, [q, k, v])
             }
         }
     }
@@ -147,7 +147,7 @@ fn attend_tensors(
     layout: &KvLayout,
     sequences: &[Sequence<'_>],
     [q, k, v]: [&Tensor; 3],
-) -> candle_core::Result<Tensor> {
+) -> nv_qwen3::Result<Tensor> {
     let (_, num_heads, head_dim) = q.dims3()?;
     for (blocks, new) in blocks.iter().zip([k, v]) {
         let slots = blocks.flatten(0, 1)?; // [num_blocks * block_size, num_kv_heads, head_dim]
@@ -160,7 +160,7 @@ fn attend_tensors(
         let kv_len = sequence.start_pos + sequence.num_tokens;
         let table = &sequence.block_table[..kv_len.div_ceil(layout.block_size)];
         let table = Tensor::new(table, q.device())?;
-        let gather = |blocks: &Tensor| {
+        let gather = |blocks: &Tensor| -> candle_core::Result<Tensor> {
             blocks
                 .index_select(&table, 0)?
                 .flatten(0, 1)?
@@ -170,10 +170,10 @@ fn attend_tensors(
                 .unsqueeze(0) // [1, num_kv_heads, kv_len, head_dim]
         };
         let q = q.narrow(0, sequence.first_token, sequence.num_tokens)?.unsqueeze(0)?;
-        causal_attention(&q, &gather(&blocks[0])?, &gather(&blocks[1])?)? // [1, num_tokens, num_heads, head_dim]
-            .reshape((sequence.num_tokens, num_heads * head_dim))
+        let attended = causal_attention(&q, &gather(&blocks[0])?, &gather(&blocks[1])?)?; // [1, num_tokens, num_heads, head_dim]
+        Ok(attended.reshape((sequence.num_tokens, num_heads * head_dim))?)
     });
-    Tensor::cat(&attended.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    Ok(Tensor::cat(&attended.collect::<nv_qwen3::Result<Vec<_>>>()?, 0)?)
 }
 
 /// Puts a sequence's new keys, or values, into its slots, as many at a time as lie in one block.

@@ -97,7 +97,7 @@ impl Qwen3Decoder {
         }
         let (max_position_embeddings, vocab_size) =
             (self.config.max_position_embeddings, self.config.vocab_size);
-        let length = positions.iter().max().map_or(0, |last| last + 1);
+        let length = positions.iter().max().map_or(0, |last| last.saturating_add(1));
         if length > max_position_embeddings {
             return Err(Error::ContextLength { length, max_position_embeddings });
         }

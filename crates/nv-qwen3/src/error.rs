@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -73,7 +73,7 @@ pub enum Error {
         /// The config's limit.
         max_position_embeddings: usize,
     },
-    /// A tensor of the packed graph does not have the shape that its neighbours imply.
+    /// A tensor does not have the shape that the model, or the other tensors of a call, imply.
     #[error("{what}: expected shape {expected:?}, found {found:?}")]
     Shape {
         /// Which tensor.
@@ -92,6 +92,21 @@ pub enum Error {
     /// A tensor operation failed on its device.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// # Errors
+    /// [`Error::Shape`] if the tensor that the call names `what` has another shape than `expected`.
+    pub(crate) fn check_shape(
+        what: &'static str,
+        tensor: &Tensor,
+        expected: &[usize],
+    ) -> Result<()> {
+        if tensor.dims() == expected {
+            return Ok(());
+        }
+        Err(Self::Shape { what, expected: expected.to_vec(), found: tensor.dims().to_vec() })
+    }
 }
 
 /// A tensor whose shape is not the one that the config implies.

@@ -218,8 +218,10 @@ impl Qwen3ForCausalLM {
     /// Shapes: `hidden_states` `[num_rows, hidden_size]`; returns `[num_rows, vocab_size]`. Dtypes: F32.
     ///
     /// # Errors
-    /// If the shape is another.
+    /// [`Error::Shape`] if the shape is another.
     pub fn compute_logits(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let num_rows = hidden_states.dims().first().copied().unwrap_or(1);
+        Error::check_shape("hidden_states", hidden_states, &[num_rows, self.config().hidden_size])?;
         self.lm_head.forward(&hidden_states.contiguous()?)
     }
 
@@ -406,6 +408,22 @@ mod tests {
              found 18446744073709551615",
         );
         model.forward(&ids(&[&[1; 8]]), 8).unwrap();
+    }
+
+    #[test]
+    fn the_packed_calls_refuse_other_shapes_and_positions() {
+        let mut model = model(DType::F32);
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        for (shape, expected) in [(&[2, 9][..], [2, 8]), (&[3, 2, 8], [3, 8]), (&[8], [8, 8])] {
+            let error = model.compute_logits(&zeros(shape)).unwrap_err();
+            let expected = format!("hidden_states: expected shape {expected:?}, found {shape:?}");
+            assert_eq!(error.to_string(), expected);
+        }
+        assert_eq!(model.compute_logits(&zeros(&[0, 8])).unwrap().dims(), [0, 13]);
+        let ids = Tensor::new(&[1u32, 2], &Device::Cpu).unwrap();
+        let Qwen3Model { decoder, cache } = model.model_mut();
+        let error = decoder.forward(&ids, &[0, usize::MAX], cache).unwrap_err();
+        assert!(matches!(error, Error::ContextLength { length: usize::MAX, .. }), "{error:?}");
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl AttentionCache for DenseCache {
         };
         match layer {
             KeyValues::Buffers(buffers) => buffers.attend(step, q, k, v),
-            KeyValues::Tensors(tensors) => Ok(tensors.attend(step, q, k, v)?),
+            KeyValues::Tensors(tensors) => tensors.attend(step, q, k, v),
         }
     }
 }

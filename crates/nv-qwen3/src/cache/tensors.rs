@@ -1,8 +1,9 @@
 //! One layer's keys and values as candle tensors, on any device.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::Step;
+use crate::error::Result;
 use crate::ops::candle;
 
 /// Keys and values, `[batch, num_kv_heads, capacity, head_dim]` each, written in place.
@@ -34,22 +35,21 @@ impl Tensors {
         let num_kv_heads = k.dim(1)?;
         // [num_tokens, num_kv_heads, head_dim] -> [batch, num_kv_heads, seq_len, head_dim]
         let by_head = |x: &Tensor| -> Result<Tensor> {
-            x.to_dtype(self.k.dtype())?
-                .reshape((batch, seq_len, num_kv_heads, head_dim))?
-                .transpose(1, 2)?
-                .contiguous()
+            let x =
+                x.to_dtype(self.k.dtype())?.reshape((batch, seq_len, num_kv_heads, head_dim))?;
+            Ok(x.transpose(1, 2)?.contiguous()?)
         };
         let (k, v) = (by_head(k)?, by_head(v)?);
         self.make_room(step)?;
         self.k.slice_set(&k, 2, start_pos)?;
         self.v.slice_set(&v, 2, start_pos)?;
 
-        candle::causal_attention(
+        let attended = candle::causal_attention(
             &q.reshape((batch, seq_len, num_heads, head_dim))?,
             &self.k.narrow(2, 0, step.kv_len())?,
             &self.v.narrow(2, 0, step.kv_len())?,
-        )? // [batch, seq_len, num_heads, head_dim]
-        .reshape((num_tokens, num_heads * head_dim))
+        )?; // [batch, seq_len, num_heads, head_dim]
+        Ok(attended.reshape((num_tokens, num_heads * head_dim))?)
     }
 
     /// Makes room for the step, at least twice what there was, so that appending costs amortised constant time.

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::error::{self, Error};
+
 /// See [`super::Ops::linear`]. The product is rounded to the weight's dtype, as candle's matmul returns it.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)
@@ -39,11 +41,15 @@ const QUERY_TILE: usize = 256;
 /// Dtypes: `q` f32, `k` and `v` of any float dtype; scores, softmax and sums in f32.
 ///
 /// # Errors
-/// If the shapes do not fit, or a tensor operation fails.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// [`Error::Shape`] if the shapes do not fit, [`Error::Candle`] if a tensor operation fails.
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> error::Result<Tensor> {
     let (batch, seq_len, num_heads, head_dim) = q.dims4()?;
     let (_, num_kv_heads, kv_len, _) = k.dims4()?;
-    let groups = num_heads / num_kv_heads;
+    let (num_kv_heads, kv_len) = (num_kv_heads.max(1), kv_len.max(seq_len));
+    let groups = (num_heads / num_kv_heads).max(1);
+    Error::check_shape("q", q, &[batch, seq_len.max(1), num_kv_heads * groups, head_dim])?;
+    Error::check_shape("k", k, &[batch, num_kv_heads, kv_len, head_dim])?;
+    Error::check_shape("v", v, &[batch, num_kv_heads, kv_len, head_dim])?;
     let start_pos = kv_len - seq_len;
 
     let q = (q * (head_dim as f64).powf(-0.5))?
@@ -76,9 +82,9 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             head_dim,
         ))?);
     }
-    Tensor::cat(&tiles, 2)? // [batch, num_kv_heads, seq_len, groups, head_dim]
+    Ok(Tensor::cat(&tiles, 2)? // [batch, num_kv_heads, seq_len, groups, head_dim]
         .transpose(1, 2)?
-        .reshape((batch, seq_len, num_heads, head_dim))
+        .reshape((batch, seq_len, num_heads, head_dim))?)
 }
 
 /// `[rows, 1, visible]`: 0 where the row's token may look, -∞ behind its own position. The last row sees all.
@@ -139,6 +145,26 @@ mod tests {
             }
         }
         out
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let check = |q: [usize; 4], k: [usize; 4], v: [usize; 4], expected: &str| {
+            let [q, k, v] = [q, k, v].map(|shape| ramp(&shape, 1.0));
+            assert_eq!(causal_attention(&q, &k, &v).unwrap_err().to_string(), expected);
+        };
+        let (q, kv) = ([1, 3, 4, 8], [1, 2, 5, 8]);
+        // Fewer keys than queries.
+        let short = [1, 2, 2, 8];
+        check(q, short, short, "k: expected shape [1, 2, 3, 8], found [1, 2, 2, 8]");
+        check(q, kv, short, "v: expected shape [1, 2, 5, 8], found [1, 2, 2, 8]");
+        let three = [1, 3, 5, 8];
+        check(q, three, three, "q: expected shape [1, 3, 3, 8], found [1, 3, 4, 8]");
+        let none = [1, 0, 5, 8];
+        check(q, none, none, "k: expected shape [1, 1, 5, 8], found [1, 0, 5, 8]");
+        let other = [2, 2, 5, 8];
+        check(q, other, kv, "k: expected shape [1, 2, 5, 8], found [2, 2, 5, 8]");
+        check([1, 0, 4, 8], kv, kv, "q: expected shape [1, 1, 4, 8], found [1, 0, 4, 8]");
     }
 
     #[test]

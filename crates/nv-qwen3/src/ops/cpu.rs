@@ -10,7 +10,7 @@ use nv_kernels::{
 };
 
 use super::Angles;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::weight::{Weight, WeightRef};
 
 /// The kernels and threads that models compute with on the CPU. Clones share them.
@@ -70,10 +70,11 @@ impl Cpu {
     /// `sequences` say; returns `[num_tokens, num_heads * head_dim]`. Dtypes: f32; keys and values rounded to `kv`'s.
     ///
     /// # Errors
-    /// If a tensor is not contiguous f32 on the CPU.
+    /// [`Error::Shape`] if a tensor has not the shape that `layout` and `sequences` imply, [`Error::Candle`] if it is not
+    /// contiguous f32 on the CPU.
     ///
     /// # Panics
-    /// If a shape, a block id or the layout does not fit, or the sequences are not packed one after another.
+    /// If a block id or the layout does not fit, or the sequences are not packed one after another.
     pub fn attend(
         &self,
         layout: &KvLayout,
@@ -81,7 +82,14 @@ impl Cpu {
         sequences: &[Sequence<'_>],
         [q, k, v]: [&Tensor; 3],
     ) -> Result<Tensor> {
-        let (num_tokens, num_heads, head_dim) = q.dims3()?;
+        let &KvLayout { num_kv_heads, head_dim, .. } = layout;
+        let num_tokens = sequences.iter().map(|sequence| sequence.num_tokens).sum();
+        // The kernels see numbers, not shapes: these could be another number of heads, or of tokens.
+        let groups = q.dims3()?.1 / num_kv_heads;
+        let num_heads = num_kv_heads * groups.max(1);
+        Error::check_shape("q", q, &[num_tokens, num_heads, head_dim])?;
+        Error::check_shape("k", k, &[num_tokens, num_kv_heads, head_dim])?;
+        Error::check_shape("v", v, &[num_tokens, num_kv_heads, head_dim])?;
         let (q, k, v) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?);
         self.kernels.store_kv(&self.pool, layout, &mut kv, sequences, k.as_slice()?, v.as_slice()?);
         let mut attended = Vec::new();
@@ -245,4 +253,33 @@ impl fmt::Debug for Elements<'_> {
 #[expect(clippy::cast_possible_truncation, reason = "eps joins a sum in f32")]
 fn to_f32(eps: f64) -> f32 {
     eps as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn attention_takes_the_tokens_and_heads_that_it_is_told_of() {
+        let layout = KvLayout { block_size: 16, num_kv_heads: 2, head_dim: 16 };
+        let sequence = Sequence { first_token: 0, num_tokens: 3, start_pos: 0, block_table: &[0] };
+        let cpu = Cpu::new(1).unwrap();
+        let check = |shapes: [[usize; 3]; 3], expected: Option<&str>| {
+            let [q, k, v] = shapes.map(|s| Tensor::zeros(&s, DType::F32, &Device::Cpu).unwrap());
+            let (mut keys, mut values) = ([0.0; 16 * 2 * 16], [0.0; 16 * 2 * 16]);
+            let kv = KvMut::F32 { k: &mut keys, v: &mut values };
+            let attended = cpu.attend(&layout, kv, &[sequence], [&q, &k, &v]);
+            assert_eq!(attended.err().map(|error| error.to_string()).as_deref(), expected);
+        };
+        let (q, kv) = ([3, 4, 16], [3, 2, 16]);
+        check([q, kv, kv], None);
+        // As many numbers as 4 heads of 3 tokens have.
+        let others = [6, 2, 16];
+        check([others, kv, kv], Some("q: expected shape [3, 2, 16], found [6, 2, 16]"));
+        check([[3, 3, 16], kv, kv], Some("q: expected shape [3, 2, 16], found [3, 3, 16]"));
+        check([q, [6, 1, 16], kv], Some("k: expected shape [3, 2, 16], found [6, 1, 16]"));
+        check([q, kv, [3, 1, 32]], Some("v: expected shape [3, 2, 16], found [3, 1, 32]"));
+    }
 }
