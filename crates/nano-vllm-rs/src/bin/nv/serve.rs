@@ -73,3 +73,25 @@ fn folder_name(name: &str) -> Option<String> {
     let path = Path::new(name).canonicalize().ok().filter(|path| path.is_dir())?;
     Some(path.file_name()?.to_string_lossy().into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Args, Command};
+
+    #[test]
+    fn the_readmes_client_asks_for_the_model_that_its_command_serves() {
+        let readme = include_str!("../../../../../README.md");
+        let (_, section) = readme.split_once("\n## Serve\n").unwrap();
+        let (_, command) = section.split_once("```sh\n").unwrap();
+        let words = command.lines().next().unwrap().split(' ');
+        let Command::Serve(args) = Args::try_parse_from(words).unwrap().command else {
+            panic!("the section begins with another command");
+        };
+        let (_, client) = section.split_once("model=\"").unwrap();
+        let (model, _) = client.split_once('"').unwrap();
+        assert_eq!(server_config(&args).served_model_names, [model]);
+    }
+}
