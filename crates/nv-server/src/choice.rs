@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of how it is sent.
 
+use std::sync::Arc;
+
 use nv_engine::{FinishReason, RequestOutput, TokenId, TokenLogprobs};
 use nv_text::{StopStrings, TokenStream, Tokenizer};
 
@@ -10,7 +12,7 @@ use crate::params::TextParams;
 /// One continuation that is being generated.
 #[derive(Debug)]
 pub(crate) struct Choice {
-    params: TextParams,
+    params: Arc<TextParams>,
     /// `None` once it has ended.
     stages: Option<(TokenStream, StopStrings)>,
     num_tokens: usize,
@@ -56,7 +58,7 @@ pub(crate) enum Finish {
 }
 
 impl Choice {
-    pub(crate) fn new(params: TextParams, tokenizer: &Tokenizer) -> Self {
+    pub(crate) fn new(params: Arc<TextParams>, tokenizer: &Tokenizer) -> Self {
         let stages = (tokenizer.stream(params.skip_special_tokens), params.stop.clone());
         Self { params, stages: Some(stages), num_tokens: 0, text_offset: 0 }
     }

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ impl Generation {
     pub(crate) async fn start(
         server: &Server,
         requests: Vec<Request>,
-        text: &TextParams,
+        text: &Arc<TextParams>,
     ) -> Result<Self> {
         let start = Instant::now();
         let num_sequences = requests.iter().map(|request| request.params.n()).sum();
@@ -69,7 +70,7 @@ impl Generation {
             usage.num_prompt_tokens += request.prompt_token_ids.len();
             // Those before are aborted if this one is refused.
             let stream = server.engine().add_request(request).await?;
-            let choice = || Choice::new(text.clone(), server.tokenizer());
+            let choice = || Choice::new(Arc::clone(text), server.tokenizer());
             let choices = std::iter::repeat_with(choice).take(n).collect();
             parts.push(Part { stream: Some(stream), choices, num_cached_tokens: 0 });
         }

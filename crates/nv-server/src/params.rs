@@ -1,6 +1,6 @@
 //! What chats and completions ask for alike: how tokens are chosen, when the text ends, how it is sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -16,6 +16,15 @@ use crate::server::Server;
 /// Log-probabilities a token at most, as the OpenAI API has it.
 const MAX_LOGPROBS: usize = 20;
 
+/// Stop strings at most, as each byte of an answer is held against all of them; the OpenAI API has 4.
+const MAX_NUM_STOP: usize = 64;
+
+/// Bytes of all stop strings at most.
+const MAX_STOP_BYTES: usize = 64 << 10;
+
+/// Stop tokens at most.
+const MAX_NUM_STOP_TOKEN_IDS: usize = 1024;
+
 /// Fields of the OpenAI API and of vLLM's that change what is answered, and that this server lacks.
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("guided_whitespace_pattern", "JSON is written with a space or a line end between its parts"),
@@ -30,7 +39,8 @@ const UNSUPPORTED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(crate) struct Params {
     pub(crate) sampling: SamplingParams,
-    pub(crate) text: TextParams,
+    /// Shared by all continuations.
+    pub(crate) text: Arc<TextParams>,
     priority: i32,
     cache_salt: Option<Arc<str>>,
     pub(crate) delivery: Delivery,
@@ -41,7 +51,7 @@ pub(crate) struct Params {
 }
 
 /// How the text of a continuation comes about.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct TextParams {
     pub(crate) stop: StopStrings,
     pub(crate) include_stop_str_in_output: bool,
@@ -111,6 +121,7 @@ impl Params {
             let reason = "ask for it without `stream`";
             return Err(Error::Unsupported { field: "prompt_logprobs", reason });
         }
+        let text = Arc::new(text);
         Ok(Self { sampling, text, priority, cache_salt, delivery, guide, constraint: None })
     }
 
@@ -163,7 +174,7 @@ fn sampling_params(fields: &mut Fields, server: &Server) -> Result<SamplingParam
         .with_frequency_penalty(fields.take("frequency_penalty")?.unwrap_or(0.0))?
         .with_logit_bias(logit_bias(fields)?)?
         .with_min_tokens(fields.take("min_tokens")?.unwrap_or(0))
-        .with_stop_token_ids(fields.take("stop_token_ids")?.unwrap_or_default())
+        .with_stop_token_ids(stop_token_ids(fields)?)
         .with_eos_token_ids(recommended.eos_token_id.clone())
         .with_ignore_eos(fields.take("ignore_eos")?.unwrap_or(false))
         .with_n(fields.take("n")?.unwrap_or(1))?
@@ -210,11 +221,34 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f64)>> {
 }
 
 fn stop(fields: &mut Fields) -> Result<Vec<String>> {
-    Ok(match fields.take("stop")? {
+    let stop = match fields.take("stop")? {
         None => Vec::new(),
         Some(Strings::One(stop)) => vec![stop],
         Some(Strings::Many(stop)) => stop,
-    })
+    };
+    if stop.len() > MAX_NUM_STOP {
+        let reason = format!("expected at most {MAX_NUM_STOP} strings, found {}", stop.len());
+        return Err(Error::field("stop", reason));
+    }
+    let num_bytes: usize = stop.iter().map(String::len).sum();
+    if num_bytes > MAX_STOP_BYTES {
+        let reason = format!("expected at most {MAX_STOP_BYTES} bytes in all, found {num_bytes}");
+        return Err(Error::field("stop", reason));
+    }
+    Ok(stop)
+}
+
+/// Each once, in order.
+fn stop_token_ids(fields: &mut Fields) -> Result<Vec<TokenId>> {
+    const FIELD: &str = "stop_token_ids";
+    let token_ids = fields.take::<BTreeSet<TokenId>>(FIELD)?.unwrap_or_default();
+    if token_ids.len() > MAX_NUM_STOP_TOKEN_IDS {
+        let found = token_ids.len();
+        let reason =
+            format!("expected at most {MAX_NUM_STOP_TOKEN_IDS} different tokens, found {found}");
+        return Err(Error::field(FIELD, reason));
+    }
+    Ok(token_ids.into_iter().collect())
 }
 
 fn delivery(fields: &mut Fields) -> Result<Delivery> {

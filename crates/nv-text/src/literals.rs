@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 /// Several strings looked for at once. Text that may still become one of them is held back.
 ///
-/// A string costs time in proportion to its length once, and constant amortised time for each byte of text.
+/// A string costs time in proportion to its length once, and constant amortised time for each byte of text. Clones share the
+/// strings: each has a number for each of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Literals {
-    literals: Vec<Literal>,
+    literals: Arc<[Literal]>,
+    /// How many bytes of each string the text ends with.
+    matched: Vec<usize>,
 }
 
 /// One of [`Literals`] that was found.
@@ -24,26 +27,27 @@ pub(crate) struct Found {
 impl Literals {
     /// Looks for `texts`, none of which is empty.
     pub(crate) fn new<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { literals: texts.into_iter().map(Literal::new).collect() }
+        let literals: Arc<[Literal]> = texts.into_iter().map(Literal::new).collect();
+        Self { matched: vec![0; literals.len()], literals }
     }
 
     /// Goes on to the end of `text`, or to the end of the first string found; of several that end there it is the
     /// longest. Appends to `released` the text, held back or new, that is part of none.
     pub(crate) fn scan(&mut self, text: &str, released: &mut String) -> Option<Found> {
         // What is held back is the start of a string, so that it is not stored, nor moved with each piece.
-        let held = self.longest_start().map(|literal| (Arc::clone(&literal.text), literal.matched));
-        let held = held.as_ref().map_or("", |(text, len)| &text[..*len]);
+        let literals = Arc::clone(&self.literals);
+        let held = held(&literals, &self.matched);
         for (position, byte) in text.bytes().enumerate() {
-            for literal in &mut self.literals {
-                literal.advance(byte);
+            for (literal, matched) in literals.iter().zip(&mut self.matched) {
+                *matched = literal.advance(*matched, byte);
             }
-            let found = self.literals.iter().filter(|literal| literal.is_found());
-            if let Some(literal) = found.max_by_key(|literal| literal.text.len()) {
-                let literal = Arc::clone(&literal.text);
+            let found = literals.iter().zip(&self.matched);
+            let found = found.filter(|&(literal, &matched)| matched == literal.text.len());
+            if let Some((literal, &len)) = found.max_by_key(|&(_, &len)| len) {
                 let end = position + 1;
-                release(held, &text[..end], literal.len(), released);
-                self.literals.iter_mut().for_each(|literal| literal.matched = 0);
-                return Some(Found { literal, end });
+                release(held, &text[..end], len, released);
+                self.matched.fill(0);
+                return Some(Found { literal: Arc::clone(&literal.text), end });
             }
         }
         release(held, text, self.held().len(), released);
@@ -52,12 +56,14 @@ impl Literals {
 
     /// The text that is held back.
     pub(crate) fn held(&self) -> &str {
-        self.longest_start().map_or("", |literal| &literal.text[..literal.matched])
+        held(&self.literals, &self.matched)
     }
+}
 
-    fn longest_start(&self) -> Option<&Literal> {
-        self.literals.iter().max_by_key(|literal| literal.matched)
-    }
+/// The longest start of a string that the text ends with.
+fn held<'a>(literals: &'a [Literal], matched: &[usize]) -> &'a str {
+    let longest = literals.iter().zip(matched).max_by_key(|&(_, &matched)| matched);
+    longest.map_or("", |(literal, &matched)| &literal.text[..matched])
 }
 
 /// Appends `held` and `text` but for the last `num_kept` bytes of both.
@@ -76,9 +82,7 @@ fn release(held: &str, text: &str, num_kept: usize, released: &mut String) {
 pub(crate) struct Literal {
     text: Arc<str>,
     /// For each start of the string, given by its last byte: the longest shorter start that it ends with.
-    borders: Arc<[usize]>,
-    /// How many bytes of the string the text ends with.
-    matched: usize,
+    borders: Box<[usize]>,
 }
 
 impl Literal {
@@ -93,26 +97,21 @@ impl Literal {
             border += usize::from(bytes[border] == bytes[last]);
             borders[last] = border;
         }
-        Self { text: text.into(), borders: borders.into(), matched: 0 }
+        Self { text: text.into(), borders: borders.into() }
     }
 
-    /// Goes on by one byte.
-    pub(crate) fn advance(&mut self, byte: u8) {
+    /// The number of bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// How many bytes of the string a text ends with once `byte` is added to it, if it ended with `matched` of them.
+    pub(crate) fn advance(&self, mut matched: usize, byte: u8) -> usize {
         let bytes = self.text.as_bytes();
-        while self.matched > 0 && bytes.get(self.matched) != Some(&byte) {
-            self.matched = self.borders[self.matched - 1];
+        while matched > 0 && bytes.get(matched) != Some(&byte) {
+            matched = self.borders[matched - 1];
         }
-        self.matched += usize::from(bytes[self.matched] == byte);
-    }
-
-    /// How many bytes of the string the text ends with.
-    pub(crate) fn matched(&self) -> usize {
-        self.matched
-    }
-
-    /// Whether the text ends with the string.
-    pub(crate) fn is_found(&self) -> bool {
-        self.matched == self.text.len()
+        matched + usize::from(bytes[matched] == byte)
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct ToolCallParser {
     /// Brackets that are open.
     depth: usize,
     end_tag: Literal,
+    /// How many bytes of the closing tag the body ends with.
+    num_closing: usize,
 }
 
 /// What a call of a function is, as Qwen writes it, before its arguments and behind them.
@@ -101,6 +103,7 @@ impl ToolCallParser {
             lexer: Lexer::Between,
             depth: 0,
             end_tag: Literal::new(END_TAG),
+            num_closing: 0,
         }
     }
 
@@ -122,19 +125,19 @@ impl ToolCallParser {
                 }
             }
             self.read(byte, position, deltas);
-            if self.end_tag.is_found() {
+            if self.is_closed() {
                 self.body.truncate(position + 1);
                 return Some(position + 1 - start);
             }
         }
-        self.give_arguments(self.body.len() - self.end_tag.matched(), deltas);
+        self.give_arguments(self.body.len() - self.num_closing, deltas);
         None
     }
 
     /// Says what has come, closed or not. Nothing may follow.
     pub(crate) fn finish(&mut self, deltas: &mut Vec<ChatDelta>) -> Outcome {
-        let is_closed = self.end_tag.is_found();
-        let json_len = self.body.len() - self.end_tag.matched();
+        let is_closed = self.is_closed();
+        let json_len = self.body.len() - self.num_closing;
         // A part of a closing tag is a part of what it stands in, unless that is complete without.
         let len = if is_closed { json_len } else { self.body.len() };
         let leftover = match self.stage {
@@ -162,9 +165,13 @@ impl ToolCallParser {
         Outcome::Call { leftover: leftover.to_owned() }
     }
 
+    fn is_closed(&self) -> bool {
+        self.num_closing == self.end_tag.len()
+    }
+
     fn read(&mut self, byte: u8, position: usize, deltas: &mut Vec<ChatDelta>) {
         if matches!(self.lexer, Lexer::Between | Lexer::Broken) {
-            self.end_tag.advance(byte);
+            self.num_closing = self.end_tag.advance(self.num_closing, byte);
         }
         match (self.lexer, byte) {
             (Lexer::String | Lexer::Escape, 0..=0x1F) => self.lexer = Lexer::Broken,

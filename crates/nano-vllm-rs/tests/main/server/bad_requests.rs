@@ -81,6 +81,8 @@ fn wrong_types_and_values_are_refused_by_name() {
     check_field("min_tokens", json!(5000), "at most max_tokens");
     check_field("seed", json!(1.5), "expected i64");
     check_field("stop", json!(5), "a string or a list of strings");
+    check_field("stop", json!(vec!["a"; 65]), "expected at most 64 strings, found 65");
+    check_field("stop", json!("a".repeat(65_537)), "expected at most 65536 bytes in all");
     check_field("logit_bias", json!({"a": 1}), "token ids as keys");
     check_field("logit_bias", json!({"1": 1000}), "from -100 to 100");
     check_field("logit_bias", json!({"100000": 1}), "below the vocabulary's");
@@ -90,6 +92,8 @@ fn wrong_types_and_values_are_refused_by_name() {
     check_field("stream", json!("yes"), "expected a boolean");
     check_field("stream_options", json!({"include_usage": true}), "only with `stream`");
     check_field("stop_token_ids", json!([999_999]), "below the vocabulary's");
+    let token_ids: Vec<u32> = (0..1025).collect();
+    check_field("stop_token_ids", json!(token_ids), "at most 1024 different tokens, found 1025");
     check_field("allowed_token_ids", json!([]), "at least one token id");
     check_field("priority", json!("high"), "expected i32");
     check_field("cache_salt", json!(""), "at least one character");
@@ -98,6 +102,17 @@ fn wrong_types_and_values_are_refused_by_name() {
     check_field("tool_choice", json!("auto"), "only with `tools`");
     check_field("tool_choice", json!(5), "a string or an object");
     check_field("chat_template_kwargs", json!([]), "expected a map");
+}
+
+#[test]
+fn as_many_stops_as_may_be_are_taken_and_tokens_that_come_twice_count_once() {
+    let body = json!({
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stop": vec!["a".repeat(1024); 64],
+        "stop_token_ids": vec![256; 5000],
+    });
+    let answer = post(shared(), CHAT, &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[test]
