@@ -60,6 +60,7 @@ type Abort = (RequestId, Option<usize>);
 #[derive(Debug)]
 enum Command {
     Add(Box<Request>, oneshot::Sender<Result<RequestStream>>),
+    AddAll(Vec<Request>, oneshot::Sender<Result<Vec<RequestStream>>>),
     Stats(oneshot::Sender<EngineStats>),
     /// To take no more requests; the answer comes when all have ended.
     ShutDown(oneshot::Sender<()>),
@@ -98,6 +99,16 @@ impl EngineHandle {
     pub async fn add_request(&self, request: Request) -> Result<RequestStream> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Add(Box::new(request), reply)).await?;
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Hands requests to the engine, all or none, so that no step comes between them. The streams have their order.
+    ///
+    /// # Errors
+    /// As [`Self::add_request`], of the first that is refused.
+    pub async fn add_requests(&self, requests: Vec<Request>) -> Result<Vec<RequestStream>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::AddAll(requests, reply)).await?;
         answer.await.unwrap_or(Err(Error::Stopped))
     }
 
@@ -322,6 +333,11 @@ impl<M: Model> Thread<M> {
             match command {
                 // A stream that nobody waits for any more aborts its request as it is dropped.
                 Some(Command::Add(request, reply)) => drop(reply.send(self.add(*request))),
+                // Those before one that is refused are aborted likewise, before the next step.
+                Some(Command::AddAll(requests, reply)) => {
+                    let streams = requests.into_iter().map(|request| self.add(request));
+                    drop(reply.send(streams.collect()));
+                }
                 Some(Command::Stats(reply)) => drop(reply.send(self.engine.stats())),
                 Some(Command::ShutDown(reply)) => {
                     self.is_closed = true;
@@ -468,6 +484,29 @@ mod tests {
         assert!(lens.len() == 4 && lens.is_sorted_by(|a, b| a < b), "{lens:?}");
         drop(handle);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn requests_that_come_together_run_together_or_not_at_all() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (handle, thread) = EngineHandle::spawn(slow_engine()).unwrap();
+        runtime.block_on(async {
+            let requests = (0..8).map(|i| request(i, 7, 1)).collect();
+            let mut streams = handle.add_requests(requests).await.unwrap();
+            assert!(streams.is_sorted_by_key(RequestStream::id));
+            let first = streams[0].next().await.unwrap();
+            assert_eq!(first.token_ids.len(), 1);
+            // All fit into the first step.
+            let stats = handle.stats().await.unwrap();
+            assert_eq!((stats.num_requests, stats.num_finished), (8, 8));
+            let requests = vec![request(1, 9, 20), request(2, 0, 20), request(3, 9, 20)];
+            assert!(matches!(handle.add_requests(requests).await, Err(Error::EmptyPrompt)));
+            let stats = handle.stats().await.unwrap();
+            assert_eq!((stats.num_requests, stats.num_generated_tokens), (9, 8));
+            handle.shut_down().await;
+            assert!(matches!(handle.add_requests(Vec::new()).await, Err(Error::Stopped)));
+        });
+        assert_eq!(thread.join().unwrap().stats().num_aborted, 1);
     }
 
     #[test]

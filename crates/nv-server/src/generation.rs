@@ -3,6 +3,7 @@
 //! Dropped, it ends what the engine still does for it. Knows nothing of HTTP, nor of chats and completions.
 
 use std::future::poll_fn;
+use std::iter;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -61,19 +62,16 @@ impl Generation {
         text: &Arc<TextParams>,
     ) -> Result<Self> {
         let start = Instant::now();
-        let num_sequences = requests.iter().map(|request| request.params.n()).sum();
-        let permit = server.admit(num_sequences)?;
-        let mut parts = Vec::with_capacity(requests.len());
-        let mut usage = Usage::default();
-        for request in requests {
-            let n = request.params.n();
-            usage.num_prompt_tokens += request.prompt_token_ids.len();
-            // Those before are aborted if this one is refused.
-            let stream = server.engine().add_request(request).await?;
+        let nums_choices: Vec<usize> = requests.iter().map(|request| request.params.n()).collect();
+        let permit = server.admit(nums_choices.iter().sum())?;
+        let num_prompt_tokens = requests.iter().map(|request| request.prompt_token_ids.len()).sum();
+        let streams = server.engine().add_requests(requests).await?;
+        let part = |(stream, num_choices)| {
             let choice = || Choice::new(Arc::clone(text), server.tokenizer());
-            let choices = std::iter::repeat_with(choice).take(n).collect();
-            parts.push(Part { stream: Some(stream), choices, num_cached_tokens: 0 });
-        }
+            let choices = iter::repeat_with(choice).take(num_choices).collect();
+            Part { stream: Some(stream), choices, num_cached_tokens: 0 }
+        };
+        let parts = streams.into_iter().zip(nums_choices).map(part).collect();
         let limit = server.config().request_timeout;
         Ok(Self {
             parts,
@@ -81,7 +79,7 @@ impl Generation {
             start,
             deadline: limit.map(|limit| (start + limit, limit)),
             turn: 0,
-            usage,
+            usage: Usage { num_prompt_tokens, ..Usage::default() },
             has_failed: false,
             span: Span::current(),
             _permit: permit,
