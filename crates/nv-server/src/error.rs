@@ -225,7 +225,7 @@ impl Error {
             }
             Self::NotFound { .. } => Meaning::invalid_as(StatusCode::NOT_FOUND),
             Self::Method { .. } => Meaning::invalid_as(StatusCode::METHOD_NOT_ALLOWED),
-            Self::Overloaded { .. } => {
+            Self::Overloaded { .. } | Self::Text(Text::Busy) => {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 Meaning::new(status, "rate_limit_error", None).code("rate_limit_exceeded")
             }

@@ -84,6 +84,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Others take all the time that there is to compile grammars.
+    #[error("too many other grammars are being compiled: try again later")]
+    Busy,
     /// The tokens of a tokenizer can't be searched for those that a grammar allows.
     #[error("the tokens can't be held to a grammar: {reason}")]
     Vocabulary {

@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::panic;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
@@ -19,13 +19,16 @@ use crate::chat_parser::Reasoning;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
-/// Grammars that are compiled at once. One that takes for ever leaves the others a thread.
+/// Grammars that are compiled at once.
 const NUM_THREADS: usize = 2;
+
+/// Threads beyond those, each in the place of one that is at a grammar without end: nothing stops it, and it keeps a core.
+const MAX_NUM_REPLACED: usize = 2;
 
 /// Grammars that wait for a thread at most.
 const MAX_NUM_WAITING: usize = 64;
 
-/// How long a grammar may take to compile, its wait included.
+/// How long a grammar may take to compile, its wait included, which is half of it at most.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes of a thread's stack: definitions that lead to each other are followed by recursion, and those of a grammar of the
@@ -34,8 +37,10 @@ const STACK_BYTES: usize = 256 << 20;
 
 /// Compiles grammars over the tokens of one tokenizer. Clones are the same compiler.
 ///
-/// To make one takes the time of going through all tokens several times. Compiling happens on threads of its own, which
-/// end with the last clone: whatever is asked for, a caller waits 10 seconds at most, and its stack is not used.
+/// To make one takes the time of going through all tokens several times. Compiling happens on threads of its own, two at
+/// a time, which end with the last clone: whatever is asked for, a caller waits 10 seconds at most, and its stack is not
+/// used. A grammar that takes longer is given up, but nothing stops its thread, which another one replaces; once there
+/// are four such grammars, all others are refused with [`Error::Busy`] until one of them is done.
 ///
 /// ```no_run
 /// use nv_text::{Grammar, GrammarCompiler, Reasoning, Tokenizer};
@@ -54,13 +59,40 @@ const STACK_BYTES: usize = 256 << 20;
 #[derive(Clone)]
 pub struct GrammarCompiler {
     jobs: SyncSender<Job>,
+    pool: Arc<Pool>,
     time_limit: Duration,
 }
 
 struct Job {
     source: TopLevelGrammar,
-    deadline: Instant,
+    stage: Arc<Mutex<Stage>>,
     reply: SyncSender<Result<CompiledGrammar>>,
+}
+
+/// Where a job is, as its thread and whoever waits for it agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Compiling,
+    Done,
+    /// Nobody waits any more.
+    GivenUp,
+}
+
+type Compile = dyn Fn(TopLevelGrammar) -> Result<CompiledGrammar> + Send + Sync;
+
+/// What the threads share.
+struct Pool {
+    compile: Box<Compile>,
+    jobs: Mutex<Receiver<Job>>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Debug, Default)]
+struct Threads {
+    num: usize,
+    /// Those at a grammar that was given up.
+    num_overdue: usize,
 }
 
 impl GrammarCompiler {
@@ -79,41 +111,63 @@ impl GrammarCompiler {
         factory.quiet();
         *factory.limits_mut() = limits::parser_limits();
 
-        let (jobs, receiver) = mpsc::sync_channel(MAX_NUM_WAITING);
-        let shared = Arc::new((factory, Mutex::new(receiver)));
-        for _ in 0..NUM_THREADS {
-            let shared = Arc::clone(&shared);
-            let builder = thread::Builder::new().name("nv-grammar".to_owned());
-            builder
-                .stack_size(STACK_BYTES)
-                .spawn(move || run(&shared.0, &shared.1, end))
-                .map_err(|source: io::Error| Error::Spawn { source })?;
-        }
-        Ok(Self { jobs, time_limit: TIME_LIMIT })
+        Self::start(Box::new(move |source| compile(&factory, source, end)))
     }
 
-    #[cfg(test)]
-    pub(super) fn with_time_limit(self, time_limit: Duration) -> Self {
-        Self { time_limit, ..self }
+    fn start(compile: Box<Compile>) -> Result<Self> {
+        let (jobs, receiver) = mpsc::sync_channel(MAX_NUM_WAITING);
+        let (waiting, threads) = (Mutex::new(receiver), Mutex::default());
+        let pool = Arc::new(Pool { compile, jobs: waiting, threads });
+        for _ in 0..NUM_THREADS {
+            pool.start_thread(&mut lock(&pool.threads))
+                .map_err(|source| Error::Spawn { source })?;
+        }
+        Ok(Self { jobs, pool, time_limit: TIME_LIMIT })
     }
 
     /// What `grammar` says of texts, which begin after the reasoning that `reasoning` lets them have. Blocks.
     ///
     /// # Errors
-    /// [`Error::Grammar`] if it is malformed, impossible, too large or too complex.
+    /// [`Error::Grammar`] if it is malformed, impossible, too large or too complex; [`Error::Busy`] if others keep it from
+    /// being compiled.
     pub fn compile(&self, grammar: &Grammar, reasoning: Reasoning) -> Result<CompiledGrammar> {
         let source = grammar.source(reasoning)?;
-        let (reply, answer) = mpsc::sync_channel(1);
-        let job = Job { source, deadline: Instant::now() + self.time_limit, reply };
-        if self.jobs.try_send(job).is_err() {
-            return Err(Error::grammar("too many others are being compiled: try again later"));
+        if lock(&self.pool.threads).are_all_overdue() {
+            return Err(Error::Busy);
         }
-        answer.recv_timeout(self.time_limit).unwrap_or_else(|error| {
-            Err(Error::grammar(match error {
-                RecvTimeoutError::Timeout => "it takes too long to compile: ask for less",
-                RecvTimeoutError::Disconnected => "the compiler failed on it",
-            }))
-        })
+        let (reply, answer) = mpsc::sync_channel(1);
+        let stage = Arc::new(Mutex::new(Stage::Waiting));
+        let job = Job { source, stage: Arc::clone(&stage), reply };
+        self.jobs.try_send(job).map_err(|_| Error::Busy)?;
+        // What has not begun by half of the time is not blamed for what others took.
+        for is_last in [false, true] {
+            if let Ok(result) = answer.recv_timeout(self.time_limit / 2) {
+                return result;
+            }
+            let mut stage = lock(&stage);
+            match *stage {
+                Stage::Compiling if !is_last => {}
+                Stage::Done => break,
+                _ => return Err(self.give_up(&mut stage)),
+            }
+        }
+        answer.recv().unwrap_or(Err(Error::Busy))
+    }
+
+    /// Leaves a job that is not done, with the reason, and puts a thread in the place of the one at it.
+    fn give_up(&self, stage: &mut Stage) -> Error {
+        let is_compiled = *stage == Stage::Compiling;
+        *stage = Stage::GivenUp;
+        if !is_compiled {
+            return Error::Busy;
+        }
+        let mut threads = lock(&self.pool.threads);
+        threads.num_overdue += 1;
+        if threads.num < NUM_THREADS + MAX_NUM_REPLACED {
+            // Without it the others go on.
+            let _ = self.pool.start_thread(&mut threads);
+        }
+        Error::grammar("it takes too long to compile: ask for less")
     }
 }
 
@@ -123,14 +177,55 @@ impl fmt::Debug for GrammarCompiler {
     }
 }
 
-/// Compiles what comes, as long as there is anybody who may ask.
-fn run(factory: &ParserFactory, jobs: &Mutex<Receiver<Job>>, end: u32) {
-    loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { source, deadline, reply }) = job else { return };
-        if Instant::now() < deadline {
-            // Whoever asked may have given up.
-            let _ = reply.send(compile(factory, source, end));
+impl Threads {
+    fn are_all_overdue(&self) -> bool {
+        self.num == self.num_overdue
+    }
+
+    /// Counts a thread whose grammar was given up, and is done after all. Returns whether it is still needed.
+    fn come_back(&mut self) -> bool {
+        self.num_overdue -= 1;
+        let is_needed = self.num - self.num_overdue <= NUM_THREADS;
+        self.num -= usize::from(!is_needed);
+        is_needed
+    }
+}
+
+impl Pool {
+    fn start_thread(self: &Arc<Self>, threads: &mut Threads) -> io::Result<()> {
+        let pool = Arc::clone(self);
+        let builder = thread::Builder::new().name("nv-grammar".to_owned()).stack_size(STACK_BYTES);
+        builder.spawn(move || pool.run())?;
+        threads.num += 1;
+        Ok(())
+    }
+
+    /// Compiles what comes, as long as there is anybody who may ask.
+    fn run(&self) {
+        loop {
+            let job = lock(&self.jobs).recv();
+            let Ok(Job { source, stage, reply }) = job else { return };
+            {
+                let mut stage = lock(&stage);
+                if *stage == Stage::GivenUp {
+                    continue;
+                }
+                *stage = Stage::Compiling;
+            }
+            // Nothing that it leaves behind half done is used again.
+            let result = panic::catch_unwind(AssertUnwindSafe(|| (self.compile)(source)));
+            let result =
+                result.unwrap_or_else(|_| Err(Error::grammar("the compiler failed on it")));
+            let mut stage = lock(&stage);
+            if *stage == Stage::GivenUp {
+                if !lock(&self.threads).come_back() {
+                    return;
+                }
+                continue;
+            }
+            *stage = Stage::Done;
+            // Whoever asked takes it, as it has not given up.
+            let _ = reply.send(result);
         }
     }
 }
@@ -140,4 +235,80 @@ fn compile(factory: &ParserFactory, source: TopLevelGrammar, end: u32) -> Result
     // The first tokens tell whether there is any text at all; and they are the same for all that begin.
     grammar.matcher().next_tokens()?;
     Ok(grammar)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn grammars_without_end_neither_keep_others_out_nor_are_others_blamed() {
+        let gate = Arc::new(Mutex::new(()));
+        let passed = Arc::clone(&gate);
+        // Some wait for the gate, and all end with this.
+        let compiled = "the time has come";
+        let compiler = GrammarCompiler::start(Box::new(move |source| {
+            let lark = source.grammars[0].lark_grammar.as_deref().unwrap_or_default();
+            match lark {
+                "endless" => drop(lock(&passed)),
+                "panic" => panic!("in a compiler"),
+                _ => {}
+            }
+            Err(Error::grammar(compiled))
+        }));
+        let compiler = compiler.unwrap();
+        let threads = || {
+            let Threads { num, num_overdue } = *lock(&compiler.pool.threads);
+            (num, num_overdue)
+        };
+        let compile = |lark: &str, time_limit| {
+            let compiler = GrammarCompiler { time_limit, ..compiler.clone() };
+            let result = compiler.compile(&Grammar::Lark(lark.to_owned()), Reasoning::Off);
+            result.map(drop).unwrap_err()
+        };
+        let check = |error: &Error, expected: &str| {
+            assert!(error.to_string().ends_with(expected), "{error}");
+        };
+        let overdue = "it takes too long to compile: ask for less";
+        let hasty = Duration::from_millis(60);
+
+        let closed = lock(&gate);
+        thread::scope(|scope| {
+            let endless = || compile("endless", 4 * hasty);
+            let endless = [scope.spawn(endless), scope.spawn(endless)];
+            // Until both have begun, a thread is free.
+            let error = loop {
+                match compile("other", hasty) {
+                    Error::Grammar { .. } => assert_eq!(threads(), (2, 0)),
+                    error => break error,
+                }
+            };
+            assert!(matches!(error, Error::Busy), "{error}");
+            for endless in endless {
+                check(&endless.join().unwrap(), overdue);
+            }
+        });
+        assert_eq!(threads(), (4, 2));
+        check(&compile("other", TIME_LIMIT), compiled);
+        check(&compile("panic", TIME_LIMIT), "the compiler failed on it");
+        check(&compile("endless", 4 * hasty), overdue);
+        check(&compile("endless", 4 * hasty), overdue);
+        assert_eq!(threads(), (4, 4));
+        assert!(matches!(compile("other", TIME_LIMIT), Error::Busy));
+
+        // They come to an end, and as many go on as there were.
+        drop(closed);
+        let start = Instant::now();
+        while threads() != (2, 0) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", threads());
+            thread::sleep(Duration::from_millis(5));
+        }
+        check(&compile("other", TIME_LIMIT), compiled);
+    }
 }
