@@ -56,6 +56,14 @@ impl Fields {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Leaves out what asks for nothing in a field that is an object, as [`Self::refuse`] has it: clients write all that
+    /// there is.
+    pub(crate) fn drop_unasked(&mut self, name: &str) {
+        if let Some(Value::Object(object)) = self.0.get_mut(name) {
+            object.retain(|_, value| !matches!(value, Value::Null | Value::Bool(false)));
+        }
+    }
+
     /// Whether a field is there that was not taken.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|value| !value.is_null())

@@ -19,7 +19,7 @@ pub(crate) struct Guide {
 }
 
 /// vLLM's object for all of it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StructuredOutputs {
     json: Option<Value>,
@@ -42,7 +42,12 @@ impl Guide {
         add("guided_regex", fields.take("guided_regex")?.map(Grammar::Regex));
         add("guided_choice", fields.take("guided_choice")?.map(Grammar::Choice));
         add("guided_grammar", fields.take("guided_grammar")?.map(Grammar::Lark));
+        fields.drop_unasked("structured_outputs");
         if let Some(outputs) = fields.take::<StructuredOutputs>("structured_outputs")? {
+            if outputs == StructuredOutputs::default() {
+                let reason = "expected `json`, `regex`, `choice`, `grammar` or `json_object`";
+                return Err(Error::field("structured_outputs", reason));
+            }
             let StructuredOutputs { json, regex, choice, grammar, json_object } = outputs;
             let field = "structured_outputs.json";
             add(field, json.map(|schema| json_schema(field, schema)).transpose()?);

@@ -115,6 +115,13 @@ fn each_field_holds_the_answer_to_its_form() {
         json!({"guided_json": city().to_string()}),
         json!({"structured_outputs": {"json": city(), "regex": null}}),
         json!({"structured_outputs": {"json_object": true}}),
+        // All fields of vLLM's class, as Python writes it.
+        json!({"structured_outputs": {
+            "json": null, "regex": null, "choice": null, "grammar": null, "json_object": true,
+            "disable_fallback": false, "disable_any_whitespace": false,
+            "disable_additional_properties": false, "whitespace_pattern": null,
+            "structural_tag": null, "_backend": null, "_backend_was_auto": false,
+        }}),
         json!({"guided_regex": "\\{.*\\}"}),
     ] {
         check(said, fields, said);
@@ -288,6 +295,7 @@ fn forms_that_make_no_sense_are_refused_by_field() {
     refuse(json!({"guided_choice": "a"}), "guided_choice", "expected a sequence");
     refuse(json!({"guided_grammar": "root ::= x"}), "guided_grammar", "");
     refuse(json!({"structured_outputs": {"xml": "a"}}), "structured_outputs.xml", "unknown field");
+    refuse(json!({"structured_outputs": {"json": null}}), "structured_outputs", "expected `json`");
     refuse(json!({"structured_outputs": {"regex": "("}}), "structured_outputs.regex", "regex");
     refuse(
         json!({"guided_regex": "a", "guided_choice": ["a"]}),
