@@ -13,6 +13,9 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::server::ServerConfig;
+use crate::write_timeout::WriteTimeout;
+
 /// How long nothing is taken where the system has no room for more.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -21,15 +24,17 @@ pub(crate) struct Connections {
     listener: TcpListener,
     router: Router,
     http: http1::Builder,
+    write_timeout: Duration,
     open: GracefulShutdown,
 }
 
 impl Connections {
-    /// `read_timeout` is how long a connection may be without a whole head of a request, before its first and between two.
-    pub(crate) fn new(listener: TcpListener, router: Router, read_timeout: Duration) -> Self {
+    /// Of `config` the timeouts count: for whoever doesn't send a whole head of a request, and whoever doesn't read.
+    pub(crate) fn new(listener: TcpListener, router: Router, config: &ServerConfig) -> Self {
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(read_timeout);
-        Self { listener, router, http, open: GracefulShutdown::new() }
+        http.timer(TokioTimer::new()).header_read_timeout(config.read_timeout);
+        let write_timeout = config.write_timeout;
+        Self { listener, router, http, write_timeout, open: GracefulShutdown::new() }
     }
 
     /// Takes connections as long as it is waited for.
@@ -46,7 +51,7 @@ impl Connections {
         }
     }
 
-    /// Takes no more, and waits until what was asked is answered.
+    /// Takes no more, and waits until what was asked is answered, or nobody reads the answer.
     pub(crate) async fn finish(self) {
         let Self { listener, open, .. } = self;
         drop(listener);
@@ -59,7 +64,8 @@ impl Connections {
             tracing::debug!(%error, "small packets may wait");
         }
         let service = TowerToHyperService::new(self.router.clone());
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let stream = TokioIo::new(WriteTimeout::new(stream, self.write_timeout));
+        let connection = self.http.serve_connection(stream, service);
         let connection = self.open.watch(connection);
         async {
             if let Err(error) = connection.await {
@@ -73,4 +79,53 @@ impl Connections {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::body::Body;
+    use axum::routing::get;
+    use futures_util::stream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    static IS_GONE: AtomicBool = AtomicBool::new(false);
+
+    /// What an answer holds, such as its room among those that run.
+    struct Held;
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            IS_GONE.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_reads_nothing_keeps_nothing_and_holds_up_no_shutdown() {
+        let endless = || async {
+            let held = Held;
+            Body::from_stream(stream::repeat_with(move || {
+                let _held = &held;
+                Ok::<_, Infallible>(vec![b'a'; 1 << 16])
+            }))
+        };
+        let router = Router::new().route("/", get(endless));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+        let config =
+            ServerConfig { write_timeout: Duration::from_millis(200), ..ServerConfig::new("x") };
+        let connections = Connections::new(listener, router, &config);
+        let accept = timeout(Duration::from_millis(50), connections.accept());
+        accept.await.unwrap_err();
+        assert!(!IS_GONE.load(Ordering::Relaxed));
+        timeout(Duration::from_secs(20), connections.finish()).await.unwrap();
+        assert!(IS_GONE.load(Ordering::Relaxed));
+        drop(client);
+    }
 }

@@ -48,6 +48,7 @@ mod server;
 mod sse;
 mod tokenize;
 mod usage;
+mod write_timeout;
 
 pub use error::{Error, Result};
 pub use router::router;

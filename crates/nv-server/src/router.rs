@@ -24,6 +24,9 @@ const OPENAPI: &str = include_str!("../assets/openapi.json");
 /// If it has API keys, they are asked for under `/v1` and by `/tokenize` and `/detokenize`; the page, its description
 /// and what says how the server is doing are open.
 ///
+/// Who brings the socket keeps it from clients that send no whole head or don't read: of
+/// [`ServerConfig`](crate::ServerConfig), [`run`](crate::run) alone heeds `write_timeout`, and `read_timeout` for heads.
+///
 /// ```
 /// use nv_server::{Server, router};
 ///

@@ -23,7 +23,7 @@ pub enum Outcome {
 }
 
 /// Serves on `host` and `port` until a signal says to end (SIGINT or SIGTERM): then it takes no more connections and
-/// finishes what it has; at a second signal it ends at once.
+/// finishes what it has, unless nobody reads it; at a second signal it ends at once.
 ///
 /// `listening` is called once with the address, which has the port that the system chose if `port` is 0.
 ///
@@ -48,7 +48,7 @@ pub fn run(
         let mut signals = Signals::new().map_err(serve)?;
         let listener = TcpListener::bind((host, port)).await.map_err(listen)?;
         listening(listener.local_addr().map_err(listen)?);
-        let connections = Connections::new(listener, router, server.config().read_timeout);
+        let connections = Connections::new(listener, router, server.config());
         tokio::select! {
             () = signals.next() => {}
             () = connections.accept() => {}

@@ -45,6 +45,9 @@ pub struct ServerConfig {
     /// How long a client may take to send the head of a request, and again for its body; a connection that asks for nothing is
     /// closed after as long. Default 30 s.
     pub read_timeout: Duration,
+    /// How long a client may read nothing while there is something for it to read, before its connection is closed and its
+    /// request ended. Default 60 s.
+    pub write_timeout: Duration,
     /// How long a request may take; by default as long as it wants.
     pub request_timeout: Option<Duration>,
 }
@@ -59,6 +62,7 @@ impl ServerConfig {
             max_body_bytes: 16 << 20,
             max_num_waiting: 256,
             read_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_mins(1),
             request_timeout: None,
         }
     }
@@ -74,6 +78,7 @@ impl fmt::Debug for ServerConfig {
             .field("max_body_bytes", &self.max_body_bytes)
             .field("max_num_waiting", &self.max_num_waiting)
             .field("read_timeout", &self.read_timeout)
+            .field("write_timeout", &self.write_timeout)
             .field("request_timeout", &self.request_timeout)
             .finish()
     }

@@ -225,6 +225,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..), default_value_t = 30)]
     pub(crate) read_timeout: u64,
 
+    /// Seconds that a client may read nothing while there is something for it to read.
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..), default_value_t = 60)]
+    pub(crate) write_timeout: u64,
+
     /// Seconds after which a request is ended [default: never].
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..))]
     pub(crate) request_timeout: Option<u64>,

@@ -64,6 +64,7 @@ fn server_config(args: &ServeArgs) -> ServerConfig {
         max_body_bytes: args.max_body_size,
         max_num_waiting: args.max_num_waiting,
         read_timeout: Duration::from_secs(args.read_timeout),
+        write_timeout: Duration::from_secs(args.write_timeout),
         request_timeout: args.request_timeout.map(Duration::from_secs),
     }
 }
