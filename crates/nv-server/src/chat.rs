@@ -26,10 +26,21 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("function_call", "use `tool_choice`"),
     ("audio", "only text is answered"),
     ("prediction", "the server guesses ahead by itself, if started so"),
+    ("echo", "use /v1/completions"),
+    ("web_search_options", "offer a search in `tools`"),
+];
+
+/// Fields of chats of which only the default, given as JSON, is supported.
+const FIXED: &[(&str, &str, &str)] = &[
+    ("verbosity", "\"medium\"", "ask for it in the messages"),
+    ("include_reasoning", "true", "leave `reasoning_content` unread"),
+];
+
+/// Fields that change the prompt, and that this server lacks.
+const UNSUPPORTED_OF_PROMPT: &[(&str, &str)] = &[
     ("chat_template", "the model's own template is used"),
     ("documents", "put them into the messages"),
     ("continue_final_message", "use /v1/completions"),
-    ("echo", "use /v1/completions"),
 ];
 
 /// A conversation as a prompt.
@@ -77,14 +88,20 @@ impl Conversation {
             let (field, reason) = named.unwrap_or(("messages", &text));
             Error::field(field, reason)
         })?;
+        fields.refuse(UNSUPPORTED_OF_PROMPT)?;
         let template_kwargs = fields.take::<Map<String, Value>>("chat_template_kwargs")?;
+        let mut template_kwargs = template_kwargs.unwrap_or_default();
+        if !reasons(fields)? {
+            // What a template is told by name counts.
+            template_kwargs.entry("enable_thinking").or_insert(false.into());
+        }
         Ok(Self {
             messages: messages.0,
             options: ChatOptions {
                 add_generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
                 enable_thinking: None,
                 tools: tools(fields, server)?,
-                template_kwargs: template_kwargs.unwrap_or_default(),
+                template_kwargs,
             },
             add_special_tokens: fields.take("add_special_tokens")?.unwrap_or(false),
         })
@@ -102,6 +119,7 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     let mut fields = fields;
     let mut params = Params::take(&mut fields, &server)?;
     fields.refuse(UNSUPPORTED)?;
+    fields.refuse_others(FIXED)?;
     check_modalities(&mut fields)?;
     let mut conversation = Conversation::take(&mut fields, &server)?;
     let tool_choice = ToolChoice::take(&mut fields, &conversation.options.tools)?;
@@ -163,6 +181,20 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
         answers.push(piece);
     }
     Ok(Json(answers.finish(generation.usage())).into_response())
+}
+
+/// Whether `reasoning_effort` leaves the model to reason as it does. Qwen3 knows no degrees of it.
+fn reasons(fields: &mut Fields) -> Result<bool> {
+    const FIELD: &str = "reasoning_effort";
+    match fields.take::<String>(FIELD)?.as_deref() {
+        // The API's default.
+        None | Some("medium") => Ok(true),
+        Some("none") => Ok(false),
+        Some(_) => {
+            let reason = "the model has no degrees of it: expected \"none\", or leave it out";
+            Err(Error::Unsupported { field: FIELD, reason })
+        }
+    }
 }
 
 /// The tools that are offered, checked as far as templates rely on it.

@@ -85,6 +85,20 @@ impl Fields {
         Ok(())
     }
 
+    /// Refuses values other than the default, given as JSON, of fields that mean something and of which no other is supported.
+    pub(crate) fn refuse_others(
+        &mut self,
+        fixed: &[(&'static str, &str, &'static str)],
+    ) -> Result<()> {
+        for &(field, default, reason) in fixed {
+            let found = self.take_value(field).map(|value| value.to_string());
+            if found.is_some_and(|found| found != default) {
+                return Err(Error::Unsupported { field, reason });
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the reading: fields that nobody knows are ignored, as vLLM does, but not in silence.
     pub(crate) fn finish(self) {
         if !self.0.is_empty() {
@@ -187,6 +201,20 @@ mod tests {
             let error = fields(json).refuse(&unsupported).unwrap_err();
             assert_eq!(error.to_string(), "field `a` is not supported yet: use b");
         }
+    }
+
+    #[test]
+    fn fixed_fields_are_refused_only_if_they_ask_for_something_else() {
+        let fixed = [("a", "\"medium\"", "use b"), ("c", "true", "use d")];
+        for json in ["{}", r#"{"a": null}"#, r#"{"a": "medium", "c": true}"#] {
+            fields(json).refuse_others(&fixed).unwrap();
+        }
+        for json in [r#"{"a": "high"}"#, r#"{"c": "true", "a": 1}"#, r#"{"a": false}"#] {
+            let error = fields(json).refuse_others(&fixed).unwrap_err();
+            assert_eq!(error.to_string(), "field `a` is not supported yet: use b");
+        }
+        let error = fields(r#"{"c": false}"#).refuse_others(&fixed).unwrap_err();
+        assert_eq!(error.to_string(), "field `c` is not supported yet: use d");
     }
 
     #[test]

@@ -33,6 +33,22 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("logits_processors", "use `logit_bias`"),
     ("truncate_prompt_tokens", "shorten the prompt with /tokenize and /detokenize"),
     ("prompt_embeds", "send the prompt as text or tokens"),
+    ("return_token_ids", "use /tokenize with the text"),
+    ("return_tokens_as_token_ids", "use /tokenize with the text"),
+];
+
+/// Fields of which only the default, given as JSON, is supported.
+const FIXED: &[(&str, &str, &str)] = &[("best_of", "1", "use `n` and compare `logprobs`")];
+
+/// Fields of no consequence for the answer. Nothing stands between special tokens in any case, as this family's tokenizers
+/// have it.
+const WITHOUT_CONSEQUENCE: &[&str] = &[
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "spaces_between_special_tokens",
 ];
 
 /// The parameters of a request that do not depend on its prompt.
@@ -92,10 +108,9 @@ impl Params {
     pub(crate) fn take(fields: &mut Fields, server: &Server) -> Result<Self> {
         server.check_model(fields.take::<String>("model")?.as_deref())?;
         fields.refuse(UNSUPPORTED)?;
-        refuse_best_of(fields)?;
+        fields.refuse_others(FIXED)?;
         let guide = Guide::take(fields)?;
-        // Of no consequence for the answer.
-        for name in ["user", "metadata", "store", "service_tier", "safety_identifier"] {
+        for name in WITHOUT_CONSEQUENCE {
             fields.take_value(name);
         }
 
@@ -261,13 +276,4 @@ fn delivery(fields: &mut Fields) -> Result<Delivery> {
     let include_usage = include_usage.unwrap_or(false);
     let continuous_usage_stats = include_usage && continuous_usage_stats.unwrap_or(false);
     Ok(Delivery { stream, include_usage, continuous_usage_stats })
-}
-
-fn refuse_best_of(fields: &mut Fields) -> Result<()> {
-    let best_of = fields.take::<usize>("best_of")?;
-    if best_of.is_some_and(|best_of| best_of != 1) {
-        let reason = "use `n` and compare `logprobs`";
-        return Err(Error::Unsupported { field: "best_of", reason });
-    }
-    Ok(())
 }

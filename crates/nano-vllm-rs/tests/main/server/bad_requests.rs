@@ -162,9 +162,20 @@ fn what_is_not_supported_is_refused_and_not_ignored() {
     };
     for path in [CHAT, COMPLETIONS] {
         check(path, "best_of", json!(2));
+        check(path, "return_token_ids", json!(true));
+        check(path, "return_tokens_as_token_ids", json!(true));
     }
     check(CHAT, "functions", json!([{"name": "f"}]));
     check(CHAT, "modalities", json!(["audio"]));
+    check(CHAT, "verbosity", json!("low"));
+    check(CHAT, "web_search_options", json!({}));
+    check(CHAT, "include_reasoning", json!(false));
+    for path in [CHAT, "/tokenize"] {
+        check(path, "chat_template", json!("{{ messages }}"));
+        check(path, "continue_final_message", json!(true));
+        check(path, "documents", json!([{"title": "a", "text": "b"}]));
+        check(path, "reasoning_effort", json!("high"));
+    }
     check(COMPLETIONS, "suffix", json!("end"));
 }
 
@@ -173,6 +184,9 @@ fn unknown_fields_are_ignored_as_vllm_does() {
     let body = json!({
         "messages": [{"role": "user", "content": "Hi"}], "unheard_of": 1, "user": "me", "n": null,
         "suffix": null, "response_format": {"type": "text"}, "guided_json": null, "best_of": 1,
+        "reasoning_effort": "medium", "verbosity": "medium", "include_reasoning": true,
+        "continue_final_message": false, "return_token_ids": false, "documents": null,
+        "spaces_between_special_tokens": true, "web_search_options": null, "chat_template": null,
     });
     assert_eq!(post(shared(), CHAT, &body).status, 200);
 }

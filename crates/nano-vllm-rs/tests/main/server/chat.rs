@@ -174,6 +174,16 @@ fn reasoning_is_told_apart_from_the_answer() {
     let fields = json!({"chat_template_kwargs": {"enable_thinking": false}, "max_tokens": 3});
     let message = &ask("01234567890123456789012", fields)["choices"][0]["message"];
     assert!(message.get("reasoning_content").is_none(), "{message}");
+    // By the API's own field as well, unless the template is told otherwise.
+    let num_tokens = |fields: Value| ask("a", fields)["usage"]["prompt_tokens"].take();
+    let kwargs = |thinks: bool| json!({"enable_thinking": thinks});
+    let without = num_tokens(json!({"chat_template_kwargs": kwargs(false)}));
+    assert_eq!(num_tokens(json!({"reasoning_effort": "none"})), without);
+    assert_ne!(num_tokens(json!({"reasoning_effort": "medium"})), without);
+    assert_eq!(
+        num_tokens(json!({"reasoning_effort": "none", "chat_template_kwargs": kwargs(true)})),
+        num_tokens(json!({"chat_template_kwargs": kwargs(true)}))
+    );
 }
 
 #[test]
