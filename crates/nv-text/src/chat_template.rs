@@ -49,6 +49,9 @@ pub struct ChatOptions {
 
 /// A checkpoint's chat template.
 ///
+/// They are rendered for the model to go on with: what marks an assistant's words for training, `{% generation %}`, makes no
+/// difference. There is no `strftime_now`, which some templates ask for today's date if it is defined.
+///
 /// Templates come with checkpoints and are not trusted: they see nothing but what they are given, and a render
 /// that takes too long is ended. The template engine does not count everything, though: a template that is written to
 /// harm can nest values deeper than the stack, or compare or print one that holds itself twice at each of many levels.
@@ -170,6 +173,7 @@ impl ChatTemplate {
     fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
         // As Python's Jinja does.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = without_generation_blocks(&source);
         caught(|| self.environment.add_template_owned(name, source))
             .map_err(|source| Error::Compile { source })
     }
@@ -210,6 +214,32 @@ fn environment() -> Environment<'static> {
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);
     environment
+}
+
+/// Makes of blocks `{% generation %}` such that are always rendered. By them transformers finds, for training, what the
+/// assistant says.
+///
+/// Source: transformers `chat_template_utils.py`, `AssistantTracker`.
+fn without_generation_blocks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, after) = rest.split_at(start + "{%".len());
+        out.push_str(before);
+        rest = after;
+        let Some((tag, _)) = rest.split_once("%}") else { break };
+        // The signs that say what becomes of whitespace stay.
+        let name = tag.strip_prefix(['-', '+']).unwrap_or(tag);
+        let name = name.strip_suffix(['-', '+']).unwrap_or(name).trim();
+        let always = match name {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        out.push_str(&tag.replace(name, always));
+        rest = &rest[tag.len()..];
+    }
+    out + rest
 }
 
 /// Runs the template engine, which panics on some numbers that no template has in earnest, such as the least step of a slice.

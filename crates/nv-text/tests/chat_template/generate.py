@@ -141,6 +141,8 @@ CONSTRUCTS = [
     "{{- mood|default('none') }} {{ nothing|default('unset') }} {{ mood is defined and mood in ['calm', 'wild'] }} {{ 'x' if nothing is defined else 'y' }}",
     "{{- 7 // 2 }} {{ -7 // 2 }} {{ 7 % 3 }} {{ 2 ** 5 }} {{ 7 / 2 }} {{ 1.0 }} {{ 1 == 1.0 }} {{ 'a' ~ 1 ~ none ~ true }} {{ [1, 'b', none] }}",
     "{%- if messages[0]['role'] == 'user' and not (add_generation_prompt or tools) %}{{ 'plain' }}{% elif tools %}{{ tools|length }}{% endif %}",
+    "{%- for m in messages %}\n  {{- m.role }}:\n  {% generation %}\n  {{ m.content }}\n  {%- endgeneration -%}\n  .\n{% endfor %}",
+    "{%- for m in messages %} {%-generation-%} {{ m.role }} {%+ endgeneration +%} | {%- endfor %}{{ '{% generation' }}",
     "  {#- a comment -#}  {%+ if true %} kept {% endif %}\n\n{% raw %}{{ raw }}{% endraw %}\n",
 ]
 CONSTRUCT_MESSAGES = [
