@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse};
 use axum::routing::{get, post};
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::error::{Error, Result};
 use crate::server::Server;
@@ -94,10 +94,11 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     }
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+        // `*` would not cover `authorization`, as the Fetch standard has it.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([header::HeaderName::from_static("x-request-id")]);
     if origins.iter().any(|origin| origin == "*") {
-        return Ok(Some(layer.allow_origin(Any).allow_headers(Any)));
+        return Ok(Some(layer.allow_origin(Any)));
     }
     let origin = |origin: &String| {
         HeaderValue::from_str(origin).map_err(|_| Error::Setting {
@@ -107,5 +108,5 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
         })
     };
     let origins = origins.iter().map(origin).collect::<Result<Vec<_>>>()?;
-    Ok(Some(layer.allow_origin(AllowOrigin::list(origins)).allow_headers(Any)))
+    Ok(Some(layer.allow_origin(AllowOrigin::list(origins))))
 }
