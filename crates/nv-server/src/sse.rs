@@ -10,6 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
+use tracing::{Instrument, Span};
 
 use crate::choice::Piece;
 use crate::error::Error;
@@ -42,9 +43,14 @@ struct State<C> {
 pub(crate) fn stream<C: Chunks>(generation: Generation, mut chunks: C) -> Response {
     let pending = chunks.begin(generation.usage()).into();
     let state = State { generation: Some(generation), chunks, pending };
-    let events = stream::unfold(state, |mut state| async {
-        let data = state.next().await?;
-        Some((Ok::<_, Infallible>(Event::default().data(data)), state))
+    // The body is asked for when the request has left the span that its id stands in.
+    let span = Span::current();
+    let events = stream::unfold(state, move |mut state| {
+        let next = async {
+            let data = state.next().await?;
+            Some((Ok::<_, Infallible>(Event::default().data(data)), state))
+        };
+        next.instrument(span.clone())
     });
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }

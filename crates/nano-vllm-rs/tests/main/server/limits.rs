@@ -1,12 +1,18 @@
 //! Who gets in, how much of it, and what happens to those that leave.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nano_vllm_rs::server::ServerConfig;
 use serde_json::{Value, json};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::client::{get, metric, post, receive, send, start, wait_for_metric};
 use super::serve;
@@ -198,6 +204,26 @@ fn a_request_that_takes_too_long_is_ended() {
     assert_eq!(last["error"]["code"], "timeout");
     assert!(text.len() > 2 && text.iter().all(|chunk| chunk.get("error").is_none()));
     wait_for_metric(address, "vllm:kv_cache_usage_perc", 0.);
+}
+
+#[test]
+fn what_fails_in_a_stream_is_logged_under_the_id_of_its_request() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let writer = Arc::new(file.reopen().unwrap());
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+    let targets = Targets::new().with_target("nv_server", LevelFilter::INFO);
+    tracing_subscriber::registry().with(layer.with_filter(targets)).init();
+    let address = serve(config());
+    let body = request("<fail>", json!({"stream": true})).to_string();
+    let headers = "content-type: application/json\r\nx-request-id: fails-1\r\n";
+    let chunks = receive(send(address, "POST", CHAT, headers, body.as_bytes())).chunks();
+    let (last, before) = chunks.split_last().unwrap();
+    assert_eq!(last["error"]["type"], "server_error", "{last}");
+    assert!(before.len() > 2, "{before:?}");
+    let log = fs::read_to_string(file.path()).unwrap();
+    let failed = log.lines().find(|line| line.contains("ERROR")).unwrap();
+    assert!(failed.contains("request_id=\"fails-1\""), "{failed}");
+    assert!(failed.contains("the script says so"), "{failed}");
 }
 
 #[test]

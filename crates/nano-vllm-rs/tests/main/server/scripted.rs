@@ -1,6 +1,7 @@
 //! A model that says what its prompt tells it to, so that what a server makes of it can be foretold.
 //!
-//! Tokens are bytes. In `<say>…</say>` stands what is said; with `<forever>` in the prompt it is said again and again.
+//! Tokens are bytes. In `<say>…</say>` stands what is said; with `<forever>` in the prompt it is said again and again, and
+//! with `<fail>` the model fails after three tokens.
 
 use std::thread;
 use std::time::Duration;
@@ -65,6 +66,11 @@ impl Scripted {
     }
 }
 
+fn contains(text: &[u32], bytes: &[u8]) -> bool {
+    let is_same = |(&id, &byte)| id == u32::from(byte);
+    text.windows(bytes.len()).any(|window| window.iter().zip(bytes).all(is_same))
+}
+
 impl Model for Scripted {
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
@@ -95,6 +101,9 @@ impl Model for Scripted {
                 let position = sequence.start_pos + i;
                 self.slots[slot(position)] = batch.token_ids[sequence.first_token + i];
                 let text: Vec<u32> = (0..=position).map(|at| self.slots[slot(at)]).collect();
+                if text.iter().rev().nth(3) == Some(&ANSWER) && contains(&text, b"<fail>") {
+                    return Err(candle_core::Error::Msg("the script says so".to_owned()).into());
+                }
                 next.push(Self::next(&text));
             }
         }
