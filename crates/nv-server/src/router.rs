@@ -110,3 +110,15 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     let origins = origins.iter().map(origin).collect::<Result<Vec<_>>>()?;
     Ok(Some(layer.allow_origin(AllowOrigin::list(origins))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_asks_below_the_path_at_which_it_stands() {
+        let calls: Vec<&str> = PAGE.split("fetch(").skip(1).collect();
+        assert_eq!(calls.len(), 3);
+        assert!(calls.iter().all(|call| call.starts_with("`${BASE}/")), "{calls:?}");
+    }
+}
