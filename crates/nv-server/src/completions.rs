@@ -18,7 +18,7 @@ use crate::sse;
 /// What the OpenAI API says of a completion that doesn't.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// Prompts of one request at most, as the OpenAI API has it.
+/// Prompts of one request at most, as the OpenAI API has it, and continuations of them all.
 const MAX_NUM_PROMPTS: usize = 2048;
 
 const UNSUPPORTED: &[(&str, &str)] = &[("suffix", "the model only goes on with a text")];
@@ -36,6 +36,13 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     let mut params = Params::take(&mut fields, &server)?;
     fields.refuse(UNSUPPORTED)?;
     let inputs = inputs(fields.take_value("prompt"))?;
+    let num_choices = inputs.len() * params.sampling.n();
+    if num_choices > MAX_NUM_PROMPTS {
+        let reason = format!(
+            "expected at most {MAX_NUM_PROMPTS} for all prompts together, found {num_choices}"
+        );
+        return Err(Error::field("n", reason));
+    }
     let add_special_tokens = fields.take("add_special_tokens")?.unwrap_or(true);
     let echo = fields.take("echo")?.unwrap_or(false);
     let logprobs = num_logprobs(&mut fields, "logprobs")?;

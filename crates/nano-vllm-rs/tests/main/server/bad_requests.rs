@@ -150,6 +150,8 @@ fn prompts_that_make_no_sense_are_refused() {
     check(json!([[1], [2.5]]), "prompt[1][0]", "a token id");
     check(json!(vec!["a"; 3000]), "prompt", "at most 2048 prompts");
     check(json!("a".repeat(5000)), "max_tokens", "at most 2048 together");
+    let body = json!({"prompt": vec!["a"; 3], "n": 1000, "max_tokens": 1});
+    self::check(COMPLETIONS, &body, Some("n"), "at most 2048 for all prompts together, found 3000");
 }
 
 #[test]
