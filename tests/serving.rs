@@ -84,8 +84,15 @@ fn token_ids(generation: nv_engine::Result<Generation>) -> Vec<Vec<TokenId>> {
 /// A token whose embedding is NaN in [`poisoned`].
 const POISON: TokenId = 300;
 
-/// A checkpoint that gives NaN for [`POISON`], and what it gives for `request(3, 50, params)` in f32 and bfloat16.
-fn poisoned(params: &SamplingParams) -> (TempDir, ModelFiles, [(DType, Vec<Vec<TokenId>>); 2]) {
+/// A checkpoint that gives NaN for [`POISON`].
+struct Poisoned {
+    _dir: TempDir,
+    files: ModelFiles,
+    /// What it gives for `request(3, 50, params)`.
+    expected: [(DType, Vec<Vec<TokenId>>); 2],
+}
+
+fn poisoned(params: &SamplingParams) -> Poisoned {
     let (dir, files) = random("untied-gqa2-bias");
     let expected = [DType::F32, DType::BF16].map(|dtype| {
         let alone = engine(&files, dtype).generate(vec![request(3, 50, params)]).remove(0);
@@ -96,13 +103,13 @@ fn poisoned(params: &SamplingParams) -> (TempDir, ModelFiles, [(DType, Vec<Vec<T
     let start = start_of("model.embed_tokens.weight", &bytes) + 2 * 64 * POISON as usize;
     bytes[start..start + 2].copy_from_slice(&[0xff, 0x7f]);
     fs::write(path, bytes).unwrap();
-    (dir, files, expected)
+    Poisoned { _dir: dir, files, expected }
 }
 
 #[test]
 fn what_a_nan_left_in_a_block_is_not_seen_by_its_next_owner() {
     let params = SamplingParams::default().with_max_tokens(40).unwrap();
-    let (_dir, files, expected) = poisoned(&params);
+    let Poisoned { _dir, files, expected } = poisoned(&params);
     for (dtype, expected) in expected {
         let mut engine = engine(&files, dtype);
         // Fills all blocks.
@@ -124,7 +131,7 @@ fn what_a_nan_left_in_a_block_is_not_seen_by_its_next_owner() {
 #[test]
 fn a_nan_is_not_seen_by_those_who_share_what_comes_before_it() {
     let params = SamplingParams::default().with_max_tokens(40).unwrap();
-    let (_dir, files, expected) = poisoned(&params);
+    let Poisoned { _dir, files, expected } = poisoned(&params);
     for (dtype, expected) in expected {
         let config = EngineConfig { max_num_seqs: 8, max_num_batched_tokens: 40, ..small() };
         let mut engine = engine_with(&files, dtype, config);
