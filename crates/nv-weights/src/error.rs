@@ -422,8 +422,8 @@ pub enum Error {
     /// Offline, and the model is not in the cache.
     #[cfg(feature = "hub")]
     #[error(
-        "model `{model_id}` at `{revision}` is not complete in {cache_dir}, and HF_HUB_OFFLINE forbids to download it: \
-         unset it, or copy the model there"
+        "model `{model_id}` at `{revision}` is not complete in {cache_dir}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE \
+         forbids to download it: unset that, or copy the model there"
     )]
     NotCached {
         /// The model.
@@ -477,7 +477,7 @@ pub enum Error {
     /// There is no space left for a download, or none for a file so large.
     #[cfg(feature = "hub")]
     #[error(
-        "no room to write {path}: make some and run it again, or set HF_HOME to a folder on another disk"
+        "no room to write {path}: make some and run it again, or set HF_HUB_CACHE to a folder on another disk"
     )]
     DiskFull {
         /// The file.
@@ -487,7 +487,7 @@ pub enum Error {
     },
     /// The cache could not be written to.
     #[cfg(feature = "hub")]
-    #[error("cannot write {path}: check its permissions, or set HF_HOME to another folder")]
+    #[error("cannot write {path}: check its permissions, or set HF_HUB_CACHE to another folder")]
     Write {
         /// The file.
         path: PathBuf,

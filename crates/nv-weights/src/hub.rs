@@ -4,6 +4,7 @@
 //! size and SHA-256, puts a file under its final name only when it is whole, and takes no name from a server
 //! unchecked. It knows nothing of what the files hold, but for the index that names the shards.
 
+mod environment;
 mod names;
 mod remote;
 mod store;
@@ -12,8 +13,8 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use std::env;
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::error::{Error, Result};
 use crate::files::{self, ModelFiles};
 use crate::index::ShardIndex;
+use environment::Settings;
 use remote::Remote;
 use store::Store;
 
@@ -40,8 +42,10 @@ const MAX_ATTEMPTS: u32 = 5;
 /// Config, tokenizer, chat template and weights are fetched, with a progress bar if stderr is a terminal. What the cache
 /// holds is not fetched again; what an earlier download left unfinished is resumed.
 ///
-/// The environment is honoured: `HF_HOME` (where cache and token are), `HF_ENDPOINT` (another hub), `HF_TOKEN` (for
-/// private and gated models) and `HF_HUB_OFFLINE` (no requests at all). [`Hub`] takes the same settings as values.
+/// The environment is honoured as by Hugging Face's own tools: `HF_HOME` (where cache and token are; by default
+/// `huggingface` in `XDG_CACHE_HOME`), `HF_HUB_CACHE` (where the cache is, elsewhere), `HF_TOKEN` (for private and gated
+/// models) and `HF_TOKEN_PATH` (a file that holds it), `HF_ENDPOINT` (another hub), and `HF_HUB_OFFLINE` or
+/// `TRANSFORMERS_OFFLINE` (no requests at all). [`Hub`] takes the same settings as values.
 ///
 /// # Errors
 /// As [`Hub::download_model`]; [`Error::NoHome`] and [`Error::Token`] for an unusable environment.
@@ -82,18 +86,13 @@ impl Hub {
     /// Without `HF_TOKEN`, the token is the one that Hugging Face's login command stored.
     ///
     /// # Errors
-    /// [`Error::NoHome`] if there is neither `HF_HOME` nor a home folder; [`Error::Token`] for a malformed token.
+    /// [`Error::NoHome`] if no variable says where the cache is and there is no home folder; [`Error::Token`] for a
+    /// malformed token.
     pub fn from_env() -> Result<Self> {
-        if env::var_os("HF_HOME").is_none() && env::home_dir().is_none() {
-            return Err(Error::NoHome);
-        }
-        let var = |name| env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let cache = Cache::from_env();
-        let token = var("HF_TOKEN").or_else(|| cache.token());
-        let mut hub = Self::new(cache.path()).with_token(token)?;
-        hub.endpoint = var("HF_ENDPOINT");
-        hub.offline = var("HF_HUB_OFFLINE").is_some_and(|value| is_truthy(&value));
-        Ok(hub)
+        let settings = Settings::from_env()?;
+        let stored = || fs::read_to_string(settings.token_path?).ok();
+        let hub = Self::new(settings.cache_dir).with_token(settings.token.or_else(stored))?;
+        Ok(Self { endpoint: settings.endpoint, offline: settings.offline, ..hub })
     }
 
     /// Another hub, by the address that its paths are appended to.
@@ -312,8 +311,4 @@ fn is_transient(error: &Error) -> bool {
 /// Whether the hub, rather than the request, is at fault.
 fn is_outage(error: &Error) -> bool {
     matches!(error, Error::Unreachable { .. }) || is_transient(error)
-}
-
-fn is_truthy(value: &str) -> bool {
-    ["1", "on", "yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
 }

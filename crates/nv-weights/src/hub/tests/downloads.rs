@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::server::{Files, Reply, Server, safetensors, sha256, sharded_model, single_file_model};
 use super::{COMMIT, MODEL, OLD_COMMIT, assert_downloaded, has_unfinished, repo_dir, tempdir};
 use crate::error::Error;
-use crate::hub::is_truthy;
+use crate::hub::Hub;
 
 #[test]
 fn a_model_is_downloaded_once() {
@@ -159,13 +159,4 @@ fn two_downloads_at_once_make_one() {
         assert_eq!(gets, 1, "{file}");
     }
     assert!(!has_unfinished(&dir));
-}
-
-#[test]
-fn switches_are_read_as_other_tools_read_them() {
-    for (value, expected) in
-        [("1", true), ("True", true), ("YES", true), ("on", true), ("0", false), ("", false)]
-    {
-        assert_eq!(is_truthy(value), expected, "{value}");
-    }
 }
