@@ -141,8 +141,22 @@ impl Hub {
     /// [`Error::Corrupt`] and [`Error::BadAnswer`] for hubs and networks that fail; [`Error::DiskFull`] and [`Error::Write`] for
     /// disks; those of [`ModelFiles::from_dir`].
     pub fn download_model(&self, model_id: &str, revision: &str) -> Result<ModelFiles> {
+        self.download_model_with(model_id, revision, |_| Ok(())).map(|(files, ())| files)
+    }
+
+    /// As [`download_model`](Self::download_model), but has `read_config` read the `config.json` at the path that it is
+    /// given before anything else is fetched: a model that can't be used is refused before its weights are downloaded.
+    ///
+    /// # Errors
+    /// As [`download_model`](Self::download_model), and those of `read_config`.
+    pub fn download_model_with<T, E: From<Error>>(
+        &self,
+        model_id: &str,
+        revision: &str,
+        read_config: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<(ModelFiles, T), E> {
         if Path::new(model_id).is_dir() {
-            return ModelFiles::from_dir(model_id);
+            return with_config(ModelFiles::from_dir(model_id)?, read_config);
         }
         names::check_model_id(model_id)?;
         names::check_revision(revision)?;
@@ -153,7 +167,11 @@ impl Hub {
             store: Store::new(&self.cache, Repo::model(model_id.into())),
             remote: Remote::new(self, model_id, revision)?,
         };
-        if self.offline { download.cached() } else { download.online() }
+        if self.offline {
+            with_config(download.cached()?, read_config)
+        } else {
+            download.online(read_config)
+        }
     }
 
     fn api(&self) -> Result<Api> {
@@ -203,7 +221,7 @@ impl fmt::Debug for Hub {
     }
 }
 
-/// One call of [`Hub::download_model`].
+/// One call of [`Hub::download_model_with`].
 struct Download<'a> {
     hub: &'a Hub,
     model_id: &'a str,
@@ -213,26 +231,37 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    fn online(&self) -> Result<ModelFiles> {
+    fn online<T, E: From<Error>>(
+        &self,
+        read_config: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<(ModelFiles, T), E> {
         let commit = match self.resolve() {
             Ok(commit) => commit,
-            Err(error) if is_outage(&error) => return self.cached().map_err(|_| error),
-            Err(error) => return Err(error),
+            Err(error) if is_outage(&error) => {
+                return with_config(self.cached().map_err(|_| error)?, read_config);
+            }
+            Err(error) => return Err(error.into()),
         };
         self.require(&commit, files::CONFIG)?;
+        let config = read_config(&self.store.snapshot(&commit).join(files::CONFIG))?;
+        Ok((self.complete(&commit)?, config))
+    }
+
+    /// Fetches all files of `commit` but its config.
+    fn complete(&self, commit: &str) -> Result<ModelFiles> {
         for file in OPTIONAL_FILES {
-            self.fetch(&commit, file)?;
+            self.fetch(commit, file)?;
         }
-        if !self.fetch(&commit, files::WEIGHTS)? {
-            self.require(&commit, files::WEIGHTS_INDEX)?;
-            let index = self.store.snapshot(&commit).join(files::WEIGHTS_INDEX);
+        if !self.fetch(commit, files::WEIGHTS)? {
+            self.require(commit, files::WEIGHTS_INDEX)?;
+            let index = self.store.snapshot(commit).join(files::WEIGHTS_INDEX);
             for shard in ShardIndex::read(&index)?.shard_names() {
-                self.require(&commit, shard)?;
+                self.require(commit, shard)?;
             }
         }
-        let files = ModelFiles::from_dir(self.store.snapshot(&commit))?;
+        let files = ModelFiles::from_dir(self.store.snapshot(commit))?;
         // Last, so that the name never stands for a snapshot that is not whole.
-        self.store.set_commit(self.revision, &commit)?;
+        self.store.set_commit(self.revision, commit)?;
         Ok(files)
     }
 
@@ -297,6 +326,15 @@ impl Download<'_> {
         self.store.link(commit, file, &metadata.etag)?;
         Ok(true)
     }
+}
+
+/// `files`, and what `read_config` makes of their config.
+fn with_config<T, E>(
+    files: ModelFiles,
+    read_config: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<(ModelFiles, T), E> {
+    let config = read_config(&files.config)?;
+    Ok((files, config))
 }
 
 /// Whether asking again may help, within the same download.

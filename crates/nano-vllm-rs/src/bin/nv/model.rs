@@ -9,10 +9,10 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use nano_vllm_rs::config::{Dtype, GenerationConfig, load_generation_config};
 use nano_vllm_rs::model::{
-    Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, download_model, load_config,
+    Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, load_config,
 };
 use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
-use nano_vllm_rs::weights::Checkpoint;
+use nano_vllm_rs::weights::{Checkpoint, Hub};
 
 use crate::args::{DeviceArg, DtypeArg};
 use crate::say;
@@ -37,8 +37,11 @@ impl Model {
             revision.is_none() || !Path::new(name).is_dir(),
             "--revision is for models of the hub, and {name} is a folder"
         );
-        let files = download_model(name, revision.unwrap_or("main"))?;
-        let config = load_config(&files.config)?;
+        let hub = Hub::from_env()?.with_progress(true);
+        // A config that can't be run is refused before its weights are downloaded.
+        let read_config = |path: &Path| -> Result<_> { Ok(load_config(path)?) };
+        let (files, config) =
+            hub.download_model_with(name, revision.unwrap_or("main"), read_config)?;
         let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
         Ok(Self { files, config, checkpoint })
     }

@@ -34,6 +34,33 @@ fn a_model_is_downloaded_once() {
     }
 }
 
+#[test]
+fn a_config_that_is_refused_ends_a_download() {
+    let dir = tempdir();
+    let server = Server::well_behaved(sharded_model());
+    let hub = server.hub(&dir);
+    let refuse = |path: &Path| -> Result<(), Box<dyn std::error::Error>> {
+        assert_eq!(fs::read(path).unwrap(), b"{}");
+        Err("a model of another kind".into())
+    };
+    let error = hub.download_model_with(MODEL, "main", refuse).unwrap_err();
+    assert_eq!(error.to_string(), "a model of another kind");
+    assert!(server.requests().iter().all(|request| request.path.ends_with("/config.json")));
+
+    // Whoever can use it gets what they made of it, and the files.
+    let read = |path: &Path| -> Result<usize, Error> { Ok(fs::read(path).unwrap().len()) };
+    let check = |hub: &Hub, model: &str| {
+        let (files, len) = hub.download_model_with(model, "main", read).unwrap();
+        assert_eq!(len, 2);
+        assert_downloaded(&Ok(files), &sharded_model());
+    };
+    check(&hub, MODEL);
+    check(&hub.clone().with_offline(true), MODEL);
+    check(&hub, repo_dir(&dir).join("snapshots").join(COMMIT).to_str().unwrap());
+    drop(server);
+    check(&hub, MODEL);
+}
+
 #[cfg(unix)]
 #[test]
 fn the_cache_has_the_layout_of_other_tools() {
