@@ -314,6 +314,15 @@ pub enum Error {
         /// The name.
         model_id: String,
     },
+    /// A model is named by a file in place of its folder.
+    #[cfg(feature = "hub")]
+    #[error(
+        "{path} is not a folder: give the one that holds config.json, the safetensors files and the tokenizer"
+    )]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
     /// A name can't be that of a branch, a tag or a commit.
     #[cfg(feature = "hub")]
     #[error("`{}` is not a revision: give a branch, a tag or a commit, such as `main`", revision.escape_debug())]
@@ -346,7 +355,7 @@ pub enum Error {
     /// The hub has no such model, or not for this user.
     #[cfg(feature = "hub")]
     #[error(
-        "there is no model `{model_id}` at {url}, or it is private: check the spelling, {}",
+        "there is no folder `{model_id}`, and no model of that name at {url}, or it is private: check the spelling, {}",
         if *has_token { "and that HF_TOKEN is valid and may read it" } else { "or set HF_TOKEN" }
     )]
     NoSuchModel {
@@ -422,7 +431,7 @@ pub enum Error {
     /// Offline, and the model is not in the cache.
     #[cfg(feature = "hub")]
     #[error(
-        "model `{model_id}` at `{revision}` is not complete in {cache_dir}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE \
+        "there is no folder `{model_id}`, model `{model_id}` at `{revision}` is not complete in {cache_dir}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE \
          forbids to download it: unset that, or copy the model there"
     )]
     NotCached {

@@ -135,7 +135,8 @@ impl Hub {
     /// a commit's full hash needs no request once it is cached.
     ///
     /// # Errors
-    /// Every one says what to do. [`Error::ModelId`] and [`Error::Revision`] for names that can't be; [`Error::NoSuchModel`],
+    /// Every one says what to do. [`Error::ModelId`] and [`Error::Revision`] for names that can't be, [`Error::NotAFolder`]
+    /// for one of a file; [`Error::NoSuchModel`],
     /// [`Error::NoSuchRevision`], [`Error::Gated`] and [`Error::MissingRemoteFile`] if the hub says no;
     /// [`Error::NotCached`] if offline; [`Error::Unreachable`], [`Error::Interrupted`], [`Error::Status`],
     /// [`Error::Corrupt`] and [`Error::BadAnswer`] for hubs and networks that fail; [`Error::DiskFull`] and [`Error::Write`] for
@@ -155,8 +156,12 @@ impl Hub {
         revision: &str,
         read_config: impl FnOnce(&Path) -> Result<T, E>,
     ) -> Result<(ModelFiles, T), E> {
-        if Path::new(model_id).is_dir() {
-            return with_config(ModelFiles::from_dir(model_id)?, read_config);
+        let path = Path::new(model_id);
+        if path.is_dir() {
+            return with_config(ModelFiles::from_dir(path)?, read_config);
+        }
+        if path.exists() {
+            return Err(Error::NotAFolder { path: path.into() }.into());
         }
         names::check_model_id(model_id)?;
         names::check_revision(revision)?;

@@ -121,6 +121,21 @@ fn a_local_folder_stands_for_itself() {
     let missing = dir.path().join("missing");
     let error = server.hub(&dir).download_model(missing.to_str().unwrap(), "main").unwrap_err();
     assert!(matches!(error, Error::ModelId { .. }), "{error}");
+    // A file in it does not.
+    let file = dir.path().join("model.safetensors");
+    let error = server.hub(&dir).download_model(file.to_str().unwrap(), "main").unwrap_err();
+    assert!(matches!(&error, Error::NotAFolder { path } if *path == file), "{error}");
+}
+
+/// A relative path looks like a model's id.
+#[test]
+fn a_folder_that_is_not_there_is_named() {
+    let server = Server::start(Files::new(), |_, _| Reply::error(404, "RepoNotFound"));
+    let hub = server.hub(&tempdir());
+    for hub in [hub.clone(), hub.with_offline(true)] {
+        let error = hub.download_model("models/qwen3", "main").unwrap_err().to_string();
+        assert!(error.starts_with("there is no folder `models/qwen3`, "), "{error}");
+    }
 }
 
 #[test]
