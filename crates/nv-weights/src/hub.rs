@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, ModelFiles};
 use crate::index::ShardIndex;
 use environment::Settings;
-use remote::Remote;
+use remote::{Description, Remote};
 use store::Store;
 
 /// Files that a model has or has not, besides its config and its weights.
@@ -295,14 +295,18 @@ impl Download<'_> {
             return Ok(self.revision.into());
         }
         match self.remote.metadata(self.revision, files::CONFIG)? {
-            Some(metadata) => Ok(metadata.commit),
-            None => Err(self.remote.missing(files::CONFIG)),
+            Description::File(metadata) => Ok(metadata.commit),
+            Description::Absent { .. } => Err(self.remote.missing(files::CONFIG)),
         }
     }
 
-    /// As [`Self::fetch`], for a file that must exist.
+    /// Sees to it that the snapshot of `commit` has `file`, which must exist: the hub is asked whatever the cache says.
     fn require(&self, commit: &str, file: &str) -> Result<()> {
-        if self.fetch(commit, file)? { Ok(()) } else { Err(self.remote.missing(file)) }
+        if self.store.has(commit, file) || self.download(commit, file)? {
+            Ok(())
+        } else {
+            Err(self.remote.missing(file))
+        }
     }
 
     /// Sees to it that the snapshot of `commit` has `file`; false if that commit has no such file.
@@ -313,9 +317,19 @@ impl Download<'_> {
         if self.store.is_absent(commit, file) {
             return Ok(false);
         }
-        let Some(metadata) = self.hub.retry(|| self.remote.metadata(commit, file))? else {
-            self.store.mark_absent(commit, file);
-            return Ok(false);
+        self.download(commit, file)
+    }
+
+    /// Downloads `file` at `commit`, which the snapshot lacks; false if there is no such file.
+    fn download(&self, commit: &str, file: &str) -> Result<bool> {
+        let metadata = match self.hub.retry(|| self.remote.metadata(commit, file))? {
+            Description::File(metadata) => metadata,
+            Description::Absent { is_certain } => {
+                if is_certain {
+                    self.store.mark_absent(commit, file);
+                }
+                return Ok(false);
+            }
         };
         let bar = self.hub.progress_bar(file, metadata.size);
         let _lock = self.store.lock(&metadata.etag, || {

@@ -5,7 +5,7 @@
 
 use hf_hub::api::sync::Api;
 use hf_hub::{Repo, RepoType};
-use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
 use super::{Hub, names};
@@ -23,7 +23,19 @@ pub(super) struct Remote<'a> {
     agent: Agent,
 }
 
-/// What the hub says of a file.
+/// What the hub says when it is asked for a file.
+#[derive(Debug)]
+pub(super) enum Description {
+    /// There is one.
+    File(Metadata),
+    /// There is none.
+    Absent {
+        /// Whether the hub says so of that very commit. Else whatever answers with status 404 may be no hub at all.
+        is_certain: bool,
+    },
+}
+
+/// What the hub says of a file that there is.
 #[derive(Debug)]
 pub(super) struct Metadata {
     /// The commit that the asked-for revision stands for: 40 hexadecimal digits.
@@ -51,15 +63,18 @@ impl<'a> Remote<'a> {
         Ok(Self { model_id, revision, token: hub.token.as_deref(), api: hub.api()?, agent })
     }
 
-    /// Describes `file` at `revision`; `None` if there is no such file.
+    /// Describes `file` at `revision`.
     ///
     /// If `revision` is a commit, so is the one described.
-    pub(super) fn metadata(&self, revision: &str, file: &str) -> Result<Option<Metadata>> {
+    pub(super) fn metadata(&self, revision: &str, file: &str) -> Result<Description> {
         let url = self.url(revision, file);
         let response = self.send(Method::HEAD, &url, 0)?;
         let is_redirect = response.status().is_redirection();
         if !is_redirect && !self.is_there(&url, &response)? {
-            return Ok(None);
+            let header = |name| response.headers().get(name).map(HeaderValue::as_bytes);
+            let is_certain = header("x-error-code") == Some(b"EntryNotFound")
+                && header("x-repo-commit") == Some(revision.as_bytes());
+            return Ok(Description::Absent { is_certain });
         }
         let field = |names: &[&'static str], is_valid: fn(&str) -> bool| {
             let found = names.iter().find_map(|&name| Some((name, response.headers().get(name)?)));
@@ -80,7 +95,8 @@ impl<'a> Remote<'a> {
         let sizes: &[_] =
             if is_redirect { &["x-linked-size"] } else { &["x-linked-size", "content-length"] };
         let size = field(sizes, |text| text.parse::<u64>().is_ok())?;
-        Ok(Some(Metadata { commit, etag, size: size.parse().expect("checked just now") }))
+        let size = size.parse().expect("checked just now");
+        Ok(Description::File(Metadata { commit, etag, size }))
     }
 
     /// Asks for the bytes of `file` at `commit`, from `offset` on if the server can.

@@ -1,5 +1,6 @@
 //! Hubs that refuse, err, lie or fall silent.
 
+use std::fs;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
@@ -48,6 +49,45 @@ fn refusals_say_what_to_do() {
     check(None, Reply::status(500), "try again later", |error| {
         matches!(error, Error::Status { status: 500, .. })
     });
+}
+
+/// What a 404 says is kept only if a hub says it of that commit: the cache is other tools' too.
+#[test]
+fn only_a_hub_can_say_for_good_that_there_is_no_file() {
+    let check = |reply: fn(Reply) -> Reply, is_kept: bool| {
+        let dir = tempdir();
+        let server = Server::start(single_file_model(), move |request, found| {
+            let is_absent = request.path.ends_with("/chat_template.jinja");
+            if is_absent { reply(found) } else { found }
+        });
+        let found = server.hub(&dir).download_model(MODEL, COMMIT);
+        assert_downloaded(&found, &single_file_model());
+        let kept = repo_dir(&dir).join(".no_exist").join(COMMIT);
+        assert!(kept.join("tokenizer_config.json").is_file());
+        assert_eq!(kept.join("chat_template.jinja").is_file(), is_kept);
+    };
+    check(|reply| reply, true);
+    check(|_| Reply::status(404), false);
+    check(|_| Reply::error(404, "EntryNotFound"), false);
+    check(|reply| reply.with("X-Repo-Commit", OLD_COMMIT), false);
+}
+
+#[test]
+fn a_file_that_must_exist_is_asked_for_whatever_the_cache_says() {
+    let dir = tempdir();
+    // What answers at a mistyped HF_ENDPOINT.
+    let other = Server::start(Files::new(), |_, _| Reply::status(404));
+    let error = other.hub(&dir).download_model(MODEL, COMMIT).unwrap_err();
+    assert!(matches!(error, Error::MissingRemoteFile { .. }), "{error}");
+    assert!(tree(dir.path()).is_empty());
+
+    let kept = repo_dir(&dir).join(".no_exist").join(COMMIT);
+    fs::create_dir_all(&kept).unwrap();
+    for file in ["config.json", "model.safetensors.index.json", "model-1.safetensors"] {
+        fs::write(kept.join(file), "").unwrap();
+    }
+    let server = Server::well_behaved(sharded_model());
+    assert_downloaded(&server.hub(&dir).download_model(MODEL, COMMIT), &sharded_model());
 }
 
 #[test]

@@ -109,7 +109,7 @@ pub(super) fn behave(files: &Files, request: &Request) -> Reply {
         _ => return Reply::error(404, "RevisionNotFound"),
     };
     let Some(content) = files.get(file) else {
-        return Reply::error(404, "EntryNotFound");
+        return Reply::error(404, "EntryNotFound").with("X-Repo-Commit", commit);
     };
     let reply = Reply::status(200).with("X-Repo-Commit", commit);
     let reply = if file.ends_with(".safetensors") {
