@@ -817,6 +817,16 @@ mod tests {
                  mscale_all_dim, truncate with rope type \"yarn\""
             ),
         );
+        // As DeepSeek-R1-0528-Qwen3-8B has it.
+        check(
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.878}}),
+            &format!(
+                "rope_scaling.attn_factor`: 0.878 is not supported, only {common}, factor, \
+                 original_max_position_embeddings, attention_factor, beta_fast, beta_slow, mscale, \
+                 mscale_all_dim, truncate with rope type \"yarn\"; remove it, as transformers ignores it, \
+                 or have it as vLLM does, by an attention_factor of attn_factor * (0.1 * ln(factor) + 1)"
+            ),
+        );
         for (fields, field) in [
             (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
             (

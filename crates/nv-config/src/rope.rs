@@ -158,7 +158,11 @@ fn scaling_from_fields(
         if !COMMON_KEYS.contains(&key) && !yarn_keys.contains(&key) {
             let known = [COMMON_KEYS, yarn_keys].concat().join(", ");
             let rope_type = rope_type.as_deref().unwrap_or("default");
-            let supported = format!("{known} with rope type {rope_type:?}");
+            let mut supported = format!("{known} with rope type {rope_type:?}");
+            if key == "attn_factor" {
+                supported += "; remove it, as transformers ignores it, or have it as vLLM does, \
+                              by an attention_factor of attn_factor * (0.1 * ln(factor) + 1)";
+            }
             return Err(Error::unsupported(fields.name(key), describe(value), supported));
         }
     }
