@@ -42,7 +42,8 @@ pub struct Qwen3Config {
     pub rope_theta: f64,
     /// How longer contexts are reached; `None` for plain RoPE. From `rope_scaling` or `rope_parameters`.
     pub rope_scaling: Option<RopeScaling>,
-    /// The longest sequence, in tokens. Default 40960.
+    /// The longest sequence, in tokens. Default 40960. With YaRN at least `factor` times the original context, whatever
+    /// the file says: Qwen's own instructions add `rope_scaling` and leave this field as it is.
     pub max_position_embeddings: usize,
     /// Whether `lm_head` is the embedding matrix. Default true.
     pub tie_word_embeddings: bool,
@@ -170,8 +171,11 @@ impl Qwen3Config {
             head_dim: fields.get_or("head_dim", 128)?,
             rms_norm_eps: fields.get_or("rms_norm_eps", 1e-6)?,
             rope_theta: rope.theta.unwrap_or(1e6),
+            max_position_embeddings: match &rope.scaling {
+                Some(RopeScaling::Yarn(yarn)) => max_position_embeddings.max(yarn.context_len()),
+                None => max_position_embeddings,
+            },
             rope_scaling: rope.scaling,
-            max_position_embeddings,
             tie_word_embeddings: fields.get_or("tie_word_embeddings", true)?,
             hidden_act: fields.get_or("hidden_act", "silu".to_owned())?,
             attention_bias: fields.get_or("attention_bias", false)?,
@@ -661,6 +665,28 @@ mod tests {
             json!({"rope_scaling": "yarn"}),
             "field `rope_scaling`: expected an object, found \"yarn\"",
         );
+    }
+
+    /// As vLLM derives the longest sequence, but for configs that name a longer one themselves.
+    #[test]
+    fn yarn_makes_room_for_longer_sequences() {
+        let check = |max_position_embeddings: usize, scaling: Value, expected: usize| {
+            let fields = json!({
+                "max_position_embeddings": max_position_embeddings, "rope_scaling": scaling.clone(),
+            });
+            let found = parse(fields).unwrap().max_position_embeddings;
+            assert_eq!(found, expected, "{max_position_embeddings}, {scaling}");
+        };
+        let qwen = json!({
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
+        });
+        check(40960, qwen.clone(), 131_072);
+        check(131_072, qwen.clone(), 131_072);
+        check(262_144, qwen, 262_144);
+        let lengths = json!({"rope_type": "yarn", "original_max_position_embeddings": 10240});
+        check(40960, lengths, 40960);
+        check(40960, json!({"rope_type": "yarn", "factor": 4.0}), 163_840);
+        check(40960, json!({"rope_type": "default"}), 40960);
     }
 
     #[test]

@@ -66,6 +66,17 @@ impl Yarn {
         }
     }
 
+    /// The longest context, in tokens, that the original one is stretched to.
+    pub(crate) fn context_len(&self) -> usize {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, and `validate` refuses what is no positive number"
+        )]
+        let context_len = (self.factor * self.original_max_position_embeddings as f64) as usize;
+        context_len
+    }
+
     pub(crate) fn validate(&self, rope_theta: f64) -> Result<()> {
         let require = |valid: bool, key: &str, expected: &str, found: f64| {
             let field = || format!("rope_scaling.{key}");

@@ -111,7 +111,7 @@ impl<M: Model> Engine<M> {
     /// # Errors
     /// [`Error::Setting`] and [`Error::SamplingParameter`] for settings that nothing could run under.
     pub fn with_model(model: M, config: &EngineConfig) -> Result<Self> {
-        let scheduler = config.scheduler(model.kv_cache_size(), model.max_position_embeddings());
+        let scheduler = config.scheduler(model.kv_cache_size(), model.max_position_embeddings())?;
         Ok(Self {
             scheduler: Scheduler::new(scheduler)?,
             lookup: config.prompt_lookup()?,

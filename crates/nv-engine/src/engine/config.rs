@@ -3,7 +3,7 @@
 use candle_core::DType;
 use nv_qwen3::Qwen3ForCausalLM;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv_cache_size::{KvCacheMemory, KvCacheSize};
 use crate::prompt_lookup::PromptLookup;
 use crate::scheduler::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_NUM_BATCHED_TOKENS, SchedulerConfig};
@@ -22,7 +22,7 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Sequences that run at once at most. Default 64.
     pub max_num_seqs: usize,
-    /// Tokens that a sequence has at most; by default as many as the model knows positions.
+    /// Tokens that a sequence has at most; by default as many as the model knows positions. More are refused.
     pub max_model_len: Option<usize>,
     /// Whether requests share the keys and values of equal beginnings. Default true.
     pub enable_prefix_caching: bool,
@@ -67,15 +67,30 @@ impl EngineConfig {
     }
 
     /// The limits of a scheduler for a model of so many positions with a KV cache of `size`.
-    pub(super) fn scheduler(&self, size: KvCacheSize, max_positions: usize) -> SchedulerConfig {
-        let max_model_len = self.max_model_len.unwrap_or(max_positions).min(max_positions);
-        SchedulerConfig {
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if sequences are to be longer than the model knows positions.
+    pub(super) fn scheduler(
+        &self,
+        size: KvCacheSize,
+        max_positions: usize,
+    ) -> Result<SchedulerConfig> {
+        let max_model_len = self.max_model_len.unwrap_or(max_positions);
+        if max_model_len > max_positions {
+            let expected = format!(
+                "at most the model's {max_positions} positions (rope_scaling or max_position_embeddings in its \
+                 config.json make more)"
+            );
+            let setting = "max_model_len";
+            return Err(Error::Setting { setting, expected, found: max_model_len });
+        }
+        Ok(SchedulerConfig {
             block_size: size.block_size,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_seqs: self.max_num_seqs,
             enable_prefix_caching: self.enable_prefix_caching,
             ..SchedulerConfig::new(size.num_blocks, max_model_len)
-        }
+        })
     }
 
     /// What guesses the tokens of one sequence; `None` if nothing is to be guessed.

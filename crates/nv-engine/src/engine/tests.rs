@@ -557,4 +557,15 @@ fn settings_that_cannot_work_are_refused() {
         EngineConfig { max_model_len: Some(1), ..config() },
         "max_model_len: expected at least 2 (a prompt and what follows it), found 1",
     );
+    let positions = FakeModel::new(10).max_position_embeddings();
+    check(
+        EngineConfig { max_model_len: Some(positions + 1), ..config() },
+        &format!(
+            "max_model_len: expected at most the model's {positions} positions (rope_scaling or \
+             max_position_embeddings in its config.json make more), found {}",
+            positions + 1
+        ),
+    );
+    let longest = EngineConfig { max_model_len: Some(positions), ..config() };
+    Engine::with_model(FakeModel::new(10), &longest).unwrap();
 }

@@ -27,7 +27,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "N")]
     max_num_batched_tokens: Option<usize>,
 
-    /// Serve sequences of at most N tokens [default: the model's positions].
+    /// Serve sequences of at most N tokens [default, and no more than: the model's positions].
     #[arg(long, value_name = "N")]
     max_model_len: Option<usize>,
 
