@@ -14,7 +14,7 @@ mod transfer;
 mod tests;
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ pub struct Hub {
     timeout: Duration,
     /// Wait before the second attempt of a transfer; doubles with each further one.
     pause: Duration,
+    /// How files are locked: [`File::try_lock`], but for tests of systems without.
+    try_lock: fn(&File) -> Result<(), TryLockError>,
 }
 
 impl Hub {
@@ -78,6 +80,7 @@ impl Hub {
             progress: false,
             timeout: Duration::from_secs(30),
             pause: Duration::from_secs(1),
+            try_lock: File::try_lock,
         }
     }
 
@@ -332,14 +335,20 @@ impl Download<'_> {
             }
         };
         let bar = self.hub.progress_bar(file, metadata.size);
-        let _lock = self.store.lock(&metadata.etag, || {
+        let lock = self.store.lock(&metadata.etag, self.hub.try_lock, || {
             bar.set_message(format!("{file}: waiting for another process that downloads it"));
             bar.tick();
         })?;
         let blob = self.store.blob(&metadata.etag);
         if !blob.metadata().is_ok_and(|found| found.len() == metadata.size) {
             bar.set_message(file.to_owned());
-            transfer::run(self, commit, file, &metadata, &bar)?;
+            let path = self.store.incomplete(&metadata.etag, lock.is_some());
+            let result = transfer::run(self, commit, file, &metadata, &path, &bar);
+            if result.is_err() && lock.is_none() {
+                // Nobody will look for it.
+                let _ = fs::remove_file(path);
+            }
+            result?;
         }
         bar.finish_and_clear();
         self.store.link(commit, file, &metadata.etag)?;

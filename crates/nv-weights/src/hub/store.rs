@@ -5,9 +5,9 @@
 //! by whoever calls.
 
 use std::fs::{self, File, TryLockError};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hf_hub::{Cache, CacheRepo, Repo};
 
@@ -41,9 +41,11 @@ impl Store {
         self.layout.blob_path(etag)
     }
 
-    /// Where the content of the file with this etag grows until it is whole.
-    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
-        self.layout.blob_path(&format!("{etag}.incomplete"))
+    /// Where the content of the file with this etag grows until it is whole: what was left there before, if its blob is
+    /// locked; else a file of the caller's own, since another process may be at it too.
+    pub(super) fn incomplete(&self, etag: &str, is_locked: bool) -> PathBuf {
+        let owner = if is_locked { String::new() } else { format!(".{}", unique()) };
+        self.layout.blob_path(&format!("{etag}{owner}.incomplete"))
     }
 
     /// The commit that `revision` last stood for; itself if it is a commit.
@@ -96,27 +98,41 @@ impl Store {
     }
 
     /// Locks the blob `etag` against other processes until the returned file is dropped.
-    /// Calls `waiting` once if another one holds the lock.
-    pub(super) fn lock(&self, etag: &str, waiting: impl FnOnce()) -> Result<File> {
+    /// Calls `waiting` once if another one holds the lock. `None` if the file system has no locks.
+    ///
+    /// `try_lock` is [`File::try_lock`], or what a test has in its place.
+    pub(super) fn lock(
+        &self,
+        etag: &str,
+        try_lock: fn(&File) -> Result<(), TryLockError>,
+        waiting: impl FnOnce(),
+    ) -> Result<Option<File>> {
         let path = self.locks_dir.join(format!("{etag}.lock"));
         let lock = || {
             create_parent(&path)?;
             let file = File::options().write(true).create(true).truncate(false).open(&path)?;
-            match file.try_lock() {
+            let locked = match try_lock(&file) {
+                Ok(()) => Ok(()),
                 Err(TryLockError::WouldBlock) => {
                     waiting();
-                    file.lock()?;
+                    file.lock()
                 }
-                // A file system without locks: better unlocked than not at all.
-                Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
-                    return Err(error);
-                }
-                _ => {}
+                Err(TryLockError::Error(error)) => Err(error),
+            };
+            match locked {
+                Ok(()) => Ok(Some(file)),
+                Err(error) if is_without_locks(&error) => Ok(None),
+                Err(error) => Err(error),
             }
-            Ok(file)
         };
         lock().map_err(|source| write_error(&path, source))
     }
+}
+
+/// Whether a failure to lock says that the file system has no locks, as NFS without its daemon.
+fn is_without_locks(error: &io::Error) -> bool {
+    const ENOLCK: i32 = if cfg!(any(target_os = "linux", target_os = "android")) { 37 } else { 77 };
+    error.kind() == io::ErrorKind::Unsupported || cfg!(unix) && error.raw_os_error() == Some(ENOLCK)
 }
 
 /// The error for a failed write to `path`.
@@ -134,11 +150,14 @@ pub(super) fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
+/// A part of a name that nobody else has, on no machine that shares the file system.
+fn unique() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
+}
+
 /// Puts what `create` makes under the name `path`, in place of what is there, in one step.
 fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let unique = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let temporary = path.with_file_name(format!(".{}-{}.tmp", unique.0, unique.1));
+    let temporary = path.with_file_name(format!(".{}.tmp", unique()));
     create_parent(path)
         .and_then(|()| create(&temporary))
         .and_then(|()| fs::rename(&temporary, path))
@@ -151,6 +170,17 @@ fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_system_without_locks_is_told_from_other_failures() {
+        let [enolck, eopnotsupp, enosys, eio] = [37, 95, 38, 5];
+        for (errno, expected) in [(enolck, true), (eopnotsupp, true), (enosys, true), (eio, false)]
+        {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_without_locks(&error), expected, "{error}");
+        }
+    }
 
     #[test]
     fn a_full_disk_is_told_from_other_failures() {

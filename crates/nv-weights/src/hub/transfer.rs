@@ -16,19 +16,19 @@ use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// Downloads the blob of `file` at `commit`. The caller holds the blob's lock.
+/// Downloads the blob of `file` at `commit`, by way of the file at `path`, which nobody else writes to.
 ///
-/// The bytes grow in a file of their own, which stays when the connection breaks, so that this or a later call takes up
-/// from there. Only what a SHA-256 vouches for is taken up: other files are small.
+/// The bytes grow there, and stay when the connection breaks, so that this or a later call takes up from there. Only what
+/// a SHA-256 vouches for is taken up: other files are small.
 pub(super) fn run(
     download: &Download<'_>,
     commit: &str,
     file: &str,
     metadata: &Metadata,
+    path: &Path,
     bar: &ProgressBar,
 ) -> Result<()> {
-    let path = download.store.incomplete(&metadata.etag);
-    let mut target = Target { file, path: &path, metadata, bar, out: open(&path)? };
+    let mut target = Target { file, path, metadata, bar, out: open(path)? };
     let mut was_resumed = target.len()? > 0;
     if !target.has_sha256() {
         target.truncate()?;
@@ -46,14 +46,14 @@ pub(super) fn run(
                 was_resumed = false;
             }
             Err(error) => {
-                let _ = fs::remove_file(&path);
+                let _ = fs::remove_file(path);
                 return Err(error);
             }
         }
     }
-    target.out.sync_all().map_err(|source| write_error(&path, source))?;
+    target.out.sync_all().map_err(|source| write_error(path, source))?;
     let blob = download.store.blob(&metadata.etag);
-    fs::rename(&path, &blob).map_err(|source| write_error(&blob, source))
+    fs::rename(path, &blob).map_err(|source| write_error(&blob, source))
 }
 
 fn open(path: &Path) -> Result<File> {

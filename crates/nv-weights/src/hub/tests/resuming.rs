@@ -1,16 +1,17 @@
 //! Downloads that break off, and what becomes of them.
 
-use std::fs;
+use std::fs::{self, TryLockError};
+use std::io;
 #[cfg(target_os = "linux")]
 use std::path::Path;
+use std::path::PathBuf;
 
 use super::server::{Reply, Request, Server, behave, sha256, single_file_model};
-use super::{MODEL, assert_downloaded, has_unfinished, repo_dir, tempdir};
+use super::{MODEL, assert_downloaded, has_unfinished, repo_dir, tempdir, tree};
 #[cfg(target_os = "linux")]
 use crate::child;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-#[cfg(target_os = "linux")]
 use crate::hub::Hub;
 
 #[test]
@@ -103,6 +104,35 @@ fn servers_that_do_not_resume() {
         None => reply,
     });
     assert_eq!(finish(&whole[..300], &server).1, [Some(300), None]);
+}
+
+/// Where there are no locks another process may be at the same file: nobody writes to what somebody else does.
+#[test]
+fn without_locks_every_download_has_a_file_of_its_own() {
+    let dir = tempdir();
+    let hash = sha256(&single_file_model()["model.safetensors"]);
+    let other = repo_dir(&dir).join("blobs").join(format!("{hash}.incomplete"));
+    fs::create_dir_all(other.parent().unwrap()).unwrap();
+    fs::write(&other, [0; 300]).unwrap();
+
+    let breaking = Server::start(single_file_model(), |request, reply| {
+        if request.is_get("model.safetensors") { Reply { cut: Some(10), ..reply } } else { reply }
+    });
+    let unlocked = |server: &Server| Hub {
+        try_lock: |_| Err(TryLockError::Error(io::ErrorKind::Unsupported.into())),
+        ..server.hub(&dir)
+    };
+    let error = unlocked(&breaking).download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Interrupted { found: 50, .. }), "{error}");
+    let is_unfinished = |path: &&PathBuf| path.extension().is_some_and(|it| it == "incomplete");
+    assert_eq!(tree(dir.path()).iter().filter(is_unfinished).count(), 1);
+
+    let server = Server::well_behaved(single_file_model());
+    assert_downloaded(&unlocked(&server).download_model(MODEL, "main"), &single_file_model());
+    let requests = server.requests();
+    let get = requests.iter().find(|request| request.is_get("model.safetensors")).unwrap();
+    assert_eq!(get.offset(), None);
+    assert_eq!(fs::read(other).unwrap(), [0; 300]);
 }
 
 #[cfg(target_os = "linux")]
