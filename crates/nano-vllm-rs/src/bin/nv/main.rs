@@ -57,7 +57,7 @@ fn run(Args { command, verbose, .. }: Args) -> Result<ExitCode> {
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(&args, verbose),
         Command::Bench(args) => bench::run(&args, verbose),
-        Command::Completions(args) => Ok(manual::completions(&args)),
+        Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }
 }

@@ -1,6 +1,6 @@
 //! `nv completions` and `nv man`: what shells and manuals want to know of the command line.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -8,9 +8,12 @@ use clap::CommandFactory;
 
 use crate::args::{Args, CompletionsArgs, ManArgs};
 
-pub(crate) fn completions(args: &CompletionsArgs) -> ExitCode {
-    clap_complete::generate(args.shell, &mut Args::command(), "nv", &mut io::stdout());
-    ExitCode::SUCCESS
+pub(crate) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
+    // Into memory first: `generate` panics where it can't write.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Args::command(), "nv", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<ExitCode> {
