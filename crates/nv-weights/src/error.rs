@@ -398,9 +398,11 @@ pub enum Error {
     },
     /// The hub answered with a status that says neither yes nor no.
     #[cfg(feature = "hub")]
-    #[error("{url}: the server answered with status {status}: try again later")]
+    #[error(
+        "{url}: the server answered with status {status}: try again later, and check for a proxy in between"
+    )]
     Status {
-        /// The address that was asked.
+        /// The address that answered, without its query, which may be secret.
         url: String,
         /// The HTTP status.
         status: u16,

@@ -68,9 +68,9 @@ impl<'a> Remote<'a> {
     /// If `revision` is a commit, so is the one described.
     pub(super) fn metadata(&self, revision: &str, file: &str) -> Result<Description> {
         let url = self.url(revision, file);
-        let response = self.send(Method::HEAD, &url, 0)?;
+        let (response, from) = self.send(Method::HEAD, &url, 0)?;
         let is_redirect = response.status().is_redirection();
-        if !is_redirect && !self.is_there(&url, &response)? {
+        if !is_redirect && !self.is_there(&url, &response, &from)? {
             let header = |name| response.headers().get(name).map(HeaderValue::as_bytes);
             let is_certain = header("x-error-code") == Some(b"EntryNotFound")
                 && header("x-repo-commit") == Some(revision.as_bytes());
@@ -103,9 +103,9 @@ impl<'a> Remote<'a> {
     /// Returns an answer of status 200, 206 or 416.
     pub(super) fn content(&self, commit: &str, file: &str, offset: u64) -> Result<Response<Body>> {
         let url = self.url(commit, file);
-        let response = self.send(Method::GET, &url, offset)?;
+        let (response, from) = self.send(Method::GET, &url, offset)?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
-            || self.is_there(&url, &response)?
+            || self.is_there(&url, &response, &from)?
         {
             Ok(response)
         } else {
@@ -125,8 +125,8 @@ impl<'a> Remote<'a> {
     }
 
     /// Sends a request, following redirects until an answer of another kind; of a HEAD, until one that describes the
-    /// file and redirects to another origin.
-    fn send(&self, method: Method, url: &str, offset: u64) -> Result<Response<Body>> {
+    /// file and redirects to another origin. Returns the answer and the address that gave it.
+    fn send(&self, method: Method, url: &str, offset: u64) -> Result<(Response<Body>, Uri)> {
         let unreachable =
             |source: ureq::Error| Error::Unreachable { url: url.into(), source: source.into() };
         let hub: Uri = url.parse().map_err(|_| Error::Url { url: url.into() })?;
@@ -145,42 +145,57 @@ impl<'a> Remote<'a> {
             let request = request.body(()).map_err(|error| unreachable(error.into()))?;
             let response = self.agent.run(request).map_err(unreachable)?;
             if !response.status().is_redirection() {
-                return Ok(response);
+                return Ok((response, target));
             }
             let location =
                 response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             let Some(next) = location.and_then(|location| resolve(&target, location)) else {
-                let found = location.map(str::to_owned);
+                let found = location.map(without_query);
                 return Err(Error::BadAnswer { url: url.into(), header: "location", found });
             };
             let is_description = method == Method::HEAD && describes(response.headers());
             if is_description && origin(&next) != origin(&target) {
-                return Ok(response);
+                return Ok((response, target));
             }
             target = next;
         }
-        Err(unreachable(ureq::Error::TooManyRedirects))
+        let found = Some(without_query(&target.to_string()));
+        Err(Error::BadAnswer { url: url.into(), header: "location", found })
     }
 
-    /// Whether an answer that is no redirect brings a file; an error if it says neither yes nor no.
-    fn is_there(&self, url: &str, response: &Response<Body>) -> Result<bool> {
+    /// Whether an answer by the address `from`, which is no redirect, brings the file of `url`; an error if it says
+    /// neither yes nor no. Of the model it says something only if it is the hub's.
+    fn is_there(&self, url: &str, response: &Response<Body>, from: &Uri) -> Result<bool> {
         let status = response.status().as_u16();
-        let code = response.headers().get("x-error-code").map_or(&b""[..], |code| code.as_bytes());
+        let code = response.headers().get("x-error-code").map(HeaderValue::as_bytes);
+        let hub: Option<Uri> = url.parse().ok();
+        let is_hubs = code.is_some() || hub.is_some_and(|hub| origin(&hub) == origin(from));
         let model_id = || self.model_id.to_owned();
         let has_token = self.token.is_some();
-        match (status, code) {
+        match (status, code.unwrap_or_default()) {
             (200 | 206, _) => Ok(true),
             (_, b"RevisionNotFound") => {
                 Err(Error::NoSuchRevision { model_id: model_id(), revision: self.revision.into() })
             }
+            (401 | 403 | 404, _) if !is_hubs => Err(unclear(from, status)),
             (_, b"GatedRepo") | (403, _) => Err(Error::Gated { model_id: model_id(), has_token }),
             (_, b"RepoNotFound") | (401, _) => {
                 Err(Error::NoSuchModel { model_id: model_id(), url: url.into(), has_token })
             }
             (404, _) => Ok(false),
-            _ => Err(Error::Status { url: url.into(), status }),
+            _ => Err(unclear(from, status)),
         }
     }
+}
+
+/// The error for a status by the address `from` that says nothing of the model.
+fn unclear(from: &Uri, status: u16) -> Error {
+    Error::Status { url: without_query(&from.to_string()), status }
+}
+
+/// An address less its query, in which those of storage are signed.
+fn without_query(url: &str) -> String {
+    url.split('?').next().unwrap_or(url).to_owned()
 }
 
 /// Whether an answer says what the file is, rather than only where.

@@ -181,6 +181,29 @@ fn the_token_goes_to_the_hub_alone() {
     assert!(matches!(hub.with_token(Some("se\ncret".into())), Err(Error::Token)));
 }
 
+/// What storage, or a proxy in front of it, refuses says nothing of the model.
+#[test]
+fn a_refusal_by_another_host_is_not_the_hubs() {
+    for status in [401, 403, 404] {
+        let elsewhere = Server::start(Files::new(), move |_, _| Reply::status(status));
+        let storage = format!("http://{}/storage", elsewhere.address);
+        let location = format!("{storage}?signature=secret");
+        let server = Server::start(single_file_model(), move |request, reply| {
+            if request.is_get("model.safetensors") {
+                Reply::status(302).with("Location", location.clone())
+            } else {
+                reply
+            }
+        });
+        let error = server.hub(&tempdir()).download_model(MODEL, "main").unwrap_err();
+        match &error {
+            Error::Status { url, status: found } => assert_eq!((url, *found), (&storage, status)),
+            other => panic!("{other:?}"),
+        }
+        assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+    }
+}
+
 #[test]
 fn answers_that_no_hub_gives() {
     let check = |file: &'static str, change: fn(Reply) -> Reply, expected: fn(&Error) -> bool| {
@@ -217,7 +240,7 @@ fn answers_that_no_hub_gives() {
         check(
             file,
             |_| Reply::status(302).with("Location", format!("/{file}", file = "config.json")),
-            |error| matches!(error, Error::NoSuchModel { .. } | Error::Unreachable { .. }),
+            |error| matches!(error, Error::NoSuchModel { .. } | Error::BadAnswer { .. }),
         );
     }
     // Another commit than the one that was asked for.
