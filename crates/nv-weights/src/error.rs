@@ -423,7 +423,10 @@ pub enum Error {
     },
     /// The hub could not be reached.
     #[cfg(feature = "hub")]
-    #[error("cannot reach {url}: check the network, or set HF_HUB_OFFLINE=1 to use what is cached")]
+    #[error(
+        "cannot reach {url}, and the cache lacks a part of the model: check the network and run it again, which goes on \
+         from what is there"
+    )]
     Unreachable {
         /// The address that was asked.
         url: String,

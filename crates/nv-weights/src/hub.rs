@@ -16,6 +16,7 @@ mod tests;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder};
@@ -134,7 +135,8 @@ impl Hub {
     /// Downloads the model `model_id` at `revision` into the cache, or finds it there. A local folder is taken as it is.
     ///
     /// One request asks which commit `revision` is; all files are of that commit. If the hub can't be reached or is out
-    /// of order, the model as last downloaded in full at `revision` is taken instead. A `revision` that is
+    /// of order, the model as last downloaded in full at `revision` is taken instead; if there is none, and for every
+    /// file, it is asked up to five times, with growing pauses. A `revision` that is
     /// a commit's full hash needs no request once it is cached.
     ///
     /// # Errors
@@ -191,12 +193,12 @@ impl Hub {
         builder.build().map_err(|source| Error::Client { source: source.into() })
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or has failed [`MAX_ATTEMPTS`] times.
+    /// Calls `attempt` until it succeeds, fails by more than an outage, or has failed [`MAX_ATTEMPTS`] times.
     fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         let mut pause = self.pause;
         for _ in 1..MAX_ATTEMPTS {
             match attempt() {
-                Err(error) if is_transient(&error) => std::thread::sleep(pause),
+                Err(error) if is_outage(&error) => thread::sleep(pause),
                 result => return result,
             }
             pause *= 2;
@@ -204,17 +206,18 @@ impl Hub {
         attempt()
     }
 
-    fn progress_bar(&self, file: &str, size: u64) -> ProgressBar {
+    /// A message, and a bar beside it if there are so many bytes to come.
+    fn progress_bar(&self, size: Option<u64>) -> ProgressBar {
         if !self.progress {
             return ProgressBar::hidden();
         }
-        let style = ProgressStyle::with_template(
-            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
-        );
+        let style = ProgressStyle::with_template(match size {
+            Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
+            None => "{msg}",
+        });
         // Hidden by itself where stderr is no terminal.
-        ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr())
+        ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr())
             .with_style(style.expect("the template is valid"))
-            .with_message(file.to_owned())
     }
 }
 
@@ -243,10 +246,11 @@ impl Download<'_> {
         &self,
         read_config: impl FnOnce(&Path) -> Result<T, E>,
     ) -> Result<(ModelFiles, T), E> {
-        let commit = match self.resolve() {
+        let cached = self.cached();
+        let commit = match self.resolve(cached.is_ok()) {
             Ok(commit) => commit,
             Err(error) if is_outage(&error) => {
-                return with_config(self.cached().map_err(|_| error)?, read_config);
+                return with_config(cached.map_err(|_| error)?, read_config);
             }
             Err(error) => return Err(error.into()),
         };
@@ -292,15 +296,35 @@ impl Download<'_> {
         })
     }
 
-    /// The commit that the revision stands for.
-    fn resolve(&self) -> Result<String> {
+    /// The commit that the revision stands for; asked for once if the model `is_cached`, which will do in an outage.
+    fn resolve(&self, is_cached: bool) -> Result<String> {
         if names::is_commit(self.revision) {
             return Ok(self.revision.into());
         }
-        match self.remote.metadata(self.revision, files::CONFIG)? {
+        let description = if is_cached {
+            self.remote.metadata(self.revision, files::CONFIG)
+        } else {
+            self.describe(self.revision, files::CONFIG)
+        };
+        match description? {
             Description::File(metadata) => Ok(metadata.commit),
             Description::Absent { .. } => Err(self.remote.missing(files::CONFIG)),
         }
+    }
+
+    /// Has the hub describe `file`, and says so if it takes more than one attempt.
+    fn describe(&self, revision: &str, file: &str) -> Result<Description> {
+        let bar = self.hub.progress_bar(None);
+        let description = self.hub.retry(|| {
+            let description = self.remote.metadata(revision, file);
+            if description.is_err() {
+                bar.set_message(format!("{file}: no answer from the hub, trying again"));
+                bar.tick();
+            }
+            description
+        });
+        bar.finish_and_clear();
+        description
     }
 
     /// Sees to it that the snapshot of `commit` has `file`, which must exist: the hub is asked whatever the cache says.
@@ -325,7 +349,7 @@ impl Download<'_> {
 
     /// Downloads `file` at `commit`, which the snapshot lacks; false if there is no such file.
     fn download(&self, commit: &str, file: &str) -> Result<bool> {
-        let metadata = match self.hub.retry(|| self.remote.metadata(commit, file))? {
+        let metadata = match self.describe(commit, file)? {
             Description::File(metadata) => metadata,
             Description::Absent { is_certain } => {
                 if is_certain {
@@ -334,7 +358,7 @@ impl Download<'_> {
                 return Ok(false);
             }
         };
-        let bar = self.hub.progress_bar(file, metadata.size);
+        let bar = self.hub.progress_bar(Some(metadata.size)).with_message(file.to_owned());
         let lock = self.store.lock(&metadata.etag, self.hub.try_lock, || {
             bar.set_message(format!("{file}: waiting for another process that downloads it"));
             bar.tick();
@@ -365,16 +389,11 @@ fn with_config<T, E>(
     Ok((files, config))
 }
 
-/// Whether asking again may help, within the same download.
-fn is_transient(error: &Error) -> bool {
+/// Whether the hub or the network, rather than the request, is at fault, so that asking again may help.
+fn is_outage(error: &Error) -> bool {
     match error {
-        Error::Interrupted { .. } => true,
+        Error::Unreachable { .. } | Error::Interrupted { .. } => true,
         Error::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
         _ => false,
     }
-}
-
-/// Whether the hub, rather than the request, is at fault.
-fn is_outage(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. }) || is_transient(error)
 }

@@ -1,5 +1,6 @@
 //! Hubs that refuse, err, lie or fall silent.
 
+use std::collections::HashSet;
 use std::fs;
 use std::sync::Mutex;
 use std::thread;
@@ -277,6 +278,29 @@ fn a_shard_that_the_hub_lacks() {
         matches!(&error, Error::MissingRemoteFile { url } if url.ends_with("model-2.safetensors")),
         "{error}"
     );
+}
+
+/// Connections that come to nothing are made again, whichever request they are for.
+#[test]
+fn a_network_that_fails_for_a_moment_is_not_noticed() {
+    let failed = Mutex::new(HashSet::new());
+    let server = Server::start(sharded_model(), move |request, reply| {
+        let is_first =
+            failed.lock().unwrap().insert((request.method.clone(), request.path.clone()));
+        if is_first { Reply { is_dropped: true, ..reply } } else { reply }
+    });
+    let dir = tempdir();
+    let hub = server.hub(&dir);
+    assert_downloaded(&hub.download_model(MODEL, "main"), &sharded_model());
+
+    // With a whole model in the cache nobody waits for the hub.
+    let silent = Server::start(Files::new(), |_, reply| Reply { is_dropped: true, ..reply });
+    assert_downloaded(&silent.hub(&dir).download_model(MODEL, "main"), &sharded_model());
+    assert_eq!(silent.requests().len(), 1);
+    let error = silent.hub(&tempdir()).download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert!(error.to_string().contains("run it again"), "{error}");
+    assert_eq!(silent.requests().len(), MAX_ATTEMPTS as usize);
 }
 
 #[test]

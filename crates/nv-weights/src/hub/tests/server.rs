@@ -41,6 +41,8 @@ pub(super) struct Reply {
     pub(super) body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub(super) cut: Option<usize>,
+    /// Close the connection without an answer.
+    pub(super) is_dropped: bool,
     /// Send no `Content-Length`.
     pub(super) unsized_body: bool,
 }
@@ -225,6 +227,9 @@ fn serve(mut stream: TcpStream, answer: impl Fn(Request) -> Reply) {
     };
     let is_head = request.method == "HEAD";
     let reply = answer(request);
+    if reply.is_dropped {
+        return;
+    }
     let mut headers = reply.headers;
     headers.push(("Connection", "close".into()));
     if !reply.unsized_body {
