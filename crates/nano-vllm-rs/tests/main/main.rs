@@ -7,6 +7,7 @@ mod copies;
 mod engine;
 #[cfg(unix)]
 mod faults;
+mod hub;
 mod log;
 mod manual;
 mod memory;
