@@ -45,6 +45,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The writer was told to stop.
+    #[error("stopped before {} was complete; nothing of it is left", dir.display())]
+    Stopped {
+        /// The folder of the checkpoint.
+        dir: PathBuf,
+    },
     /// A name that is none of the published sizes.
     #[error("`{name}` is not a published size; use {known}")]
     UnknownSize {

@@ -41,6 +41,18 @@ impl Recipe {
     /// [`Error::Config`] if the config isn't a valid Qwen3 config, [`Error::Exists`] if `dir` does; otherwise what the
     /// system says.
     pub fn write(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        self.write_until(dir, || false)
+    }
+
+    /// As [`write`](Self::write), but asks `is_stopped` before every piece of a weight file.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); [`Error::Stopped`] once `is_stopped` says so, and nothing is left then.
+    pub fn write_until(
+        &self,
+        dir: &Path,
+        mut is_stopped: impl FnMut() -> bool,
+    ) -> Result<Vec<PathBuf>> {
         let config = load_config(&self.config)?;
         if dir.exists() {
             return Err(Error::Exists { path: dir.into() });
@@ -70,7 +82,10 @@ impl Recipe {
         let shards = split(nv_qwen3::tensor_shapes(&config), self.max_shard_bytes);
         let names = file_names(shards.len());
         for (shard, name) in shards.iter().zip(&names) {
-            write_shard(shard, self.seed, &part.join(name)).map_err(write(name))?;
+            let is_whole = write_shard(shard, self.seed, &part.join(name), &mut is_stopped);
+            if !is_whole.map_err(write(name))? {
+                return Err(Error::Stopped { dir: dir.into() });
+            }
         }
         if shards.len() > 1 {
             let index = format!("{:#}\n", index(&shards, &names));
@@ -129,8 +144,13 @@ fn index(shards: &[Vec<NamedShape>], names: &[String]) -> serde_json::Value {
     json!({ "metadata": metadata, "weight_map": weight_map })
 }
 
-/// Writes one safetensors file: the header's length, the header, then the tensors without gaps.
-fn write_shard(shard: &[NamedShape], seed: u64, path: &Path) -> io::Result<()> {
+/// Writes one safetensors file: the header's length, the header, then the tensors without gaps. False if it was stopped.
+fn write_shard(
+    shard: &[NamedShape],
+    seed: u64,
+    path: &Path,
+    is_stopped: &mut impl FnMut() -> bool,
+) -> io::Result<bool> {
     const PIECE: usize = 1 << 16;
     let mut file = File::create(path)?;
     file.write_all(&header(shard))?;
@@ -139,6 +159,9 @@ fn write_shard(shard: &[NamedShape], seed: u64, path: &Path) -> io::Result<()> {
         let noise = Noise::new(seed, name, shape);
         let len = shape.iter().product::<usize>();
         for start in (0..len).step_by(PIECE) {
+            if is_stopped() {
+                return Ok(false);
+            }
             bytes.clear();
             for index in start..len.min(start + PIECE) {
                 bytes.extend_from_slice(&noise.value(index as u64).to_le_bytes());
@@ -146,7 +169,8 @@ fn write_shard(shard: &[NamedShape], seed: u64, path: &Path) -> io::Result<()> {
             file.write_all(&bytes)?;
         }
     }
-    file.sync_all()
+    file.sync_all()?;
+    Ok(true)
 }
 
 /// The safetensors header, padded with spaces so that data starts at a multiple of 8.
@@ -244,6 +268,27 @@ mod tests {
         assert_eq!(index["metadata"]["total_size"], total_size);
         assert_eq!(index["metadata"]["total_parameters"], total_size / 2);
         assert_eq!(named, nv_qwen3::tensor_shapes(&serde_json::from_str(CONFIG).unwrap()).len());
+    }
+
+    #[test]
+    fn a_writer_that_is_stopped_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = recipe(dir.path(), 1, 20_000);
+        let out = dir.path().join("out");
+        let num_pieces = nv_qwen3::tensor_shapes(&serde_json::from_str(CONFIG).unwrap()).len();
+        for last in [0, num_pieces - 1] {
+            let mut asked = 0;
+            let error = recipe
+                .write_until(&out, || {
+                    asked += 1;
+                    asked > last
+                })
+                .unwrap_err();
+            assert!(matches!(&error, Error::Stopped { dir } if *dir == out), "{error}");
+            assert_eq!(asked, last + 1);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the config is left");
+        }
+        assert_eq!(recipe.write_until(&out, || false).unwrap().len(), 4);
     }
 
     #[test]

@@ -201,6 +201,23 @@ fn ctrl_c_ends_it_with_the_rows_so_far() {
     assert_eq!(names(&report["rows"])[0], "prefill, 128 tokens");
 }
 
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_writing_of_random_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = command(&["--synth", "qwen3-0.6b"]);
+    command.env("TMPDIR", dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(said.next().unwrap(), "writing a qwen3-0.6b with random weights");
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    assert_eq!(said.next(), None);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(130), &b""[..]));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the part that was written is left");
+}
+
 /// What `--requests` with more options measures.
 fn requests(options: &[&str]) -> Value {
     let model = demo();

@@ -20,6 +20,7 @@ mod workload;
 use std::fs;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use nv_synth::{PublishedSize, Recipe};
@@ -30,19 +31,34 @@ use crate::model::Model;
 use crate::{copies, interrupt, say};
 
 pub(crate) fn run(args: &BenchArgs, verbose: bool) -> Result<ExitCode> {
+    let Some(size) = args.synth else {
+        let name = args.model.as_deref().context("a model or a size to measure")?;
+        let model = Model::open(name, args.revision.as_deref())?;
+        // Only now: until then, Ctrl-C ends a download as it ends any process.
+        return measure(args, name, &model, interrupt::flag()?, verbose);
+    };
     let interrupted = interrupt::flag()?;
     // Lives until the end, and takes the random checkpoint with it.
-    let synthetic = args.synth.map(write_synthetic).transpose()?;
-    let name = match &synthetic {
-        Some(dir) => dir.path().join(CHECKPOINT).display().to_string(),
-        None => args.model.clone().context("a model or a size to measure")?,
+    let Some(dir) = write_synthetic(size, interrupted)? else {
+        return Ok(ExitCode::from(interrupt::EXIT_CODE));
     };
-    let model = Model::open(&name, args.revision.as_deref())?;
+    let name = dir.path().join(CHECKPOINT).display().to_string();
+    measure(args, &name, &Model::open(&name, None)?, interrupted, verbose)
+}
+
+/// Measures `model` and prints what was found until it was `interrupted`.
+fn measure(
+    args: &BenchArgs,
+    name: &str,
+    model: &Model,
+    interrupted: &AtomicBool,
+    verbose: bool,
+) -> Result<ExitCode> {
     if verbose {
         let copied = copies::table(&model.config, &model.checkpoint, model.dtype(args.dtype));
         say(copied.to_string().trim_end());
     }
-    let report = measure::measure(args, &name, &model, interrupted)?;
+    let report = measure::measure(args, name, model, interrupted)?;
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{:#}", report.to_json())?;
@@ -56,13 +72,18 @@ pub(crate) fn run(args: &BenchArgs, verbose: bool) -> Result<ExitCode> {
 /// The folder of a random checkpoint in its temporary one.
 const CHECKPOINT: &str = "checkpoint";
 
-fn write_synthetic(size: PublishedSize) -> Result<TempDir> {
+/// A folder with a random checkpoint; `None` if it was `interrupted`.
+fn write_synthetic(size: PublishedSize, interrupted: &AtomicBool) -> Result<Option<TempDir>> {
     say(format_args!("writing a {size} with random weights"));
     let dir = tempfile::Builder::new().prefix("nv-bench-").tempdir()?;
     let config = dir.path().join("config.json");
     fs::write(&config, size.config_json())
         .with_context(|| format!("cannot write {}", config.display()))?;
     let recipe = Recipe { config, seed: 0, max_shard_bytes: usize::MAX };
-    recipe.write(&dir.path().join(CHECKPOINT))?;
-    Ok(dir)
+    let is_stopped = || interrupted.load(Ordering::Relaxed);
+    match recipe.write_until(&dir.path().join(CHECKPOINT), is_stopped) {
+        Ok(_) => Ok(Some(dir)),
+        Err(nv_synth::Error::Stopped { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
