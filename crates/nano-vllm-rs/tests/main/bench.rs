@@ -345,7 +345,8 @@ fn senseless_requests_are_usage_errors() {
     check(&["--rate", "1"], "--requests [<N>]");
     check(&["--shared-prefix", "1"], "--requests [<N>]");
     check(&["--requests", "0"], "expected at least 1");
-    check(&["--requests", "1", "--rate", "-1"], "a finite number above 0");
+    check(&["--requests", "1", "--rate", "-1"], "a finite number from 0.000001");
+    check(&["--requests", "1", "--rate", "1e-300"], "a finite number from 0.000001");
     check(&["--requests", "1", "--rate", "1", "--concurrency", "1"], "cannot be used with");
     check(&["--requests", "1", "--input-len", "9-8"], "MIN up to MAX");
     check(&["--requests", "1", "--only", "load"], "cannot be used with");

@@ -48,8 +48,10 @@ fn at_least_one(text: &str) -> Result<usize> {
 }
 
 fn rate(text: &str) -> Result<f64> {
+    // One in eleven days: with fewer, times of arrival would be beyond any clock.
+    const MIN: f64 = 1e-6;
     let rate: f64 = text.parse()?;
-    ensure!(rate.is_finite() && rate > 0.0, "expected a finite number above 0");
+    ensure!(rate.is_finite() && rate >= MIN, "expected a finite number from {MIN}");
     Ok(rate)
 }
 
@@ -64,6 +66,16 @@ fn length(text: &str) -> Result<RangeInclusive<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_one_that_requests_can_have() {
+        for (text, expected) in [("0.000001", 1e-6), ("2.5", 2.5), ("1e9", 1e9)] {
+            assert_eq!(rate(text).ok(), Some(expected), "{text}");
+        }
+        for wrong in ["", "0", "-1", "1e-300", "9e-7", "inf", "nan"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_length_is_a_number_or_a_range() {
