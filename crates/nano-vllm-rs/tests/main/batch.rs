@@ -115,6 +115,21 @@ fn a_wrong_line_is_an_error_of_its_own() {
 }
 
 #[test]
+fn a_top_k_of_minus_1_is_all_as_in_vllm() {
+    let lines = ["0", "-1", "1", "-2", "\"5\""]
+        .map(|top_k| format!("{{\"prompt\": \"The LORD\", \"top_k\": {top_k}}}\n"));
+    let options = ["--temperature", "1.5", "--seed", "3", "--max-tokens", "10", "--top-k", "1"];
+    let (_, results) = jsonl(&lines.concat(), &options);
+    assert_eq!(text(&results[1]), text(&results[0]));
+    assert_ne!(text(&results[1]), text(&results[2]));
+    for (result, found) in results[3..].iter().zip(["-2", "\"5\""]) {
+        let error = result["error"].as_str().unwrap();
+        let expected = format!("field `top_k`: expected a whole number from -1, found {found}");
+        assert!(error.ends_with(&expected), "{error}");
+    }
+}
+
+#[test]
 fn a_conversation_goes_through_the_template_and_a_prompt_does_not() {
     let template = "{% for m in messages %}{{ m.content }} the {% endfor %}";
     let dir = model_with(&[("chat_template.jinja", Some(template))]);

@@ -3,6 +3,7 @@
 use clap::builder::NonEmptyStringValueParser;
 use clap::value_parser;
 
+use super::sampling::top_k;
 use super::{DeviceArg, DtypeArg, SamplingArgs};
 
 /// Talk with a model in the terminal; `/help` there tells how.
@@ -35,8 +36,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f64>,
 
-    /// Sample from the K likeliest tokens; 0 for all [default: the model's].
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    /// Sample from the K likeliest tokens; 0 or -1 for all [default: the model's].
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = top_k)]
     top_k: Option<usize>,
 
     /// Sample from the likeliest tokens that have probability P together [default: the model's].

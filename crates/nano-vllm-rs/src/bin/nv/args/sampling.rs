@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nano_vllm_rs::config::GenerationConfig;
 use nano_vllm_rs::engine::{self, SamplingParams, TokenId};
 use nano_vllm_rs::text::{self, StopStrings};
@@ -28,8 +28,8 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(super) temperature: Option<f64>,
 
-    /// Sample from the K likeliest tokens; 0 for all [default: the model's].
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    /// Sample from the K likeliest tokens; 0 or -1 for all [default: the model's].
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = top_k)]
     pub(super) top_k: Option<usize>,
 
     /// Sample from the likeliest tokens that have probability P together [default: the model's].
@@ -114,7 +114,10 @@ impl SamplingArgs {
         fields.take_into("max_tokens", COUNT, &mut self.max_tokens)?;
         fields.take_into("min_tokens", COUNT, &mut self.min_tokens)?;
         fields.take_into("temperature", NUMBER, &mut self.temperature)?;
-        fields.take_into("top_k", COUNT, &mut self.top_k)?;
+        if let Some(number) = fields.take_value("top_k") {
+            let number = top_k(&number.to_string());
+            self.top_k = Some(number.map_err(|error| anyhow!("field `top_k`: {error}"))?);
+        }
         fields.take_into("top_p", NUMBER, &mut self.top_p)?;
         fields.take_into("min_p", NUMBER, &mut self.min_p)?;
         fields.take_into("repetition_penalty", NUMBER, &mut self.repetition_penalty)?;
@@ -233,6 +236,14 @@ fn set<T>(
         Some(value) => with(params, value),
         None => Ok(params),
     }
+}
+
+/// vLLM's older name for all tokens is -1.
+pub(super) fn top_k(text: &str) -> Result<usize> {
+    if text == "-1" {
+        return Ok(0);
+    }
+    text.parse().ok().with_context(|| format!("expected a whole number from -1, found {text}"))
 }
 
 fn logit_bias(text: &str) -> Result<(TokenId, f64)> {
