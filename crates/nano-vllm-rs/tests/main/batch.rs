@@ -247,6 +247,7 @@ fn bad_command_lines_are_usage_errors() {
         assert!(output.stdout.is_empty());
     };
     check(&["x", "--jsonl", "y"], "cannot be used with");
+    check(&["--raw", "--jsonl", "y"], "cannot be used with");
     check(&["--prompt", "x", "--prompt-file", "y"], "cannot be used with");
     check(&["x", "--logprobs", "1"], "<--jsonl <FILE>|--json>");
     check(&["x", "--min-p", "2"], "min_p: expected a number from 0 to 1, found 2");

@@ -143,7 +143,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) threads: Option<u16>,
 
     /// Continue prompts as they stand, without the model's chat template.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "jsonl")]
     pub(crate) raw: bool,
 
     #[command(flatten)]
