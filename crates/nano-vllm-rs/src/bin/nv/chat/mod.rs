@@ -70,15 +70,17 @@ pub(crate) fn run(args: &ChatArgs, verbose: bool) -> Result<ExitCode> {
 
 /// An engine for one conversation, which may fill the model's context if there is memory for it.
 fn engine(qwen3: Qwen3ForCausalLM) -> Result<Engine> {
-    let mut config = EngineConfig {
+    let config = EngineConfig {
         max_num_batched_tokens: PREFILL_CHUNK,
         max_num_seqs: 1,
         ..EngineConfig::default()
     };
     let context = qwen3.config().max_position_embeddings;
-    if config.kv_cache_size(&qwen3)?.num_tokens() > context {
-        config.kv_cache_memory = KvCacheMemory::Tokens(context);
-    }
+    let config = match config.kv_cache_size(&qwen3) {
+        Ok(size) if size.num_tokens() <= context => config,
+        // Where the system doesn't say what is free, the context is asked for too.
+        _ => EngineConfig { kv_cache_memory: KvCacheMemory::Tokens(context), ..config },
+    };
     Ok(Engine::new(qwen3, config)?)
 }
 
