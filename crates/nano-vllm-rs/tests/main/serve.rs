@@ -156,8 +156,13 @@ fn a_key_may_come_by_the_environment() {
     let output = command.env("NV_API_KEY", "secret").stdout(Stdio::piped()).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(help.contains("NV_API_KEY") && !help.contains("secret"), "{help}");
-    let serving = Serving::start(&["--api-key", "secret", "--served-model-name", "x"]);
+    let serving = Serving::start_with(&[], |command| {
+        command.env("NV_API_KEY", "secret");
+    });
     assert_eq!(get(serving.address, "/v1/models").status, 401);
+    let key = "authorization: Bearer secret\r\n";
+    let answer = client::receive(client::send(serving.address, "GET", "/v1/models", key, b""));
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[test]
