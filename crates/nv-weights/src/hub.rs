@@ -317,7 +317,7 @@ impl Download<'_> {
         let bar = self.hub.progress_bar(None);
         let description = self.hub.retry(|| {
             let description = self.remote.metadata(revision, file);
-            if description.is_err() {
+            if description.as_ref().err().is_some_and(is_outage) {
                 bar.set_message(format!("{file}: no answer from the hub, trying again"));
                 bar.tick();
             }

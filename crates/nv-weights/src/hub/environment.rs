@@ -72,15 +72,12 @@ fn expand(path: &str, home: Option<&Path>, var: impl Fn(&str) -> Option<String>)
             Some(parts) => parts,
             None => after.split_at(after.find(|c| !is_in_name(c)).unwrap_or(after.len())),
         };
-        match var(name) {
-            Some(value) => {
-                expanded += &value;
-                rest = behind;
-            }
-            None => {
-                expanded.push('$');
-                rest = after;
-            }
+        if let Some(value) = var(name) {
+            expanded += &value;
+            rest = behind;
+        } else {
+            expanded.push('$');
+            rest = after;
         }
     }
     (expanded + rest).into()
