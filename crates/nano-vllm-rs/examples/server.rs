@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use nano_vllm_rs::config::{GenerationConfig, load_config, load_generation_config};
+use nano_vllm_rs::config::{GenerationConfig, load_config};
 use nano_vllm_rs::engine::{Engine, EngineConfig};
 use nano_vllm_rs::model::{DType, Device, Qwen3ForCausalLM};
 use nano_vllm_rs::server::{ServedModel, Server, ServerConfig, run};
@@ -19,20 +19,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Qwen3ForCausalLM::from_checkpoint(&config, &checkpoint, DType::BF16, &Device::Cpu)?;
 
     let engine = Engine::new(model, EngineConfig { max_num_seqs: 16, ..EngineConfig::default() })?;
-    let mut generation_config = match &files.generation_config {
-        Some(path) => load_generation_config(path)?,
-        None => GenerationConfig::default(),
-    };
-    if generation_config.eos_token_id.is_empty() {
-        generation_config.eos_token_id.clone_from(&config.eos_token_id);
-    }
+    let recommended = GenerationConfig::of_model(files.generation_config.as_deref(), &config)?;
     let served = ServedModel {
         tokenizer: Tokenizer::from_file(files.tokenizer.ok_or("the model has no tokenizer")?)?,
         chat_template: ChatTemplate::load(
             files.tokenizer_config.as_deref(),
             files.chat_template.as_deref(),
         )?,
-        generation_config,
+        generation_config: recommended,
     };
     let server = Server::new(engine, served, ServerConfig::new("my-model"))?;
     let outcome = run(server, "127.0.0.1", 8000, |address| println!("http://{address}/v1"))?;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::json::{self, Fields};
+use crate::qwen3::Qwen3Config;
 
 /// The sampling that a checkpoint recommends. Fields bear transformers' names; unknown ones are ignored.
 ///
@@ -55,6 +56,19 @@ impl<'de> Deserialize<'de> for GenerationConfig {
 }
 
 impl GenerationConfig {
+    /// What the makers of a model recommend, in the file at `path` if there is one. If it names no end tokens, they are those of
+    /// the model's config, without which nothing would say where an answer ends.
+    ///
+    /// # Errors
+    /// As [`load_generation_config`].
+    pub fn of_model(path: Option<&Path>, config: &Qwen3Config) -> Result<Self> {
+        let mut recommended = path.map(load_generation_config).transpose()?.unwrap_or_default();
+        if recommended.eos_token_id.is_empty() {
+            recommended.eos_token_id.clone_from(&config.eos_token_id);
+        }
+        Ok(recommended)
+    }
+
     /// Checks everything that deserialising checks.
     ///
     /// # Errors
@@ -101,6 +115,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::qwen3::load_config;
 
     #[test]
     fn the_published_file_is_read() {
@@ -116,6 +131,21 @@ mod tests {
             ..GenerationConfig::default()
         };
         assert_eq!(load_generation_config(path).unwrap(), expected);
+    }
+
+    #[test]
+    fn end_tokens_that_the_file_does_not_name_are_the_configs() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/configs"));
+        let config = Qwen3Config {
+            eos_token_id: vec![5],
+            ..load_config(folder.join("Qwen3-0.6B.json")).unwrap()
+        };
+        let file = folder.join("generation_config.json");
+        let of_model = |path| GenerationConfig::of_model(path, &config).unwrap();
+        assert_eq!(of_model(Some(&file)), load_generation_config(&file).unwrap());
+        let silent = GenerationConfig { eos_token_id: vec![5], ..GenerationConfig::default() };
+        assert_eq!(of_model(None), silent);
+        assert!(GenerationConfig::of_model(Some(folder), &config).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Request, header};
 use axum::routing::get;
 use candle_core::{DType, Device};
-use nv_config::{GenerationConfig, load_config, load_generation_config};
+use nv_config::{GenerationConfig, load_config};
 use nv_engine::{Engine, EngineConfig, KvCacheMemory};
 use nv_qwen3::Qwen3ForCausalLM;
 use nv_server::{ServedModel, Server, ServerConfig, router};
@@ -59,20 +59,14 @@ fn server(files: ModelFiles) -> Result<Server, Box<dyn Error>> {
         kv_cache_memory: KvCacheMemory::Tokens(4096),
         ..EngineConfig::default()
     };
-    let mut generation_config = match &files.generation_config {
-        Some(path) => load_generation_config(path)?,
-        None => GenerationConfig::default(),
-    };
-    if generation_config.eos_token_id.is_empty() {
-        generation_config.eos_token_id.clone_from(&config.eos_token_id);
-    }
+    let recommended = GenerationConfig::of_model(files.generation_config.as_deref(), &config)?;
     let served = ServedModel {
         tokenizer: Tokenizer::from_file(files.tokenizer.ok_or("the model has no tokenizer")?)?,
         chat_template: ChatTemplate::load(
             files.tokenizer_config.as_deref(),
             files.chat_template.as_deref(),
         )?,
-        generation_config,
+        generation_config: recommended,
     };
     Ok(Server::new(Engine::new(model, engine_config)?, served, ServerConfig::new("my-model"))?)
 }

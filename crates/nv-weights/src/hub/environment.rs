@@ -100,29 +100,25 @@ mod tests {
     fn cache_and_token_are_where_other_tools_have_them() {
         // Expected values printed by huggingface_hub 2.4, but for empty variables.
         let check = |vars: &[(&str, &str)], cache_dir: &str, token_path: &str| {
-            let settings = settings(vars, Some("/home/me")).unwrap();
+            let settings = settings(vars, Some("/me")).unwrap();
             assert_eq!(settings.cache_dir, Path::new(cache_dir), "{vars:?}");
             assert_eq!(settings.token_path.as_deref(), Some(Path::new(token_path)), "{vars:?}");
         };
-        let home = "/home/me/.cache/huggingface";
+        let home = "/me/.cache/huggingface";
         let (hub, token) = (format!("{home}/hub"), format!("{home}/token"));
         check(&[], &hub, &token);
         check(&[("HF_HOME", ""), ("HF_HUB_CACHE", " "), ("HF_TOKEN_PATH", "")], &hub, &token);
         check(&[("HF_HOME", "/hf")], "/hf/hub", "/hf/token");
-        check(&[("HF_HOME", "~/hf")], "/home/me/hf/hub", "/home/me/hf/token");
-        check(&[("HF_HOME", "~")], "/home/me/hub", "/home/me/token");
+        check(&[("HF_HOME", "~/hf")], "/me/hf/hub", "/me/hf/token");
+        check(&[("HF_HOME", "~")], "/me/hub", "/me/token");
         check(&[("HF_HOME", "~me/hf")], "~me/hf/hub", "~me/hf/token");
         check(&[("XDG_CACHE_HOME", "/xdg")], "/xdg/huggingface/hub", "/xdg/huggingface/token");
         check(&[("XDG_CACHE_HOME", "/xdg"), ("HF_HOME", "/hf")], "/hf/hub", "/hf/token");
         // The token does not follow the cache.
         check(&[("HUGGINGFACE_HUB_CACHE", "/old")], "/old", &token);
-        check(
-            &[("HF_HUB_CACHE", "~/new"), ("HUGGINGFACE_HUB_CACHE", "/old")],
-            "/home/me/new",
-            &token,
-        );
+        check(&[("HF_HUB_CACHE", "~/new"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/me/new", &token);
         check(&[("HF_HUB_CACHE", "/new"), ("HF_HOME", "/hf")], "/new", "/hf/token");
-        check(&[("HF_TOKEN_PATH", "~/t"), ("HF_HOME", "/hf")], "/hf/hub", "/home/me/t");
+        check(&[("HF_TOKEN_PATH", "~/t"), ("HF_HOME", "/hf")], "/hf/hub", "/me/t");
         // Variables.
         let disk = ("DISK", "/disk");
         check(&[disk, ("HF_HOME", "$DISK/hf")], "/disk/hf/hub", "/disk/hf/token");
@@ -148,7 +144,7 @@ mod tests {
     #[test]
     fn newer_names_come_before_older_ones() {
         let check = |vars: &[(&str, &str)], token: Option<&str>, offline: bool| {
-            let settings = settings(vars, Some("/home/me")).unwrap();
+            let settings = settings(vars, Some("/me")).unwrap();
             assert_eq!((settings.token.as_deref(), settings.offline), (token, offline), "{vars:?}");
         };
         check(&[], None, false);

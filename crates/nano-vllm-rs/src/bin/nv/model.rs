@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use nano_vllm_rs::config::{Dtype, GenerationConfig, load_generation_config};
+use nano_vllm_rs::config::{Dtype, GenerationConfig};
 use nano_vllm_rs::model::{
     Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, load_config,
 };
@@ -60,14 +60,8 @@ impl Model {
 
     /// What the makers of the model recommend; if they don't say, greedy with the config's end tokens.
     pub(crate) fn generation_config(&self) -> Result<GenerationConfig> {
-        let mut generation_config = match &self.files.generation_config {
-            Some(path) => load_generation_config(path)?,
-            None => GenerationConfig::default(),
-        };
-        if generation_config.eos_token_id.is_empty() {
-            generation_config.eos_token_id.clone_from(&self.config.eos_token_id);
-        }
-        Ok(generation_config)
+        let path = self.files.generation_config.as_deref();
+        Ok(GenerationConfig::of_model(path, &self.config)?)
     }
 
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
