@@ -1,6 +1,6 @@
 //! `generation_config.json`: how a model's makers want it sampled.
 //!
-//! Says only what the file says; what to do where it is silent is the sampler's business.
+//! Says what the file says, with the config's end tokens if it names none; what to do where it is silent is the sampler's business.
 
 use std::path::Path;
 
