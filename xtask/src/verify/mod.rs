@@ -12,7 +12,7 @@ mod report;
 mod serving;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,7 +20,7 @@ use candle_core::{DType, Device, Tensor};
 use nv_config::{Qwen3Config, load_config};
 use nv_kernels::{Isa, Kernels, Pool};
 use nv_qwen3::{Cpu, Qwen3ForCausalLM};
-use nv_weights::{Checkpoint, ModelFiles, download_model};
+use nv_weights::{Checkpoint, Hub, ModelFiles};
 use serde_json::json;
 
 use crate::cases::{CASES, Case};
@@ -92,7 +92,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             }
         }
         Some(model) => {
-            let files = download_model(model, &args.revision)?;
+            // A config that can't be run is refused before its weights are downloaded.
+            let read_config = |path: &Path| -> Result<_> { Ok(load_config(path)?) };
+            let hub = Hub::from_env()?.with_progress(true);
+            let (files, _) = hub.download_model_with(model, &args.revision, read_config)?;
             keep(if let Some(path) = &args.reference {
                 let reference = Reference::read(path)?;
                 verify(&path.display().to_string(), &files, &reference, false, &tiers)?

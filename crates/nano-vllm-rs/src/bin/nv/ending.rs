@@ -11,7 +11,9 @@ pub(crate) fn describe(reason: Option<FinishReason>, tokenizer: &Tokenizer) -> S
             None => format!("ended by token {token_id}"),
         },
         Some(FinishReason::Length) => "cut at --max-tokens".into(),
-        Some(FinishReason::ContextFull) => "cut at the end of the model's context".into(),
+        Some(FinishReason::ContextFull) => {
+            "cut at the end of the context, the model's or what the KV cache holds".into()
+        }
         None => "interrupted".into(),
         reason => format!("{reason:?}"),
     }
