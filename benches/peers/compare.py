@@ -117,8 +117,9 @@ class Session:
         result = self.results[precision][engine.name]
         process = Process(engine, precision, self.place)
         try:
-            path = str(model(engine, precision, self.config, self.place))
-            loaded = process.ask(300, op="load", model=path, dtype=precision, **self.load)
+            path = model(engine, precision, self.config, self.place)
+            fill_page_cache(path)
+            loaded = process.ask(300, op="load", model=str(path), dtype=precision, **self.load)
             first = self.generate(process, WARM_UP, self.prompts(WARM_UP, random.Random(0)))
             setup = {
                 "start_seconds": process.start_seconds,
@@ -190,6 +191,14 @@ class Noting:
             self.tell(f"error: {error}")
             return True
         return False
+
+
+def fill_page_cache(path: Path) -> None:
+    """Reads a model's files, so that no engine waits for the disk in place of those that load them after it."""
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        with file.open("rb") as data:
+            while data.read(1 << 24):
+                pass
 
 
 def expected_seconds(samples: dict, case: Case) -> float:

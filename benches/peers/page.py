@@ -179,7 +179,7 @@ METHOD = [
     "- One machine, one model size, random weights and random ids: no engine can profit from text that repeats. Weights don't change what dense products cost.",
     "- Each engine runs as its documentation has it, with the number of threads and the precision set, and keys and values in the table's precision where it has a choice. Settings that someone who knows it well would find are not searched for: no `torch.compile`, no other BLAS for candle.",
     "- Equal precision is not equal arithmetic: see what runs. Quantised weights, which are what several of these engines are used with, are not compared.",
-    "- Nothing fills or clears the page cache: who loads a file first in a session may wait for the disk, as the first loads in bfloat16 can.",
+    "- A model's files are read into the page cache before an engine loads them, so that nobody waits for the disk.",
     "- candle-transformers has no scheduler: its requests are one batch of equally long prompts, which is the easiest case there is. llama.cpp gets its batches from a loop of the comparison, in C API calls through Python; so does its choice of tokens.",
     "- Few repetitions, and a virtual machine's neighbours: differences within the ranges mean nothing.\n",
 ]
