@@ -4,8 +4,10 @@
 //! vector, a zero-padded last step, one fixed tree of additions across the lanes. So an output's bits depend on
 //! its weight row and its token alone.
 //!
-//! Weights are multiplied where they lie. A tile's tokens stay in the first-level cache while the rows of a piece pass by;
-//! the rows stay in the second-level cache while the tiles pass by; what comes next is asked for meanwhile.
+//! Tokens come in tiles, tiles in parts. A part is a single tile, which stays in the first-level cache while all rows of a
+//! piece pass by from the second-level cache; or it is as many tiles as stay in the second-level cache, and pass by some rows
+//! that stay in the first-level cache. Which is faster is measured: AVX-512's tiles of many rows by few tokens go the second
+//! way, AVX2's small ones the first. What comes next is asked for meanwhile.
 
 use std::ops::Range;
 
@@ -23,8 +25,12 @@ pub(crate) struct Tokens<'a, E> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TokensShape {
     pub(crate) num_tokens: usize,
-    /// Their sizes differ by one at most.
     pub(crate) num_tiles: usize,
+    tokens_a_tile: usize,
+    /// Tiles that have one token more; they are the first.
+    num_longer: usize,
+    /// Tiles of a part; the last part may have fewer.
+    pub(crate) tiles_a_part: usize,
     /// Elements of K a step.
     pub(crate) step: usize,
     /// Elements of a token, the last step's padding included.
@@ -32,19 +38,36 @@ pub(crate) struct TokensShape {
 }
 
 impl TokensShape {
-    pub(crate) fn new(num_tokens: usize, num_tiles: usize, step: usize, k: usize) -> Self {
-        Self { num_tokens, num_tiles, step, padded_k: k.next_multiple_of(step) }
+    /// Tiles whose sizes differ by one at most, in parts of about `part_bytes`.
+    pub(crate) fn new<E>(
+        (num_tokens, k): (usize, usize),
+        num_tiles: usize,
+        step: usize,
+        part_bytes: usize,
+    ) -> Self {
+        let padded_k = k.next_multiple_of(step);
+        let bytes = num_tokens * padded_k * size_of::<E>();
+        let num_parts = bytes.div_ceil(part_bytes.max(1)).min(num_tiles);
+        let tiles_a_part = num_tiles.div_ceil(num_parts);
+        let (tokens_a_tile, num_longer) = (num_tokens / num_tiles, num_tokens % num_tiles);
+        Self { num_tokens, num_tiles, tokens_a_tile, num_longer, tiles_a_part, step, padded_k }
     }
 
-    /// The tokens of a tile.
-    pub(crate) fn tokens(&self, tile: usize) -> Range<usize> {
-        let first = |tile| tile * self.num_tokens / self.num_tiles;
-        first(tile)..first(tile + 1)
+    /// The parts, each a range of tiles.
+    pub(crate) fn parts(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        let (num_tiles, len) = (self.num_tiles, self.tiles_a_part);
+        (0..num_tiles).step_by(len).map(move |first| first..num_tiles.min(first + len))
     }
 
-    /// Where a tile's elements are.
-    pub(crate) fn elements(&self, tile: usize) -> Range<usize> {
-        let tokens = self.tokens(tile);
+    /// The tokens of some tiles.
+    pub(crate) fn tokens(&self, tiles: Range<usize>) -> Range<usize> {
+        let first = |tile: usize| tile * self.tokens_a_tile + tile.min(self.num_longer);
+        first(tiles.start)..first(tiles.end)
+    }
+
+    /// Where the elements of some tiles are.
+    pub(crate) fn elements(&self, tiles: Range<usize>) -> Range<usize> {
+        let tokens = self.tokens(tiles);
         tokens.start * self.padded_k..tokens.end * self.padded_k
     }
 }
@@ -61,15 +84,18 @@ impl<'a, E: Copy> Tokens<'a, E> {
         &self.shape
     }
 
-    pub(crate) fn tile(&self, tile: usize) -> &'a [E] {
-        &self.data[self.shape.elements(tile)]
+    pub(crate) fn tiles(&self, tiles: Range<usize>) -> &'a [E] {
+        &self.data[self.shape.elements(tiles)]
     }
 
     /// The tile that is multiplied after `tile`, if the tokens are too many to stay in the second-level cache; the first
     /// comes after the last.
-    pub(crate) fn tile_ahead(&self, tile: usize) -> Option<&'a [E]> {
-        let is_far = size_of_val(self.data) > NEAR_BYTES;
-        is_far.then(|| self.tile((tile + 1) % self.shape.num_tiles))
+    pub(crate) fn tile_ahead(&self, tile: usize) -> &'a [E] {
+        if size_of_val(self.data) <= NEAR_BYTES {
+            return &[];
+        }
+        let next = (tile + 1) % self.shape.num_tiles;
+        self.tiles(next..next + 1)
     }
 }
 
@@ -83,7 +109,6 @@ pub(crate) struct Weights<'a, W> {
 
 /// `len` elements of `buffer`, which grows as needed, from the start of a cache line.
 pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {
-    const LINE: usize = 64;
     if buffer.len() < len + LINE / size_of::<E>() {
         buffer.resize(len + LINE / size_of::<E>(), E::default());
     }
@@ -91,19 +116,36 @@ pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mu
     &mut buffer[start..start + len]
 }
 
+/// Whether `elements` start with a cache line.
+pub(crate) fn starts_line<E>(elements: &[E]) -> bool {
+    elements.as_ptr().addr().is_multiple_of(LINE)
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Bytes of tokens that stay in the second-level cache beside the weights.
 const NEAR_BYTES: usize = 256 * 1024;
 
-/// Elements of K that a tile of `tokens` spans at once, so that they stay in the first-level cache while rows pass by: all,
-/// or equal parts of whole steps. Between parts all rows' sums are kept, so few large parts are best.
-pub(crate) fn segment<X>(tokens: usize, step: usize, padded_k: usize) -> usize {
-    /// What fits into 32 KiB beside the rows.
-    const WHOLE_BYTES: usize = 24 * 1024;
-    /// The same beside kept sums.
-    const PART_BYTES: usize = 16 * 1024;
-    let bytes = tokens * padded_k * size_of::<X>();
-    let parts = if bytes <= WHOLE_BYTES { 1 } else { bytes.div_ceil(PART_BYTES) };
-    padded_k.div_ceil(parts).next_multiple_of(step)
+/// What stays in the first-level cache while something else passes by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Held {
+    /// A tile of so many bytes a step of K, while rows pass by.
+    Tile(usize),
+    /// Rows of so many bytes a step of K, while tiles pass by, which come in order.
+    Rows(usize),
+}
+
+/// Steps of K that are multiplied at once, so that what is held fits: all, or equal segments. Between segments all sums are
+/// kept, so few large ones are best.
+pub(crate) fn steps_at_once(held: Held, num_steps: usize) -> usize {
+    // Bytes of all steps if they fit, else of a segment beside kept sums.
+    let (step, whole, segment) = match held {
+        Held::Tile(step) => (step, 24 * 1024, 16 * 1024),
+        Held::Rows(step) => (step, 32 * 1024, 24 * 1024),
+    };
+    let bytes = num_steps * step;
+    num_steps.div_ceil(if bytes <= whole { 1 } else { bytes.div_ceil(segment) })
 }
 
 /// Bytes that a few tokens' weights are asked for in advance: some pages, so that the wait at the start of a page is over
@@ -204,23 +246,26 @@ macro_rules! tile {
 /// Defines `$name`, a module with the layer `block` and what it wants of its inputs.
 ///
 /// As many tokens as `few` says are multiplied by `$streams` rows at a time: as few as keep up with the memory, which likes
-/// a single stream best. More come in tiles of up to as many as `many` says, by `$rows` rows, which fills the registers.
-/// Each is `of` a [`tile`] that suits it. Few tokens look at what is ahead every `$few_look` steps.
-/// `$reduce` adds the lanes of four accumulators.
+/// a single stream best. More come in tiles of up to as many as `many` says, by `$rows` rows, which fills the registers; a
+/// part is of `$part` KiB, a tile at least. Each is `of` a [`tile`] that suits it. Few tokens look at what is ahead every
+/// `$few_look` steps. `$reduce` adds the lanes of four accumulators.
 macro_rules! linear_block {
     (
         $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $reduce:ident, $zero:ident, step: $step:literal,
         few: $streams:literal by [1 $($few:literal)*] of $few_tile:ident looking every $few_look:literal,
-        many: $rows:literal by [$($tokens:literal)+] of $tile:ident
+        many: $rows:literal by [$($tokens:literal)+] of $tile:ident in parts of $part:literal KiB
     ) => {
         pub(crate) mod $name {
+            use std::cell::RefCell;
+            use std::ops::Range;
+
             use super::{$acc, $few_tile as multiply_few, $reduce, $tile as multiply_many, $zero};
             use crate::ahead::Ahead;
-            use crate::block::{Tokens, Weights, rows_ahead, segment};
+            use crate::block::{Held, Tokens, TokensShape, Weights, rows_ahead, steps_at_once};
             use crate::panel::{Outputs, Panel};
 
             /// Elements of K a step.
-            pub(crate) const STEP: usize = $step;
+            const STEP: usize = $step;
 
             /// The most tokens that are few.
             const FEW: usize = 1 + [$($few),*].len();
@@ -238,152 +283,191 @@ macro_rules! linear_block {
 
             type Inputs<'a> = Tokens<'a, $input>;
             type Rows<'a> = Weights<'a, $weight>;
+            type Kept = [$acc; TOKENS];
 
-            /// Tiles that so many tokens come in.
-            pub(crate) fn num_tiles(num_tokens: usize) -> usize {
-                num_tokens.div_ceil(if num_tokens <= FEW { FEW } else { TOKENS })
+            thread_local! {
+                /// The sums of a part's tiles between segments.
+                static KEPT: RefCell<Vec<Kept>> = RefCell::default();
             }
 
-            /// `x @ wᵀ` for a tile of `x`, `[num_tokens, num_rows]`.
+            /// How so many tokens of `k` elements are laid out. A few are one part.
+            pub(crate) fn shape(num_tokens: usize, k: usize) -> TokensShape {
+                let num_tiles = num_tokens.div_ceil(if num_tokens <= FEW { FEW } else { TOKENS });
+                TokensShape::new::<$input>((num_tokens, k), num_tiles, STEP, $part * 1024)
+            }
+
+            /// `x @ wᵀ` for a part of `x`, `[num_tokens, num_rows]`. Rows are whole steps.
             #[target_feature(enable = $features)]
-            pub(crate) fn block(w: Rows<'_>, x: Inputs<'_>, tile: usize, out: Outputs<'_>) {
-                let num_tokens = x.shape().tokens(tile).len();
-                if x.shape().num_tokens <= FEW {
-                    return match num_tokens {
-                        1 => few::<1, 1>(w, x, out),
-                        $($few => few::<$few, FEW_LOOK_EVERY>(w, x, out),)*
-                        _ => unreachable!("a tile of few tokens has {num_tokens}"),
-                    };
-                }
-                match num_tokens {
-                    $($tokens => many::<$tokens>(w, x, tile, out),)+
-                    _ => unreachable!("a tile has {num_tokens} tokens"),
+            pub(crate) fn block(w: Rows<'_>, x: Inputs<'_>, part: Range<usize>, out: Outputs<'_>) {
+                match x.shape().num_tokens {
+                    1 => few::<1, 1>(w, x, out),
+                    $($few => few::<$few, FEW_LOOK_EVERY>(w, x, out),)*
+                    _ => KEPT.with_borrow_mut(|kept| many(w, x, part, kept, out)),
                 }
             }
 
             /// A few tokens: weights pass by once, and what they need is to come from memory in time.
             #[target_feature(enable = $features)]
             fn few<const T: usize, const AT_ONCE: usize>(w: Rows<'_>, x: Inputs<'_>, mut out: Outputs<'_>) {
-                let (k, num_rows) = (w.rows.k(), w.rows.num_rows());
+                let num_rows = w.rows.num_rows();
                 for first in (0..num_rows).step_by(REDUCED) {
                     let mut sums = [[$zero(); T]; REDUCED];
                     let (at_once, _) = sums.as_chunks_mut::<$streams>();
                     for (sums, r) in at_once.iter_mut().zip((first..num_rows).step_by($streams)) {
                         let rows = w.rows.rows(r..num_rows.min(r + $streams));
                         let ahead = Ahead::of(rows_ahead(w.rows, w.next, r, $streams));
-                        *sums = add::<$streams, T, AT_ONCE, true>(rows, (0, k), x.tile(0), ahead, *sums);
+                        *sums = few_by::<$streams, T, AT_ONCE>(rows, x.tiles(0..1), ahead, *sums);
                     }
-                    store(&sums, first, &mut out);
+                    store(&sums, REDUCED.min(num_rows - first), (0, first), &mut out);
                 }
             }
 
-            /// A tile of many tokens, a segment of K after the other.
-            #[target_feature(enable = $features)]
-            fn many<const T: usize>(w: Rows<'_>, x: Inputs<'_>, tile: usize, mut out: Outputs<'_>) {
-                let (k, num_rows) = (w.rows.k(), w.rows.num_rows());
-                let (shape, tokens, next_tokens) = (x.shape(), x.tile(tile), x.tile_ahead(tile));
-                let segment = segment::<$input>(T, STEP, shape.padded_k);
-                let num_segments = k.div_ceil(segment);
-                let turns = num_rows.div_ceil($rows);
-                // Each tile asks for its share of the next rows, and each segment for the next one's tokens if they are far.
-                let next_rows = Ahead::of(w.next.elements()).run(tile, shape.num_tiles);
-                // All sums between segments.
-                let mut kept = vec![[[$zero(); T]; $rows]; if num_segments > 1 { turns } else { 0 }];
-                for (i, start) in (0..k).step_by(segment).enumerate() {
-                    let end = k.min(start + segment);
-                    let x = &tokens[start * T..shape.padded_k.min(start + segment) * T];
-                    let next_x = match next_tokens {
-                        Some(_) if end < k => &tokens[end * T..],
-                        Some(next_tokens) => next_tokens,
-                        None => &[],
-                    };
-                    let mut next_x = Ahead::of(&next_x[..next_x.len().min(x.len())]);
-                    let mut next_rows = next_rows.run(i, num_segments);
-                    let lines_a_turn = (next_x.num_lines() + next_rows.num_lines()).div_ceil(turns);
-                    for (turn, r) in (0..num_rows).step_by($rows).enumerate() {
-                        let ahead = if next_x.num_lines() > 0 { &mut next_x } else { &mut next_rows };
-                        let ahead = ahead.split_to(lines_a_turn);
-                        let rows = w.rows.rows(r..num_rows.min(r + $rows));
-                        let mut sums = [[$zero(); T]; $rows];
-                        if start > 0 {
-                            sums = kept[turn];
-                        }
-                        let sums = add::<$rows, T, LOOK_EVERY, false>(rows, (start, end), x, ahead, sums);
-                        if end < k {
-                            kept[turn] = sums;
-                        } else {
-                            store(&sums, r, &mut out);
-                        }
-                    }
-                }
-            }
-
-            /// The sums of up to `R` rows by `T` tokens, brought forward from `start` to `end` of K.
+            /// The sums of up to `R` rows by `T` tokens.
             #[target_feature(enable = $features)]
             #[inline]
-            fn add<const R: usize, const T: usize, const AT_ONCE: usize, const IS_FEW: bool>(
+            fn few_by<const R: usize, const T: usize, const AT_ONCE: usize>(
                 rows: Panel<'_, $weight>,
-                (start, end): (usize, usize),
                 x: &[$input],
                 ahead: Ahead,
                 mut sums: [[$acc; T]; R],
             ) -> [[$acc; T]; R] {
                 if rows.num_rows() == R {
-                    return rows_by::<R, T, AT_ONCE, IS_FEW>(rows, (start, end), x, ahead, sums);
+                    return multiply_few::<R, T, AT_ONCE>(rows.elements(), rows.k(), x, ahead, sums);
                 }
                 let nothing = Ahead::of::<u8>(&[]);
                 for (r, sums) in sums.iter_mut().enumerate().take(rows.num_rows()) {
-                    let row = rows.rows(r..r + 1);
-                    [*sums] = rows_by::<1, T, AT_ONCE, IS_FEW>(row, (start, end), x, nothing, [*sums]);
+                    [*sums] = multiply_few::<1, T, AT_ONCE>(rows.row(r), rows.k(), x, nothing, [*sums]);
                 }
                 sums
             }
 
-            /// The sums of `R` rows by `T` tokens, brought forward from `start` to `end` of K.
+            /// A part of many tokens: a segment of K after the other, in each of them some rows after the others, and for
+            /// these rows a tile after the other.
             #[target_feature(enable = $features)]
-            #[inline]
-            fn rows_by<const R: usize, const T: usize, const AT_ONCE: usize, const IS_FEW: bool>(
-                rows: Panel<'_, $weight>,
-                (start, end): (usize, usize),
-                x: &[$input],
-                ahead: Ahead,
-                sums: [[$acc; T]; R],
-            ) -> [[$acc; T]; R] {
-                let whole = (end - start) / STEP * STEP;
-                let (x, rest) = x.split_at(whole * T);
-                let (w, stride) = (&rows.elements()[start..], rows.k());
-                let sums = if IS_FEW {
-                    multiply_few::<R, T, AT_ONCE>(w, stride, x, ahead, sums)
+            fn many(w: Rows<'_>, x: Inputs<'_>, part: Range<usize>, kept: &mut Vec<Kept>, mut out: Outputs<'_>) {
+                let (k, num_rows) = (w.rows.k(), w.rows.num_rows());
+                let shape = x.shape();
+                let held = if shape.tiles_a_part == 1 {
+                    Held::Tile(TOKENS * STEP * size_of::<$input>())
                 } else {
-                    multiply_many::<R, T, AT_ONCE>(w, stride, x, ahead, sums)
+                    Held::Rows($rows * STEP * size_of::<$weight>())
                 };
-                if rest.is_empty() {
-                    return sums;
+                let segment = STEP * steps_at_once(held, k / STEP);
+                let num_segments = k.div_ceil(segment);
+                if num_segments > 1 && kept.len() < part.len() * num_rows {
+                    kept.resize(part.len() * num_rows, [$zero(); TOKENS]);
                 }
-                let mut padded = [[<$weight>::default(); STEP]; R];
-                for (r, padded) in padded.iter_mut().enumerate() {
-                    padded[..end - start - whole].copy_from_slice(&rows.row(r)[start + whole..end]);
+                // Each part asks for its share of the next rows, and a single tile for the next one if that is far: several
+                // are in order, which the machine foresees.
+                let mut next_tile = Ahead::of(if part.len() == 1 { x.tile_ahead(part.start) } else { &[] });
+                let mut next_rows =
+                    Ahead::of(w.next.elements()).run(part.start / shape.tiles_a_part, shape.parts().len());
+                let times = num_segments * num_rows.div_ceil($rows) * part.len();
+                let lines_at_once = (next_tile.num_lines() + next_rows.num_lines()).div_ceil(times);
+                let first_token = shape.tokens(part.clone()).start;
+                for start in (0..k).step_by(segment) {
+                    let segment = start..k.min(start + segment);
+                    for r in (0..num_rows).step_by($rows) {
+                        let rows = w.rows.rows(r..num_rows.min(r + $rows));
+                        for tile in part.clone() {
+                            let ahead = if next_tile.num_lines() > 0 { &mut next_tile } else { &mut next_rows };
+                            let ahead = ahead.split_to(lines_at_once);
+                            let (x, tokens) = (x.tiles(tile..tile + 1), shape.tokens(tile..tile + 1));
+                            let place = (tokens.start - first_token, r);
+                            let at = (tile - part.start) * num_rows + r;
+                            let kept = if num_segments > 1 { &mut kept[at..at + rows.num_rows()] } else { &mut [] };
+                            match tokens.len() {
+                                $($tokens => many_by::<$tokens>(rows, segment.clone(), x, ahead, kept, place, &mut out),)+
+                                num_tokens => unreachable!("a tile has {num_tokens} tokens"),
+                            }
+                        }
+                    }
                 }
-                multiply_many::<R, T, 1>(padded.as_flattened(), STEP, rest, Ahead::of::<u8>(&[]), sums)
             }
 
-            /// Reduces the sums of `R` rows from `first` on, or of as many as there are, four sums at a time.
+            /// Up to `$rows` rows by a tile of `T` tokens along a segment of K. Their sums go to `kept`, if there are several
+            /// segments, or in the last one to their place in `out`: a token and a row.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn many_by<const T: usize>(
+                rows: Panel<'_, $weight>,
+                segment: Range<usize>,
+                x: &[$input],
+                ahead: Ahead,
+                kept: &mut [Kept],
+                (token, first): (usize, usize),
+                out: &mut Outputs<'_>,
+            ) {
+                let x = &x[segment.start * T..segment.end * T];
+                if rows.num_rows() == $rows {
+                    return rows_by::<$rows, T>(rows, segment, x, ahead, kept.first_chunk_mut(), (token, first), out);
+                }
+                let nothing = Ahead::of::<u8>(&[]);
+                for r in 0..rows.num_rows() {
+                    let kept = kept.get_mut(r).map(std::array::from_mut);
+                    rows_by::<1, T>(rows.rows(r..r + 1), segment.clone(), x, nothing, kept, (token, first + r), out);
+                }
+            }
+
+            /// [`many_by`] of `R` rows.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn rows_by<const R: usize, const T: usize>(
+                rows: Panel<'_, $weight>,
+                segment: Range<usize>,
+                x: &[$input],
+                ahead: Ahead,
+                kept: Option<&mut [Kept; R]>,
+                place: (usize, usize),
+                out: &mut Outputs<'_>,
+            ) {
+                let sums = match &kept {
+                    Some(kept) if segment.start > 0 => std::array::from_fn(|r| std::array::from_fn(|t| kept[r][t])),
+                    _ => [[$zero(); T]; R],
+                };
+                let sums = multiply_many::<R, T, LOOK_EVERY>(&rows.elements()[segment.start..], rows.k(), x, ahead, sums);
+                match kept {
+                    Some(kept) if segment.end < rows.k() => {
+                        for r in 0..R {
+                            for t in 0..T {
+                                kept[r][t] = sums[r][t];
+                            }
+                        }
+                    }
+                    _ => store(&sums, R, place, out),
+                }
+            }
+
+            /// Reduces the sums of `R` rows, and writes those of the first `num_rows` to their place.
             #[target_feature(enable = $features)]
             #[inline]
             fn store<const R: usize, const T: usize>(
                 sums: &[[$acc; T]; R],
-                first: usize,
+                num_rows: usize,
+                (token, first): (usize, usize),
                 out: &mut Outputs<'_>,
             ) {
-                const { assert!(R <= REDUCED) };
-                let len = out.num_columns() - first;
-                for t in (0..T).step_by(REDUCED / R) {
-                    // As many tokens at once as fit; the last one's stand in for those past it.
-                    let four = $reduce(std::array::from_fn(|i| sums[i % R][(t + i / R).min(T - 1)]));
-                    for (t, reduced) in (t..T).zip(four.as_chunks::<R>().0) {
-                        // Of a length that the compiler knows, if it can be.
-                        out.write(t, first, if len >= R { reduced } else { &reduced[..len] });
+                // Four sums are reduced at once: of four rows, or of fewer rows and several tokens.
+                const { assert!(R < REDUCED || R.is_multiple_of(REDUCED)) };
+                let at_once = const { if R < REDUCED { R } else { REDUCED } };
+                let mut reduced = [[0.0; R]; T];
+                for t in (0..T).step_by(REDUCED / at_once) {
+                    for r in (0..R).step_by(at_once) {
+                        // The last token stands in for those past it.
+                        let four = $reduce(std::array::from_fn(|i| {
+                            sums[r + i % at_once][(t + i / at_once).min(T - 1)]
+                        }));
+                        for (i, four) in four.into_iter().enumerate() {
+                            if i / at_once < REDUCED / at_once && t + i / at_once < T {
+                                reduced[t + i / at_once][r + i % at_once] = four;
+                            }
+                        }
                     }
+                }
+                if num_rows == R {
+                    out.write((token, first), &reduced);
+                } else {
+                    out.write_some((token, first), &reduced, num_rows);
                 }
             }
         }

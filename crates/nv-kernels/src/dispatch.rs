@@ -1,11 +1,12 @@
 //! The table of kernels of one tier, and the safe calls over it.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use half::bf16;
 
-use crate::block::{Tokens, Weights};
+use crate::block::{Tokens, TokensShape, Weights};
 use crate::elementwise::{self, Elementwise};
 use crate::error::Result;
 use crate::isa::Isa;
@@ -22,22 +23,16 @@ use crate::{avx2, avx512};
 
 /// A linear layer's kernel and how it wants its inputs.
 pub(crate) struct LinearKernel<W, X> {
-    /// Elements of K a step.
-    pub(crate) step: usize,
-    /// Tiles that so many tokens come in.
-    pub(crate) num_tiles: fn(usize) -> usize,
-    /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows and a tile of tokens.
-    pub(crate) block: unsafe fn(Weights<'_, W>, Tokens<'_, X>, usize, Outputs<'_>),
+    /// How so many tokens of `k` elements are laid out.
+    pub(crate) shape: fn(usize, usize) -> TokensShape,
+    /// Computes `x @ wᵀ`, `[num_tokens, num_rows]`, for some weight rows, which are whole steps, and a part of the tokens.
+    pub(crate) block: unsafe fn(Weights<'_, W>, Tokens<'_, X>, Range<usize>, Outputs<'_>),
 }
 
 /// The [`LinearKernel`] that a module defines.
 macro_rules! linear_kernel {
     ($($module:tt)*) => {
-        LinearKernel {
-            step: $($module)*::STEP,
-            num_tiles: $($module)*::num_tiles,
-            block: $($module)*::block,
-        }
+        LinearKernel { shape: $($module)*::shape, block: $($module)*::block }
     };
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::block::{Tokens, TokensShape, Weights, aligned};
+use crate::block::{Tokens, TokensShape, Weights, aligned, starts_line};
 use crate::dispatch::{Kernels, LinearKernel};
 use crate::elementwise::Arrange;
 use crate::panel::{Elements, Matrix, NewResult, Outputs, Panel, SharedResult};
@@ -97,9 +97,13 @@ pub(crate) fn run(
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
         let mut part = unsafe { rooms[which].part(0..num_tokens, rows.range()) };
-        for tile in 0..x.shape().num_tiles {
-            block(kernels, (rows, next), x, tile, part.outputs(x.shape().tokens(tile)));
-        }
+        with_room(|Room { copies: [copy, _], .. }| {
+            let rows = copy.of(rows, x.shape());
+            for tiles in x.shape().parts() {
+                let tokens = x.shape().tokens(tiles.clone());
+                block(kernels, (rows, next), x, tiles, part.outputs(tokens));
+            }
+        });
     });
     for result in results {
         // SAFETY: the pieces are all rows of the weights, and a piece writes all tokens.
@@ -135,20 +139,22 @@ pub(crate) fn swiglu(
     pool.run(pieces.len(), |piece| {
         let (gate, up) = pieces[piece];
         let (next_gate, next_up) = pieces.get(piece + 1).copied().unzip();
-        // A single tile goes from gate to up and on; several go back to gate.
-        let after_gate = if x.shape().num_tiles == 1 { Some(up) } else { next_gate };
-        let after_up = if x.shape().num_tiles == 1 { next_gate } else { next_up };
         // SAFETY: no row is in two of `pieces`, and the pool runs a piece once.
         #[expect(unsafe_code, reason = "pieces write disjoint columns")]
         let mut part = unsafe { room.part(0..num_tokens, gate.range()) };
-        with_sums(|sums| {
-            for tile in 0..x.shape().num_tiles {
-                let tokens = x.shape().tokens(tile);
+        with_room(|Room { copies: [copied_gate, copied_up], sums }| {
+            // A single part goes from gate to up and on; several go back to gate.
+            let is_single = x.shape().parts().len() == 1;
+            let after_gate = if is_single { Some(up) } else { next_gate };
+            let after_up = if is_single { next_gate } else { next_up };
+            let (gate, up) = (copied_gate.of(gate, x.shape()), copied_up.of(up, x.shape()));
+            for tiles in x.shape().parts() {
+                let tokens = x.shape().tokens(tiles.clone());
                 let len = tokens.len() * gate.len;
                 let (gates, ups) = aligned(sums, 2 * len).split_at_mut(len);
                 let outputs = Outputs::over(gates, gate.len);
-                block(kernels, (gate, after_gate), x, tile, outputs);
-                block(kernels, (up, after_up), x, tile, Outputs::over(ups, up.len));
+                block(kernels, (gate, after_gate), x, tiles.clone(), outputs);
+                block(kernels, (up, after_up), x, tiles, Outputs::over(ups, up.len));
                 // SAFETY: `kernels` exists only where the machine has its tier.
                 #[expect(unsafe_code, reason = "kernels need their instruction set")]
                 unsafe {
@@ -179,13 +185,68 @@ impl Inputs<'_> {
     }
 }
 
-/// Calls `work` with room for a tile's results, which lie side by side there before they go to their places far apart. A
-/// thread keeps it between pieces.
-fn with_sums<R>(work: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+/// What a thread keeps between pieces.
+#[derive(Debug, Default)]
+struct Room {
+    /// Copies of rows.
+    copies: [Copied; 2],
+    /// A part's results, which lie side by side there before they go to their places far apart.
+    sums: Vec<f32>,
+}
+
+/// Calls `work` with the thread's room.
+fn with_room<R>(work: impl FnOnce(&mut Room) -> R) -> R {
     thread_local! {
-        static SUMS: RefCell<Vec<f32>> = RefCell::default();
+        static ROOM: RefCell<Room> = RefCell::default();
     }
-    SUMS.with_borrow_mut(work)
+    ROOM.with_borrow_mut(work)
+}
+
+/// Room for a copy of rows.
+#[derive(Debug, Default)]
+struct Copied {
+    bf16: Vec<bf16>,
+    f32: Vec<f32>,
+}
+
+impl Copied {
+    /// `rows`, or a copy of them if their K is no whole number of steps or if that saves time.
+    ///
+    /// Many tokens in parts of several tiles save time: each tile reads the rows, and where they don't start with a cache
+    /// line, as in most checkpoints, nearly every load takes two.
+    fn of<'a>(&'a mut self, rows: Rows<'a>, shape: &TokensShape) -> Rows<'a> {
+        /// Tokens from which on a copy pays.
+        const MANY: usize = 36;
+        fn copied<'a, E: Copy + Default>(
+            copy: &'a mut Vec<E>,
+            rows: Panel<'_, E>,
+            shape: &TokensShape,
+        ) -> Option<&'a [E]> {
+            let (k, padded_k) = (rows.k(), shape.padded_k);
+            let is_whole = k == padded_k;
+            if is_whole
+                && (starts_line(rows.elements())
+                    || shape.tiles_a_part == 1
+                    || shape.num_tokens < MANY)
+            {
+                return None;
+            }
+            let copy = aligned(copy, rows.num_rows() * padded_k);
+            for (r, copy) in copy.chunks_exact_mut(padded_k).enumerate() {
+                copy[..k].copy_from_slice(rows.row(r));
+                copy[k..].fill(E::default());
+            }
+            Some(copy)
+        }
+        let padded_k = shape.padded_k;
+        let weight = if let Some(bf16) = rows.bf16() {
+            copied(&mut self.bf16, bf16, shape).map(|copy| Matrix::bf16(copy, padded_k))
+        } else {
+            let f32 = rows.f32().expect("they are not bf16");
+            copied(&mut self.f32, f32, shape).map(|copy| Matrix::f32(copy, padded_k))
+        };
+        weight.map_or(rows, |weight| Rows { weight, first: 0, len: rows.len })
+    }
 }
 
 /// Some rows of a weight.
@@ -225,7 +286,7 @@ impl<'a> Rows<'a> {
 /// The rows of `weight` in pieces of about so many bytes; no row is in two.
 fn pieces(weight: Matrix<'_>, bytes: usize) -> impl Iterator<Item = Rows<'_>> {
     /// What the tiers' numbers of rows multiplied together divide.
-    const MULTIPLE: usize = 12;
+    const MULTIPLE: usize = 24;
     let element_bytes = match weight.data {
         Elements::Bf16(_) => size_of::<bf16>(),
         Elements::F32(_) => size_of::<f32>(),
@@ -237,39 +298,39 @@ fn pieces(weight: Matrix<'_>, bytes: usize) -> impl Iterator<Item = Rows<'_>> {
     (0..num_rows).step_by(step).map(move |first| Rows { weight, first, len: len(first) })
 }
 
-/// Computes `x @ rowsᵀ` for a tile of `x`; `next` are the rows that the thread is likely to want
+/// Computes `x @ rowsᵀ` for a part of `x`; `next` are the rows that the thread is likely to want
 /// next.
 fn block(
     kernels: &Kernels,
     (rows, next): (Rows<'_>, Option<Rows<'_>>),
     x: Inputs<'_>,
-    tile: usize,
+    part: Range<usize>,
     out: Outputs<'_>,
 ) {
     fn call<W: Copy, X: Copy>(
         kernel: &LinearKernel<W, X>,
         (rows, next): (Panel<'_, W>, Option<Panel<'_, W>>),
         x: Tokens<'_, X>,
-        tile: usize,
+        part: Range<usize>,
         out: Outputs<'_>,
     ) {
-        assert_eq!(x.shape().padded_k, rows.k().next_multiple_of(kernel.step));
+        assert_eq!(x.shape().padded_k, rows.k(), "rows are whole steps");
         let next = next.unwrap_or(rows.rows(0..0));
         // SAFETY: `kernel` is from a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (kernel.block)(Weights { rows, next }, x, tile, out);
+            (kernel.block)(Weights { rows, next }, x, part, out);
         }
     }
     let bf16_rows = || (rows.bf16().expect("they are not f32"), next.and_then(Rows::bf16));
     if let Some(w) = rows.f32() {
         let x = x.f32.expect("inputs for f32 weights");
-        call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), x, tile, out);
+        call(&kernels.linear_f32, (w, next.and_then(Rows::f32)), x, part, out);
     } else if let (Some(x), Some(kernel)) = (x.pairs, &kernels.linear_bf16) {
-        call(kernel, bf16_rows(), x, tile, out);
+        call(kernel, bf16_rows(), x, part, out);
     } else {
         let x = x.widened.expect("inputs for bf16 weights");
-        call(&kernels.linear_bf16_f32, bf16_rows(), x, tile, out);
+        call(&kernels.linear_bf16_f32, bf16_rows(), x, part, out);
     }
 }
 
@@ -312,7 +373,7 @@ impl Scratch {
             inputs.f32 = Some(arrange(kernel, pool, (x, k), &mut self.f32, arranged));
         }
         if let Inputs { widened: Some(widened), f32: Some(f32), .. } = &inputs {
-            assert_eq!(widened.shape().num_tiles, f32.shape().num_tiles, "tiles are alike");
+            assert!(widened.shape().parts().eq(f32.shape().parts()), "tiles are alike");
         }
         inputs
     }
@@ -327,17 +388,17 @@ fn arrange<'a, W, E: Copy + Default + Send>(
     arranged: Arrange<E>,
 ) -> Tokens<'a, E> {
     let num_tokens = x.len() / k;
-    let shape = TokensShape::new(num_tokens, (kernel.num_tiles)(num_tokens), kernel.step, k);
+    let shape = (kernel.shape)(num_tokens, k);
     let len = shape.num_tokens * shape.padded_k;
     let data = aligned(buffer, len);
     let shared = SharedResult::new(data, len);
     let tiles_at_once = (ARRANGED_AT_ONCE * shape.num_tiles / len).max(1);
     pool.run(shape.num_tiles.div_ceil(tiles_at_once), |piece| {
         for tile in piece * tiles_at_once..shape.num_tiles.min((piece + 1) * tiles_at_once) {
-            let tokens = shape.tokens(tile);
+            let tokens = shape.tokens(tile..tile + 1);
             // SAFETY: tiles are disjoint ranges of elements, and the pool runs a piece once.
             #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-            let mut part = unsafe { shared.part(0..1, shape.elements(tile)) };
+            let mut part = unsafe { shared.part(0..1, shape.elements(tile..tile + 1)) };
             let stride = tokens.len() * shape.step;
             for (i, token) in tokens.enumerate() {
                 let row = &x[token * k..(token + 1) * k];

@@ -104,23 +104,41 @@ impl<'a> Outputs<'a> {
         Self { start, num_rows, num_columns, stride: num_columns, _result: PhantomData }
     }
 
-    pub(crate) fn num_columns(&self) -> usize {
-        self.num_columns
-    }
-
-    /// Writes `values` from column `column` of row `row` on.
+    /// Writes `values`, rows of columns, from `row` and `column` on.
     ///
     /// # Panics
     /// If they do not lie inside.
     #[inline]
-    pub(crate) fn write(&mut self, row: usize, column: usize, values: &[f32]) {
-        assert!(row < self.num_rows && column <= self.num_columns);
-        assert!(values.len() <= self.num_columns - column);
+    pub(crate) fn write<const COLUMNS: usize, const ROWS: usize>(
+        &mut self,
+        (row, column): (usize, usize),
+        values: &[[f32; COLUMNS]; ROWS],
+    ) {
+        assert!(row <= self.num_rows && ROWS <= self.num_rows - row);
+        assert!(column <= self.num_columns && COLUMNS <= self.num_columns - column);
         let place = self.start.wrapping_add(row * self.stride + column);
-        // SAFETY: the columns are inside the row, and the row inside what this was made of, which it holds alone.
-        #[expect(unsafe_code, reason = "a place that holds nothing yet is no slice of f32")]
-        unsafe {
-            std::ptr::copy_nonoverlapping(values.as_ptr(), place, values.len());
+        for (row, values) in values.iter().enumerate() {
+            let place = place.wrapping_add(row * self.stride).cast::<[f32; COLUMNS]>();
+            // SAFETY: the rows and columns are inside what this was made of, which it holds alone.
+            #[expect(unsafe_code, reason = "a place that holds nothing yet is no slice of f32")]
+            unsafe {
+                place.write_unaligned(*values);
+            }
+        }
+    }
+
+    /// [`Self::write`] of the first `num_columns` of `values`.
+    #[cold]
+    pub(crate) fn write_some<const COLUMNS: usize, const ROWS: usize>(
+        &mut self,
+        (row, column): (usize, usize),
+        values: &[[f32; COLUMNS]; ROWS],
+        num_columns: usize,
+    ) {
+        for (r, values) in values.iter().enumerate() {
+            for (c, value) in values[..num_columns].iter().enumerate() {
+                self.write((row + r, column + c), &[[*value]]);
+            }
         }
     }
 }

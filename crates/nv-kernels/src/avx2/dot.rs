@@ -135,12 +135,12 @@ tile!(
 linear_block!(
     linear_bf16_f32, "avx2,fma", half::bf16, f32, __m256, reduce, _mm256_setzero_ps, step: 16,
     few: 4 by [1 2 3] of tile_bf16_f32 looking every 2,
-    many: 3 by [1 2 3 4] of tile_bf16_f32_reloaded
+    many: 3 by [1 2 3 4] of tile_bf16_f32_reloaded in parts of 0 KiB
 );
 linear_block!(
     linear_f32, "avx2,fma", f32, f32, __m256, reduce_paired, _mm256_setzero_ps, step: 16,
     few: 4 by [1 2 3] of tile_f32 looking every 2,
-    many: 2 by [1 2 3 4] of tile_f32
+    many: 2 by [1 2 3 4] of tile_f32 in parts of 0 KiB
 );
 
 /// `steps` times 12 independent products.

@@ -148,17 +148,17 @@ tile!(
 linear_block!(
     linear_bf16, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
     few: 1 by [1 2 3 4 5] of tile_bf16 looking every 4,
-    many: 4 by [1 2 3 4 5 6] of tile_bf16
+    many: 8 by [1 2 3] of tile_bf16 in parts of 256 KiB
 );
 linear_block!(
     linear_bf16_f32, "avx512f", half::bf16, f32, __m512, reduce, _mm512_setzero_ps, step: 32,
     few: 2 by [1 2 3 4 5] of tile_bf16_f32 looking every 2,
-    many: 4 by [1 2 3 4 5 6] of tile_bf16_f32_reloaded
+    many: 8 by [1 2 3] of tile_bf16_f32_reloaded in parts of 256 KiB
 );
 linear_block!(
     linear_f32, "avx512f", f32, f32, __m512, reduce, _mm512_setzero_ps, step: 32,
     few: 2 by [1 2 3 4 5] of tile_f32 looking every 2,
-    many: 3 by [1 2 3 4 5 6] of tile_f32
+    many: 4 by [1 2 3] of tile_f32 in parts of 256 KiB
 );
 
 /// `steps` times 24 independent products of pairs.

@@ -2,46 +2,59 @@
 
 use std::hint::black_box;
 
+use crate::block::TokensShape;
 use crate::panel::{Outputs, Panel};
 
 /// `x @ wᵀ` for bfloat16 weights.
 pub(crate) mod linear_bf16_f32 {
+    use std::ops::Range;
+
     use half::bf16;
 
     use crate::block::{Tokens, Weights};
     use crate::panel::Outputs;
 
-    pub(crate) const STEP: usize = 1;
+    pub(crate) use super::shape;
 
-    pub(crate) fn num_tiles(num_tokens: usize) -> usize {
-        num_tokens
-    }
-
-    pub(crate) fn block(w: Weights<'_, bf16>, x: Tokens<'_, f32>, tile: usize, out: Outputs<'_>) {
-        super::linear(w.rows, x.tile(tile), out, bf16::to_f32);
+    pub(crate) fn block(
+        w: Weights<'_, bf16>,
+        x: Tokens<'_, f32>,
+        part: Range<usize>,
+        out: Outputs<'_>,
+    ) {
+        super::linear(w.rows, x.tiles(part), out, bf16::to_f32);
     }
 }
 
 /// `x @ wᵀ` for f32 weights.
 pub(crate) mod linear_f32 {
+    use std::ops::Range;
+
     use crate::block::{Tokens, Weights};
     use crate::panel::Outputs;
 
-    pub(crate) const STEP: usize = 1;
+    pub(crate) use super::shape;
 
-    pub(crate) fn num_tiles(num_tokens: usize) -> usize {
-        num_tokens
-    }
-
-    pub(crate) fn block(w: Weights<'_, f32>, x: Tokens<'_, f32>, tile: usize, out: Outputs<'_>) {
-        super::linear(w.rows, x.tile(tile), out, |w| w);
+    pub(crate) fn block(
+        w: Weights<'_, f32>,
+        x: Tokens<'_, f32>,
+        part: Range<usize>,
+        out: Outputs<'_>,
+    ) {
+        super::linear(w.rows, x.tiles(part), out, |w| w);
     }
 }
 
-/// Products summed in f32 in the order of K; a tile is one token, its elements in order.
+/// Each token is a tile and a part, a step one element.
+pub(crate) fn shape(num_tokens: usize, k: usize) -> TokensShape {
+    TokensShape::new::<f32>((num_tokens, k), num_tokens, 1, 1)
+}
+
+/// Products summed in f32 in the order of K.
 fn linear<W: Copy>(w: Panel<'_, W>, token: &[f32], mut out: Outputs<'_>, widen: impl Fn(W) -> f32) {
     for r in 0..w.num_rows() {
-        out.write(0, r, &[w.row(r).iter().zip(token).map(|(&w, &x)| widen(w) * x).sum()]);
+        let products = w.row(r).iter().zip(token).map(|(&w, &x)| widen(w) * x);
+        out.write((0, r), &[[products.sum()]]);
     }
 }
 
