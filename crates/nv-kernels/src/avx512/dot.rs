@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "loads and stores of whole arrays")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
+    __m512, __m512bh, _MM_HINT_T0, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
     _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps,
     _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_dpbf16_ps,
     _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
@@ -121,11 +121,12 @@ fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     out
 }
 
-/// Asks for a line, to be in the second-level cache soon.
+/// Asks for a line. It goes to the first-level cache, though it is not needed so soon: asking for the second-level cache alone
+/// was slower by up to 8 % for the layers of 2 to 64 tokens, on a Zen 5.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn prefetch(line: *const u8) {
-    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    _mm_prefetch::<_MM_HINT_T0>(line.cast());
 }
 
 tile!(
