@@ -13,8 +13,13 @@ impl Ahead {
 
     pub(crate) fn of<E>(elements: &[E]) -> Self {
         let start = elements.as_ptr().cast::<u8>();
-        let len = size_of_val(elements) / Self::LINE_BYTES * Self::LINE_BYTES;
+        let len = Self::num_lines_of::<E>(elements.len()) * Self::LINE_BYTES;
         Self { start, end: start.wrapping_add(len) }
+    }
+
+    /// The whole lines of so many elements.
+    pub(crate) fn num_lines_of<E>(num_elements: usize) -> usize {
+        num_elements * size_of::<E>() / Self::LINE_BYTES
     }
 
     pub(crate) fn num_lines(self) -> usize {

@@ -261,7 +261,7 @@ macro_rules! linear_block {
 
             use super::{$acc, $few_tile as multiply_few, $reduce, $tile as multiply_many, $zero};
             use crate::ahead::Ahead;
-            use crate::block::{Held, Tokens, TokensShape, Weights, rows_ahead, steps_at_once};
+            use crate::block::{Held, Tokens, TokensShape, Weights, aligned, rows_ahead, steps_at_once};
             use crate::panel::{Outputs, Panel};
 
             /// Elements of K a step.
@@ -285,9 +285,16 @@ macro_rules! linear_block {
             type Rows<'a> = Weights<'a, $weight>;
             type Kept = [$acc; TOKENS];
 
-            thread_local! {
+            /// What a thread keeps from part to part.
+            struct Room {
                 /// The sums of a part's tiles between segments.
-                static KEPT: RefCell<Vec<Kept>> = RefCell::default();
+                kept: Vec<Kept>,
+                /// A copy of the rows that tiles pass by.
+                copy: Vec<$weight>,
+            }
+
+            thread_local! {
+                static ROOM: RefCell<Room> = const { RefCell::new(Room { kept: Vec::new(), copy: Vec::new() }) };
             }
 
             /// How so many tokens of `k` elements are laid out. A few are one part.
@@ -302,7 +309,7 @@ macro_rules! linear_block {
                 match x.shape().num_tokens {
                     1 => few::<1, 1>(w, x, out),
                     $($few => few::<$few, FEW_LOOK_EVERY>(w, x, out),)*
-                    _ => KEPT.with_borrow_mut(|kept| many(w, x, part, kept, out)),
+                    _ => ROOM.with_borrow_mut(|room| many(w, x, part, room, out)),
                 }
             }
 
@@ -344,9 +351,10 @@ macro_rules! linear_block {
             /// A part of many tokens: a segment of K after the other, in each of them some rows after the others, and for
             /// these rows a tile after the other.
             #[target_feature(enable = $features)]
-            fn many(w: Rows<'_>, x: Inputs<'_>, part: Range<usize>, kept: &mut Vec<Kept>, mut out: Outputs<'_>) {
-                let (k, num_rows) = (w.rows.k(), w.rows.num_rows());
-                let shape = x.shape();
+            fn many(w: Rows<'_>, x: Inputs<'_>, part: Range<usize>, room: &mut Room, mut out: Outputs<'_>) {
+                let (k, num_rows, num_tiles) = (w.rows.k(), w.rows.num_rows(), part.len());
+                let (shape, Room { kept, copy }) = (x.shape(), room);
+                let num_parts = shape.parts().len();
                 let held = if shape.tiles_a_part == 1 {
                     Held::Tile(TOKENS * STEP * size_of::<$input>())
                 } else {
@@ -354,23 +362,40 @@ macro_rules! linear_block {
                 };
                 let segment = STEP * steps_at_once(held, k / STEP);
                 let num_segments = k.div_ceil(segment);
-                if num_segments > 1 && kept.len() < part.len() * num_rows {
-                    kept.resize(part.len() * num_rows, [$zero(); TOKENS]);
+                if num_segments > 1 && kept.len() < num_tiles * num_rows {
+                    kept.resize(num_tiles * num_rows, [$zero(); TOKENS]);
                 }
-                // Each part asks for its share of the next rows, and a single tile for the next one if that is far: several
-                // are in order, which the machine foresees.
-                let mut next_tile = Ahead::of(if part.len() == 1 { x.tile_ahead(part.start) } else { &[] });
-                let mut next_rows =
-                    Ahead::of(w.next.elements()).run(part.start / shape.tiles_a_part, shape.parts().len());
-                let times = num_segments * num_rows.div_ceil($rows) * part.len();
-                let lines_at_once = (next_tile.num_lines() + next_rows.num_lines()).div_ceil(times);
+                // Weights pass by once if there is a single part: several tiles read a copy, and all the while the rows after
+                // it are asked for.
+                let copies = num_parts == 1 && num_tiles > 1;
+                // Else each part asks for its share of the next piece, and a single tile for the next one if that is far:
+                // several are in order, which the machine foresees.
+                let mut next_tile = Ahead::of(if num_tiles == 1 { x.tile_ahead(part.start) } else { &[] });
+                let mut next_piece = Ahead::of(w.next.elements()).run(part.start / shape.tiles_a_part, num_parts);
+                let lines_at_once = if copies {
+                    Ahead::num_lines_of::<$weight>($rows * segment).div_ceil(num_tiles + 1)
+                } else {
+                    let times = num_segments * num_rows.div_ceil($rows) * num_tiles;
+                    (next_tile.num_lines() + next_piece.num_lines()).div_ceil(times)
+                };
                 let first_token = shape.tokens(part.clone()).start;
-                for start in (0..k).step_by(segment) {
+                for (i, start) in (0..k).step_by(segment).enumerate() {
                     let segment = start..k.min(start + segment);
                     for r in (0..num_rows).step_by($rows) {
-                        let rows = w.rows.rows(r..num_rows.min(r + $rows));
+                        let mut rows = w.rows.rows(r..num_rows.min(r + $rows));
+                        let mut next_rows = Ahead::of::<$weight>(&[]);
+                        if copies {
+                            next_rows = Ahead::of(rows_ahead(w.rows, w.next, r, $rows)).run(i, num_segments);
+                            rows = copied(rows, segment.clone(), next_rows.split_to(lines_at_once), copy);
+                        }
                         for tile in part.clone() {
-                            let ahead = if next_tile.num_lines() > 0 { &mut next_tile } else { &mut next_rows };
+                            let ahead = if copies {
+                                &mut next_rows
+                            } else if next_tile.num_lines() > 0 {
+                                &mut next_tile
+                            } else {
+                                &mut next_piece
+                            };
                             let ahead = ahead.split_to(lines_at_once);
                             let (x, tokens) = (x.tiles(tile..tile + 1), shape.tokens(tile..tile + 1));
                             let place = (tokens.start - first_token, r);
@@ -383,6 +408,33 @@ macro_rules! linear_block {
                         }
                     }
                 }
+            }
+
+            /// `rows` as a copy that starts with a cache line, of a segment of K alone. Most checkpoints' rows don't, and
+            /// nearly every load of theirs takes two.
+            #[target_feature(enable = $features)]
+            fn copied<'a>(
+                rows: Panel<'_, $weight>,
+                segment: Range<usize>,
+                mut ahead: Ahead,
+                copy: &'a mut Vec<$weight>,
+            ) -> Panel<'a, $weight> {
+                /// Elements between two looks at what is ahead.
+                const AT_ONCE: usize = 8 * STEP;
+                let k = rows.k();
+                let copy = aligned(copy, rows.num_rows() * k);
+                let times = rows.num_rows() * segment.len().div_ceil(AT_ONCE);
+                let lines_at_once = ahead.num_lines().div_ceil(times);
+                for (r, copy) in copy.chunks_exact_mut(k).enumerate() {
+                    let row = rows.row(r)[segment.clone()].chunks(AT_ONCE);
+                    for (row, copy) in row.zip(copy[segment.clone()].chunks_mut(AT_ONCE)) {
+                        for line in ahead.split_to(lines_at_once) {
+                            super::prefetch(line);
+                        }
+                        copy.copy_from_slice(row);
+                    }
+                }
+                Panel::new(copy, k)
             }
 
             /// Up to `$rows` rows by a tile of `T` tokens along a segment of K. Their sums go to `kept`, if there are several

@@ -212,23 +212,17 @@ struct Copied {
 impl Copied {
     /// `rows`, or a copy of them if their K is no whole number of steps or if that saves time.
     ///
-    /// Many tokens in parts of several tiles save time: each tile reads the rows, and where they don't start with a cache
-    /// line, as in most checkpoints, nearly every load takes two.
+    /// Several parts of several tiles save time: all read the rows, and where they don't start with a cache line, as in most
+    /// checkpoints, nearly every load takes two. A single part has its rows copied as they come.
     fn of<'a>(&'a mut self, rows: Rows<'a>, shape: &TokensShape) -> Rows<'a> {
-        /// Tokens from which on a copy pays.
-        const MANY: usize = 36;
         fn copied<'a, E: Copy + Default>(
             copy: &'a mut Vec<E>,
             rows: Panel<'_, E>,
             shape: &TokensShape,
         ) -> Option<&'a [E]> {
             let (k, padded_k) = (rows.k(), shape.padded_k);
-            let is_whole = k == padded_k;
-            if is_whole
-                && (starts_line(rows.elements())
-                    || shape.tiles_a_part == 1
-                    || shape.num_tokens < MANY)
-            {
+            let is_read_often = shape.tiles_a_part > 1 && shape.parts().len() > 1;
+            if k == padded_k && (starts_line(rows.elements()) || !is_read_often) {
                 return None;
             }
             let copy = aligned(copy, rows.num_rows() * padded_k);
