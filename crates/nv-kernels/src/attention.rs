@@ -9,17 +9,17 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::dispatch::Kernels;
-use crate::elementwise::{Elementwise, SoftmaxState, SoftmaxStep};
+use crate::elementwise::{Elementwise, Softmax, SoftmaxStep};
 use crate::kv::{KvLayout, KvMut, Sequence, Slot};
 use crate::outer::{HALF, Outer, Run, halves_at_once};
 use crate::panel::{NewResult, SharedResult};
 use crate::pool::Pool;
 
 /// Keys of one step of the online softmax.
-const KEY_TILE: usize = 64;
+const KEY_TILE: usize = 128;
 
 /// Query rows (tokens × grouped heads) that walk the keys together: many, since every walk reads all of them again.
-const QUERY_ROWS: usize = 64;
+const QUERY_ROWS: usize = 126;
 
 /// See [`Kernels::attention`].
 pub(crate) fn run(
@@ -169,7 +169,11 @@ impl Operand for u32 {
         room: &'a mut Vec<u32>,
     ) -> &'a [u32] {
         room.resize(numbers.len() / 2, 0);
-        Self::round(elementwise, numbers, room);
+        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            (elementwise.pack_rounded)(numbers, room);
+        }
         room
     }
 }
@@ -222,17 +226,11 @@ impl<A, B> Cache<'_, A, B> {
         }
     }
 
-    fn softmax_step(
-        &self,
-        scores: &mut [f32],
-        scale: f32,
-        states: &mut [SoftmaxState],
-        corrections: &mut [f32],
-    ) {
+    fn softmax_step(&self, scores: &mut [f32], scale: f32, softmax: &mut Softmax) {
         // SAFETY: `softmax_step` is of a `Kernels`, which exists only where the machine has its tier.
         #[expect(unsafe_code, reason = "kernels need their instruction set")]
         unsafe {
-            (self.softmax_step)(scores, scale, states, corrections);
+            (self.softmax_step)(scores, scale, softmax);
         }
     }
 }
@@ -264,12 +262,12 @@ fn attend<A: Operand, B: Element>(
     }
 
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut states = vec![SoftmaxState::EMPTY; num_rows];
-    let mut corrections = vec![1.0f32; num_rows];
+    let mut softmax = Softmax::new(num_rows);
     let mut attended = vec![0.0f32; num_rows * head_dim];
     let mut scores = vec![0.0f32; num_rows * KEY_TILE];
     let mut packed_weights = Vec::new();
     let halves_of_dim: Vec<usize> = (0..head_dim).step_by(HALF).collect();
+    let mut halves_of_keys: Vec<usize> = Vec::new();
     let (mut runs, mut ahead) = (Vec::new(), Vec::new());
     let mut seen_values: Vec<B> = Vec::new();
 
@@ -279,33 +277,41 @@ fn attend<A: Operand, B: Element>(
         // A single token's time goes into waiting for memory, unless it is asked in advance.
         let next = end..if piece.num_tokens == 1 { kv_len.min(end + KEY_TILE) } else { end };
 
-        scores.fill(0.0);
-        // Halves past the end stand in for nothing: their scores are masked below.
-        let halves: [usize; KEY_TILE / HALF] = std::array::from_fn(|half| {
-            let key = tile + half * HALF;
-            layout.key_half::<A>(piece, if key < end { key } else { tile })
-        });
+        // Whole vectors: halves past the end stand in for nothing, and their scores are masked below.
+        halves_of_keys.clear();
+        halves_of_keys.extend(
+            (tile..end.next_multiple_of(2 * HALF))
+                .step_by(HALF)
+                .map(|key| layout.key_half::<A>(piece, if key < end { key } else { tile })),
+        );
         ahead.clear();
-        ahead.extend(layout.parts::<A, B>(cache.k, piece, next.clone()));
-        cache.outer(Outer {
-            a: &queries,
-            a_stride: q_row,
-            num_rows,
-            b: cache.k,
-            runs: &[Run { start: 0, num_steps: q_row }],
-            halves: &halves,
-            b_stride: layout.lanes(),
-            c: &mut scores,
-            c_stride: KEY_TILE,
-            ahead: &ahead,
-        });
-
-        for (row, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
-            let visible = (position(row) + 1).saturating_sub(tile).min(KEY_TILE);
-            scores[visible..].fill(f32::NEG_INFINITY);
+        if piece.num_tokens == 1 {
+            ahead.extend(layout.values::<A, B>(cache.v, piece, tile..end));
         }
-        cache.softmax_step(&mut scores, scale, &mut states, &mut corrections);
-        correct(&mut attended, head_dim, &corrections);
+        for (i, halves) in halves_of_keys.chunks(halves_at_once(num_rows)).enumerate() {
+            cache.outer(Outer {
+                a: &queries,
+                a_stride: q_row,
+                num_rows,
+                b: cache.k,
+                runs: &[Run { start: 0, num_steps: q_row }],
+                halves,
+                b_stride: layout.lanes(),
+                c: &mut scores[i * halves_at_once(num_rows) * HALF..],
+                c_stride: KEY_TILE,
+                is_new: true,
+                ahead: if i == 0 { &ahead } else { &[] },
+            });
+        }
+
+        if tile + KEY_TILE > first_position + 1 {
+            for (row, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
+                let visible = (position(row) + 1).saturating_sub(tile).min(KEY_TILE);
+                scores[visible..].fill(f32::NEG_INFINITY);
+            }
+        }
+        cache.softmax_step(&mut scores, scale, &mut softmax);
+        correct(&mut attended, head_dim, &softmax.corrections);
 
         let weights = A::of_rounded(cache.elementwise, &scores, &mut packed_weights);
         let weights_stride = KEY_TILE / A::NUMBERS;
@@ -321,6 +327,7 @@ fn attend<A: Operand, B: Element>(
                     b_stride: head_dim,
                     c: &mut attended[rows.start * head_dim + halves[0]..],
                     c_stride: head_dim,
+                    is_new: false,
                     ahead: if halves[0] == 0 { ahead } else { &[] },
                 });
             }
@@ -333,7 +340,7 @@ fn attend<A: Operand, B: Element>(
                 num_steps: keys.len().div_ceil(A::NUMBERS),
             }));
             ahead.clear();
-            ahead.extend(layout.parts::<A, B>(cache.v, piece, next));
+            ahead.extend(layout.parts::<A, B>(cache.k, piece, next));
             add_values(0..num_rows, cache.v, &runs, &ahead);
         } else {
             // Their weights are 0 where a query does not see them, but 0 · NaN is NaN: what a query doesn't see stays away.
@@ -355,8 +362,9 @@ fn attend<A: Operand, B: Element>(
     let mut part = unsafe { out.part(first_token..first_token + piece.num_tokens, columns) };
     for (row, sums) in attended.chunks(head_dim).enumerate() {
         let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
+        let scale = 1.0 / softmax.total(row);
         for (out, sum) in out.iter_mut().zip(sums) {
-            out.write(sum / states[row].total);
+            out.write(sum * scale);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernels that are plain loops in every tier: norms, rotation, activations, softmax weights.
 //!
-//! Written once and compiled once a tier, so that the compiler vectorises them with what the tier has. The loops
-//! fix the order of every sum themselves, and nothing is contracted, so all tiers give the same bits.
+//! Written once and compiled once a tier, so that the compiler vectorises them with what the tier has. The loops fix the
+//! order of every sum and what is fused themselves, so all tiers give the same bits but for [`MulAdd`], the scalar tier's own.
 #![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
 use std::mem::MaybeUninit;
@@ -40,11 +40,39 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     fold_lanes(lanes, |a, b| a + b)
 }
 
+/// How a tier adds a product.
+trait MulAdd {
+    /// `a · b + c`
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// Where there is an instruction for it.
+#[cfg(target_arch = "x86_64")]
+struct Fused;
+
+#[cfg(target_arch = "x86_64")]
+impl MulAdd for Fused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+/// Where fusing would be a call.
+struct TwoRoundings;
+
+impl MulAdd for TwoRoundings {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+}
+
 /// `e^x` for `x <= 0`, within 2 units in the last place of f32; below -87 it is 0.
 ///
 /// `2^n · e^r` with `n` the integer nearest to `x / ln 2`; a polynomial for `e^r`, exponent bits for `2^n`.
 #[inline(always)]
-fn exp_non_positive(x: f32) -> f32 {
+fn exp_non_positive<M: MulAdd>(x: f32) -> f32 {
     /// Adding and subtracting it rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts, the first with zeros at the end, so that `n · LN_2_HIGH` is exact.
@@ -52,24 +80,22 @@ fn exp_non_positive(x: f32) -> f32 {
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < -87.0 { -87.0 } else { x };
     // The low bits of `shifted` are n.
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let shifted = M::mul_add(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = (clamped - n * LN_2_HIGH) - n * LN_2_LOW;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let e_r = (p * r) * r + r + 1.0;
+    let r = M::mul_add(n, -LN_2_LOW, M::mul_add(n, -LN_2_HIGH, clamped));
+    let mut e_r = 1.987_569_1e-4f32;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0]
+    {
+        e_r = M::mul_add(e_r, r, coefficient);
+    }
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { e_r * power }
 }
 
 /// `1 / (1 + e^-x)`, through the exponential of a non-positive number on either side.
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    let e = exp_non_positive(-x.abs());
+fn sigmoid<M: MulAdd>(x: f32) -> f32 {
+    let e = exp_non_positive::<M>(-x.abs());
     let numerator = if x < 0.0 { e } else { 1.0 };
     numerator / (1.0 + e)
 }
@@ -110,9 +136,9 @@ fn norm_and_rotate(
 }
 
 #[inline(always)]
-fn silu_mul(gate: &mut [f32], up: &[f32]) {
+fn silu_mul<M: MulAdd>(gate: &mut [f32], up: &[f32]) {
     for (gate, &up) in gate.iter_mut().zip(up) {
-        *gate = *gate * sigmoid(*gate) * up;
+        *gate = *gate * sigmoid::<M>(*gate) * up;
     }
 }
 
@@ -193,6 +219,15 @@ fn pack_pairs(x: &[f32], out: &mut [u32]) {
     }
 }
 
+/// Packs numbers that are bfloat16 already.
+#[inline(always)]
+fn pack_rounded(x: &[f32], out: &mut [u32]) {
+    let (pairs, _) = x.as_chunks::<2>();
+    for (out, &[first, second]) in out.iter_mut().zip(pairs) {
+        *out = first.to_bits() >> 16 | second.to_bits();
+    }
+}
+
 /// Rounds to bfloat16, the lower half of each pair; the upper half becomes 0.
 #[inline(always)]
 fn store_lower(x: &[f32], pairs: &mut [u32]) {
@@ -225,62 +260,95 @@ fn round_bits(x: f32) -> u16 {
     (if x.is_nan() { quiet } else { nearest }) as u16
 }
 
-/// A step of the online softmax for some rows: scales their `scores`, turns them into weights relative to a row's highest
-/// score so far, and adds them to its `total`. `corrections` becomes what all that was summed before must be multiplied by.
+/// A step of the online softmax for some rows: turns their `scores`, which `scale` multiplies, into weights relative to a
+/// row's highest score so far, and adds them to its totals.
 ///
 /// Each row is a long chain of operations, so the rows go through each part of it together.
 #[inline(always)]
-fn softmax_step<const ROUNDED: bool>(
+fn softmax_step<M: MulAdd, const ROUNDED: bool>(
     scores: &mut [f32],
     scale: f32,
-    states: &mut [SoftmaxState],
-    corrections: &mut [f32],
+    softmax: &mut Softmax,
 ) {
-    let row_len = scores.len() / states.len();
+    let Softmax { highest, totals, corrections } = softmax;
+    let row_len = scores.len() / highest.len();
     debug_assert!(row_len.is_multiple_of(LANES), "scores come in whole tiles");
-    let greater = |a: f32, b: f32| if b > a { b } else { a };
-    let rows = scores.chunks_exact_mut(row_len).zip(&mut *states);
-    for ((scores, state), correction) in rows.zip(&mut *corrections) {
+    let rows = scores.chunks_exact(row_len).zip(&mut *highest);
+    for ((scores, highest), correction) in rows.zip(&mut *corrections) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        for vector in scores.as_chunks_mut::<LANES>().0 {
-            for (lane, score) in lanes.iter_mut().zip(vector) {
-                *score *= scale;
-                *lane = greater(*lane, *score);
+        for vector in scores.as_chunks::<LANES>().0 {
+            for (lane, &score) in lanes.iter_mut().zip(vector) {
+                *lane = if score > *lane { score } else { *lane };
             }
         }
-        let highest = greater(state.highest, fold_lanes(lanes, greater));
+        let new = max_lane(lanes) * scale;
         // Not the difference of two infinities.
-        *correction = if highest > state.highest { state.highest - highest } else { 0.0 };
-        state.highest = highest;
+        *correction = if new > *highest { *highest - new } else { 0.0 };
+        *highest = if new > *highest { new } else { *highest };
     }
     for correction in &mut *corrections {
-        *correction = exp_non_positive(*correction);
+        *correction = exp_non_positive::<M>(*correction);
     }
-    let rows = scores.chunks_exact_mut(row_len).zip(states);
-    for ((scores, state), correction) in rows.zip(corrections) {
+    let rows = scores.chunks_exact_mut(row_len).zip(&*highest);
+    for ((scores, &highest), (totals, &correction)) in
+        rows.zip(totals.iter_mut().zip(&*corrections))
+    {
         let mut sums = [0.0; LANES];
         for vector in scores.as_chunks_mut::<LANES>().0 {
             for (score, sum) in vector.iter_mut().zip(&mut sums) {
-                let weight = exp_non_positive(*score - state.highest);
-                *score = if ROUNDED { rounded(weight) } else { weight };
+                let weight = exp_non_positive::<M>(M::mul_add(*score, scale, -highest));
+                *score = if ROUNDED { round_weight(weight) } else { weight };
                 *sum += *score;
             }
         }
-        state.total = state.total * *correction + fold_lanes(sums, |a, b| a + b);
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = *total * correction + sum;
+        }
     }
 }
 
-/// What the online softmax remembers of a row.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SoftmaxState {
-    /// The highest scaled score so far.
-    pub(crate) highest: f32,
-    /// The sum of all weights relative to it.
-    pub(crate) total: f32,
+/// The nearest bfloat16 to a number from 0 to 1; a tie may go either way.
+#[inline(always)]
+fn round_weight(weight: f32) -> f32 {
+    let large = weight * 65_537.0;
+    large - (large - weight)
 }
 
-impl SoftmaxState {
-    pub(crate) const EMPTY: Self = Self { highest: f32::NEG_INFINITY, total: 0.0 };
+/// The greatest of the lanes, compared as integers of the same order: that is vectors, where folding numbers is not.
+#[inline(always)]
+fn max_lane(lanes: [f32; LANES]) -> f32 {
+    let ordered = |bits: i32| bits ^ ((bits >> 31) & 0x7fff_ffff);
+    let greatest = lanes
+        .map(|lane| ordered(lane.to_bits().cast_signed()))
+        .into_iter()
+        .fold(i32::MIN, i32::max);
+    f32::from_bits(ordered(greatest).cast_unsigned())
+}
+
+/// What the online softmax remembers of some rows.
+#[derive(Debug)]
+pub(crate) struct Softmax {
+    /// The highest scaled score of each so far.
+    highest: Vec<f32>,
+    /// The sums of all weights relative to it, lane by lane.
+    totals: Vec<[f32; LANES]>,
+    /// What all that was summed before the last step must be multiplied by.
+    pub(crate) corrections: Vec<f32>,
+}
+
+impl Softmax {
+    pub(crate) fn new(num_rows: usize) -> Self {
+        Self {
+            highest: vec![f32::NEG_INFINITY; num_rows],
+            totals: vec![[0.0; LANES]; num_rows],
+            corrections: vec![1.0; num_rows],
+        }
+    }
+
+    /// The sum of all weights of a row.
+    pub(crate) fn total(&self, row: usize) -> f32 {
+        fold_lanes(self.totals[row], |a, b| a + b)
+    }
 }
 
 /// One tier's compilation of the loops above. Slices that go together have the same length.
@@ -303,6 +371,8 @@ pub(crate) struct Elementwise {
     pub(crate) round: unsafe fn(&[f32], &mut [f32]),
     /// Rounds to bfloat16, two to an element, the first in the lower half.
     pub(crate) pack_pairs: unsafe fn(&[f32], &mut [u32]),
+    /// The same of numbers that are bfloat16 already.
+    pub(crate) pack_rounded: unsafe fn(&[f32], &mut [u32]),
     /// Rounds to bfloat16, into the lower half of each element; the upper half becomes 0.
     pub(crate) store_lower: unsafe fn(&[f32], &mut [u32]),
     /// Rounds to bfloat16, into the upper half of each element; the lower half stays.
@@ -316,8 +386,8 @@ pub(crate) struct Elementwise {
 /// `(x, step, out, stride)`
 pub(crate) type Arrange<E> = unsafe fn(&[f32], usize, &mut [E], usize);
 
-/// `(scores, scale, states, corrections)`
-pub(crate) type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut [SoftmaxState], &mut [f32]);
+/// `(scores, scale, softmax)`
+pub(crate) type SoftmaxStep = unsafe fn(&mut [f32], f32, &mut Softmax);
 
 type Norm = unsafe fn(&[f32], &[f32], f32, &mut [MaybeUninit<f32>]);
 
@@ -326,7 +396,7 @@ type NormAndRotate = unsafe fn(&[f32], &[f32], f32, (&[f32], &[f32]), &mut [Mayb
 /// Compiles the loops with `$features` into the table `$table`. The orders are those that its linear layers want the
 /// elements of a step in, for bfloat16 weights that are widened and for f32 ones.
 macro_rules! compile {
-    ($table:ident, $module:ident, orders: $bf16_order:expr, $f32_order:expr $(, $features:literal)?) => {
+    ($table:ident, $module:ident, $mul_add:ty, orders: $bf16_order:expr, $f32_order:expr $(, $features:literal)?) => {
         pub(crate) use $module::TABLE as $table;
 
         mod $module {
@@ -334,7 +404,7 @@ macro_rules! compile {
 
             use half::bf16;
 
-            use super::{Elementwise, SoftmaxState};
+            use super::{Elementwise, Softmax};
 
             $(#[target_feature(enable = $features)])?
             fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [MaybeUninit<f32>]) {
@@ -354,7 +424,7 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             fn silu_mul(gate: &mut [f32], up: &[f32]) {
-                super::silu_mul(gate, up);
+                super::silu_mul::<$mul_add>(gate, up);
             }
 
             $(#[target_feature(enable = $features)])?
@@ -388,6 +458,11 @@ macro_rules! compile {
             }
 
             $(#[target_feature(enable = $features)])?
+            fn pack_rounded(x: &[f32], out: &mut [u32]) {
+                super::pack_rounded(x, out);
+            }
+
+            $(#[target_feature(enable = $features)])?
             fn store_lower(x: &[f32], pairs: &mut [u32]) {
                 super::store_lower(x, pairs);
             }
@@ -398,13 +473,13 @@ macro_rules! compile {
             }
 
             $(#[target_feature(enable = $features)])?
-            fn softmax_step(scores: &mut [f32], scale: f32, states: &mut [SoftmaxState], corrections: &mut [f32]) {
-                super::softmax_step::<false>(scores, scale, states, corrections);
+            fn softmax_step(scores: &mut [f32], scale: f32, softmax: &mut Softmax) {
+                super::softmax_step::<$mul_add, false>(scores, scale, softmax);
             }
 
             $(#[target_feature(enable = $features)])?
-            fn softmax_step_rounded(scores: &mut [f32], scale: f32, states: &mut [SoftmaxState], corrections: &mut [f32]) {
-                super::softmax_step::<true>(scores, scale, states, corrections);
+            fn softmax_step_rounded(scores: &mut [f32], scale: f32, softmax: &mut Softmax) {
+                super::softmax_step::<$mul_add, true>(scores, scale, softmax);
             }
 
             pub(crate) static TABLE: Elementwise = Elementwise {
@@ -417,6 +492,7 @@ macro_rules! compile {
                 arrange_f32,
                 round,
                 pack_pairs,
+                pack_rounded,
                 store_lower,
                 store_upper,
                 softmax_step,
@@ -426,11 +502,11 @@ macro_rules! compile {
     };
 }
 
-compile!(SCALAR, scalar, orders: super::IN_ORDER, super::IN_ORDER);
+compile!(SCALAR, scalar, super::TwoRoundings, orders: super::IN_ORDER, super::IN_ORDER);
 #[cfg(target_arch = "x86_64")]
-compile!(AVX2, avx2, orders: Some(&super::SPLIT_16), Some(&super::PAIRED), "avx2,fma");
+compile!(AVX2, avx2, super::Fused, orders: Some(&super::SPLIT_16), Some(&super::PAIRED), "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-compile!(AVX512, avx512, orders: Some(&super::SPLIT_32), Some(&super::SPLIT_32), "avx512f");
+compile!(AVX512, avx512, super::Fused, orders: Some(&super::SPLIT_32), Some(&super::SPLIT_32), "avx512f");
 
 #[cfg(test)]
 mod tests {
@@ -441,18 +517,47 @@ mod tests {
         (f64::from(got) - want).abs() / ulp
     }
 
-    #[test]
-    fn the_exponential_is_within_two_units_in_the_last_place() {
+    fn check_exponential<M: MulAdd>() {
         let mut x = 0.0f32;
         while x > -87.0 {
-            let error = ulps(exp_non_positive(x), f64::from(x).exp());
+            let error = ulps(exp_non_positive::<M>(x), f64::from(x).exp());
             assert!(error <= 2.0, "e^{x}: {error} ulp");
             x -= 0.001_37;
         }
         for (x, want) in [(0.0, 1.0f32), (-88.0, 0.0), (f32::NEG_INFINITY, 0.0)] {
-            assert_eq!(exp_non_positive(x).to_bits(), want.to_bits(), "e^{x}");
+            assert_eq!(exp_non_positive::<M>(x).to_bits(), want.to_bits(), "e^{x}");
         }
-        assert!(exp_non_positive(f32::NAN).is_nan());
+        assert!(exp_non_positive::<M>(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_exponential_is_within_two_units_in_the_last_place() {
+        check_exponential::<TwoRoundings>();
+        #[cfg(target_arch = "x86_64")]
+        check_exponential::<Fused>();
+    }
+
+    #[test]
+    fn rounded_weights_are_the_nearest_bfloat16() {
+        for bits in (0x0080_0000..=1f32.to_bits()).step_by(997) {
+            let weight = f32::from_bits(bits);
+            let got = round_weight(weight);
+            let nearest = bf16::from_f32(weight).to_f32();
+            assert_eq!(got.to_bits() & 0xffff, 0, "{weight:e} is {got:e}");
+            assert_eq!((got - weight).abs(), (nearest - weight).abs(), "{weight:e} is {got:e}");
+        }
+        assert!(round_weight(f32::NAN).is_nan());
+        assert_eq!(round_weight(0.0).to_bits(), 0);
+    }
+
+    #[test]
+    fn the_greatest_lane_is_found_whatever_its_sign() {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        assert_eq!(max_lane(lanes), f32::NEG_INFINITY);
+        for (i, &greatest) in [-3.5f32, -0.0, 0.0, 1e-40, 7.25, f32::INFINITY].iter().enumerate() {
+            lanes[(5 * i + 3) % LANES] = greatest;
+            assert_eq!(max_lane(lanes).to_bits(), greatest.to_bits());
+        }
     }
 
     #[test]
@@ -470,14 +575,13 @@ mod tests {
         // The highest come early in one row, and late in the other.
         let falling: Vec<f32> = (0..64).map(|i| (32.0 - (i * 37 % 64 + i) as f32) / 5.0).collect();
         let rising: Vec<f32> = falling.iter().rev().copied().collect();
-        let mut states = [SoftmaxState::EMPTY; 2];
+        let mut softmax = Softmax::new(2);
         let mut weights = [Vec::new(), Vec::new()];
         for (a, b) in falling.chunks(TILE).zip(rising.chunks(TILE)) {
             let mut scores = [a, b].concat();
-            let mut corrections = [f32::NAN; 2];
-            softmax_step::<false>(&mut scores, 0.5, &mut states, &mut corrections);
+            softmax_step::<TwoRoundings, false>(&mut scores, 0.5, &mut softmax);
             for ((weights, new), correction) in
-                weights.iter_mut().zip(scores.chunks(TILE)).zip(corrections)
+                weights.iter_mut().zip(scores.chunks(TILE)).zip(&softmax.corrections)
             {
                 for weight in &mut *weights {
                     *weight *= correction;
@@ -485,11 +589,11 @@ mod tests {
                 weights.extend_from_slice(new);
             }
         }
-        for ((scores, weights), state) in [falling, rising].iter().zip(weights).zip(states) {
+        for (row, (scores, weights)) in [falling, rising].iter().zip(weights).enumerate() {
             let total: f64 = scores.iter().map(|&s| f64::from(s * 0.5).exp()).sum();
             for (&score, weight) in scores.iter().zip(weights) {
                 let want = f64::from(score * 0.5).exp() / total;
-                assert!((f64::from(weight / state.total) - want).abs() < 1e-6);
+                assert!((f64::from(weight / softmax.total(row)) - want).abs() < 1e-6);
             }
         }
     }

@@ -29,9 +29,10 @@ pub(crate) struct Outer<'a, A, B> {
     pub(crate) halves: &'a [usize],
     /// From a step to the next in a run.
     pub(crate) b_stride: usize,
-    /// `[num_rows, c_stride]`, of which `8 · halves.len()` columns are added to.
+    /// `[num_rows, c_stride]`, of which `8 · halves.len()` columns are added to, or overwritten if `is_new` says so.
     pub(crate) c: &'a mut [f32],
     pub(crate) c_stride: usize,
+    pub(crate) is_new: bool,
     /// What will be read soon: asked for meanwhile, but by the scalar tier, which has no time to wait for memory.
     pub(crate) ahead: &'a [&'a [B]],
 }
@@ -180,7 +181,7 @@ macro_rules! outer {
                     std::array::from_fn(|i| outer.a[(r + i) * outer.a_stride..].as_ptr());
                 let c = outer.c[r * outer.c_stride + first * LANES..].as_mut_ptr();
                 let mut acc = [[$zero(); V]; R];
-                for i in 0..R {
+                for i in 0..if outer.is_new { 0 } else { R } {
                     for v in 0..V {
                         let c = c.wrapping_add(i * outer.c_stride + v * LANES);
                         // SAFETY: row `r + i` has `8 · halves.len()` columns of `c`, says `check`; these are among them.
@@ -257,8 +258,10 @@ fn some_rows<A: Copy, B: Copy, const R: usize>(
 ) -> usize {
     let c_at = |row: usize| (r + row) * outer.c_stride + half * HALF;
     let mut lanes = [[0.0f32; HALF]; R];
-    for (row, lanes) in lanes.iter_mut().enumerate() {
-        lanes.copy_from_slice(&outer.c[c_at(row)..][..HALF]);
+    if !outer.is_new {
+        for (row, lanes) in lanes.iter_mut().enumerate() {
+            lanes.copy_from_slice(&outer.c[c_at(row)..][..HALF]);
+        }
     }
     let mut column = 0;
     for run in outer.runs {

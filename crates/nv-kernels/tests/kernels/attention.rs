@@ -156,7 +156,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_tier_follows_the_definition(shape in shapes(), len in 1usize..150) {
+    fn every_tier_follows_the_definition(shape in shapes(), len in 1usize..300) {
         let want = shape.defined(len);
         let tolerance = if shape.rounded { 0.01 } else { 1e-5 };
         for isa in tiers() {
@@ -170,7 +170,7 @@ proptest! {
     #[test]
     fn a_tokens_bits_depend_on_its_sequence_alone(
         shape in shapes(),
-        len in 1usize..200,
+        len in 1usize..400,
         block_size in prop::sample::select(vec![8usize, 16, 24, 32, 64]),
         scattered in any::<bool>(),
         chunk in prop::sample::select(vec![1usize, 3, 7, 64, 1000]),
