@@ -270,22 +270,15 @@ fn attend<A: Operand, B: Element>(
     let mut halves_of_keys: Vec<usize> = Vec::new();
     let (mut runs, mut ahead) = (Vec::new(), Vec::new());
     let mut seen_values: Vec<B> = Vec::new();
+    // A single token's time goes into waiting for memory, unless it is asked for what comes next.
+    let waits = piece.num_tokens == 1;
 
     for tile in (0..kv_len).step_by(KEY_TILE) {
         let end = kv_len.min(tile + KEY_TILE);
 
-        // A single token's time goes into waiting for memory, unless it is asked in advance.
-        let next = end..if piece.num_tokens == 1 { kv_len.min(end + KEY_TILE) } else { end };
-
-        // Whole vectors: halves past the end stand in for nothing, and their scores are masked below.
-        halves_of_keys.clear();
-        halves_of_keys.extend(
-            (tile..end.next_multiple_of(2 * HALF))
-                .step_by(HALF)
-                .map(|key| layout.key_half::<A>(piece, if key < end { key } else { tile })),
-        );
+        layout.key_halves::<A>(piece, tile..end, &mut halves_of_keys);
         ahead.clear();
-        if piece.num_tokens == 1 {
+        if waits {
             ahead.extend(layout.values::<A, B>(cache.v, piece, tile..end));
         }
         for (i, halves) in halves_of_keys.chunks(halves_at_once(num_rows)).enumerate() {
@@ -305,10 +298,7 @@ fn attend<A: Operand, B: Element>(
         }
 
         if tile + KEY_TILE > first_position + 1 {
-            for (row, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
-                let visible = (position(row) + 1).saturating_sub(tile).min(KEY_TILE);
-                scores[visible..].fill(f32::NEG_INFINITY);
-            }
+            mask(&mut scores, (0..num_rows).map(position), tile);
         }
         cache.softmax_step(&mut scores, scale, &mut softmax);
         correct(&mut attended, head_dim, &softmax.corrections);
@@ -340,7 +330,10 @@ fn attend<A: Operand, B: Element>(
                 num_steps: keys.len().div_ceil(A::NUMBERS),
             }));
             ahead.clear();
-            ahead.extend(layout.parts::<A, B>(cache.k, piece, next));
+            if waits {
+                let next = end..kv_len.min(end + KEY_TILE);
+                ahead.extend(layout.parts::<A, B>(cache.k, piece, next));
+            }
             add_values(0..num_rows, cache.v, &runs, &ahead);
         } else {
             // Their weights are 0 where a query does not see them, but 0 · NaN is NaN: what a query doesn't see stays away.
@@ -362,10 +355,23 @@ fn attend<A: Operand, B: Element>(
     let mut part = unsafe { out.part(first_token..first_token + piece.num_tokens, columns) };
     for (row, sums) in attended.chunks(head_dim).enumerate() {
         let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
-        let scale = 1.0 / softmax.total(row);
-        for (out, sum) in out.iter_mut().zip(sums) {
-            out.write(sum * scale);
-        }
+        divide(sums, softmax.total(row), out);
+    }
+}
+
+/// `out = sums / total`
+fn divide(sums: &[f32], total: f32, out: &mut [MaybeUninit<f32>]) {
+    let reciprocal = 1.0 / total;
+    for (out, sum) in out.iter_mut().zip(sums) {
+        out.write(sum * reciprocal);
+    }
+}
+
+/// Hides what the queries of some rows, at `positions`, must not see of a tile of keys from position `tile` on.
+fn mask(scores: &mut [f32], positions: impl Iterator<Item = usize>, tile: usize) {
+    for (scores, position) in scores.chunks_exact_mut(KEY_TILE).zip(positions) {
+        let visible = (position + 1).saturating_sub(tile).min(KEY_TILE);
+        scores[visible..].fill(f32::NEG_INFINITY);
     }
 }
 
@@ -451,6 +457,21 @@ impl KvLayout {
         let index = position % self.block_size;
         let group = Slot { index, lanes: self.lanes() }.group(self.head_dim, A::NUMBERS);
         self.region::<A>(piece, position) + group + index % self.lanes()
+    }
+
+    /// Makes `halves` whole vectors of all keys of `positions`, which start with a vector: one half after the end stands in for
+    /// nothing.
+    fn key_halves<A: Operand>(
+        &self,
+        piece: &Piece<'_>,
+        positions: Range<usize>,
+        halves: &mut Vec<usize>,
+    ) {
+        let Range { start, end } = positions;
+        let keys = (start..end.next_multiple_of(2 * HALF)).step_by(HALF);
+        halves.clear();
+        halves
+            .extend(keys.map(|key| self.key_half::<A>(piece, if key < end { key } else { start })));
     }
 
     /// Where the values of the token at `position` are.
