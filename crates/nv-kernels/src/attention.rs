@@ -244,17 +244,16 @@ fn attend<A: Operand, B: Element>(
     q: &[f32],
     out: &SharedResult<'_, MaybeUninit<f32>>,
 ) {
-    let head_dim = layout.head_dim;
-    let num_heads = groups * layout.num_kv_heads;
-    let first_token = piece.sequence.first_token + piece.first;
-    let first_position = piece.sequence.start_pos + piece.first;
-    let num_rows = piece.num_tokens * groups;
+    let (head_dim, num_heads) = (layout.head_dim, groups * layout.num_kv_heads);
+    let q_row = head_dim / A::NUMBERS;
+    let Piece { sequence, first, num_tokens, kv_head } = *piece;
+    let (first_token, first_position) = (sequence.first_token + first, sequence.start_pos + first);
+    let num_rows = num_tokens * groups;
     // The position of a row's query: rows are tokens, then heads of the group.
     let position = |row: usize| first_position + row / groups;
     let kv_len = position(num_rows - 1) + 1;
 
-    let q_row = head_dim / A::NUMBERS;
-    let heads = piece.kv_head * groups..(piece.kv_head + 1) * groups;
+    let heads = kv_head * groups..(kv_head + 1) * groups;
     let mut queries = vec![A::default(); num_rows * q_row];
     for (token, queries) in queries.chunks_mut(groups * q_row).enumerate() {
         let q = &q[(first_token + token) * num_heads * head_dim..][..num_heads * head_dim];
@@ -267,11 +266,10 @@ fn attend<A: Operand, B: Element>(
     let mut scores = vec![0.0f32; num_rows * KEY_TILE];
     let mut packed_weights = Vec::new();
     let halves_of_dim: Vec<usize> = (0..head_dim).step_by(HALF).collect();
-    let mut halves_of_keys: Vec<usize> = Vec::new();
-    let (mut runs, mut ahead) = (Vec::new(), Vec::new());
-    let mut seen_values: Vec<B> = Vec::new();
+    let (mut halves_of_keys, mut runs, mut ahead) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen_values = Vec::new();
     // A single token's time goes into waiting for memory, unless it is asked for what comes next.
-    let waits = piece.num_tokens == 1;
+    let waits = num_tokens == 1;
 
     for tile in (0..kv_len).step_by(KEY_TILE) {
         let end = kv_len.min(tile + KEY_TILE);
@@ -337,7 +335,7 @@ fn attend<A: Operand, B: Element>(
             add_values(0..num_rows, cache.v, &runs, &ahead);
         } else {
             // Their weights are 0 where a query does not see them, but 0 · NaN is NaN: what a query doesn't see stays away.
-            for token in 0..piece.num_tokens {
+            for token in 0..num_tokens {
                 let seen = tile..end.min(first_position + token + 1);
                 if !seen.is_empty() {
                     let num_steps = seen.len().div_ceil(A::NUMBERS);
@@ -352,7 +350,7 @@ fn attend<A: Operand, B: Element>(
     let columns = heads.start * head_dim..heads.end * head_dim;
     // SAFETY: these tokens and heads are this piece's alone (`pieces`), and the pool runs a piece once.
     #[expect(unsafe_code, reason = "pieces write disjoint parts")]
-    let mut part = unsafe { out.part(first_token..first_token + piece.num_tokens, columns) };
+    let mut part = unsafe { out.part(first_token..first_token + num_tokens, columns) };
     for (row, sums) in attended.chunks(head_dim).enumerate() {
         let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
         divide(sums, softmax.total(row), out);

@@ -6,8 +6,8 @@
 //!
 //! Tokens come in tiles, tiles in parts. A part is a single tile, which stays in the first-level cache while all rows of a
 //! piece pass by from the second-level cache; or it is as many tiles as stay in the second-level cache, and pass by some rows
-//! that stay in the first-level cache. Which is faster is measured: AVX-512's tiles of many rows by few tokens go the second
-//! way, AVX2's small ones the first. What comes next is asked for meanwhile.
+//! that stay in the first-level cache. Which is faster is measured, by tier and number of tokens. What comes
+//! next is asked for meanwhile.
 
 use std::ops::Range;
 
@@ -248,7 +248,8 @@ macro_rules! tile {
 /// As many tokens as `few` says are multiplied by `$streams` rows at a time: as few as keep up with the memory, which likes
 /// a single stream best. More come in tiles of up to as many as `many` says, by `$rows` rows, which fills the registers; a
 /// part is of `$part` KiB, a tile at least. Each is `of` a [`tile`] that suits it. Few tokens look at what is ahead every
-/// `$few_look` steps. `$reduce` adds the lanes of four accumulators.
+/// `$few_look` steps, but for a single one, which waits for memory alone and looks in every step. `$reduce` adds the lanes of
+/// four accumulators.
 macro_rules! linear_block {
     (
         $name:ident, $features:literal, $weight:ty, $input:ty, $acc:ident, $reduce:ident, $zero:ident, step: $step:literal,
@@ -268,7 +269,7 @@ macro_rules! linear_block {
             const STEP: usize = $step;
 
             /// The most tokens that are few.
-            const FEW: usize = 1 + [$($few),*].len();
+            const FEW: usize = [1 $(, $few)*].len();
 
             /// The most tokens of a tile.
             const TOKENS: usize = [$($tokens),+].len();
@@ -276,10 +277,8 @@ macro_rules! linear_block {
             /// Sums that are reduced at once: of a few tokens, those of so many rows.
             const REDUCED: usize = 4;
 
-            /// Steps between two looks at what is ahead. A single token, which waits for memory alone, looks in every step;
-            /// several are spared the instructions.
+            /// Steps between two looks at what is ahead: many tokens are spared the instructions.
             const LOOK_EVERY: usize = 4;
-            const FEW_LOOK_EVERY: usize = $few_look;
 
             type Inputs<'a> = Tokens<'a, $input>;
             type Rows<'a> = Weights<'a, $weight>;
@@ -308,7 +307,7 @@ macro_rules! linear_block {
             pub(crate) fn block(w: Rows<'_>, x: Inputs<'_>, part: Range<usize>, out: Outputs<'_>) {
                 match x.shape().num_tokens {
                     1 => few::<1, 1>(w, x, out),
-                    $($few => few::<$few, FEW_LOOK_EVERY>(w, x, out),)*
+                    $($few => few::<$few, $few_look>(w, x, out),)*
                     _ => ROOM.with_borrow_mut(|room| many(w, x, part, room, out)),
                 }
             }
