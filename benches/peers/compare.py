@@ -54,6 +54,9 @@ WARM_UP = Case(16, 2)
 # What all engines are to continue alike.
 AGREEMENT = Case(64, 16)
 
+# How long nothing runs before a case: some engines' threads still spin after an answer, or free what it took.
+PAUSE_SECONDS = 0.5
+
 
 class Session:
     def __init__(self, args: argparse.Namespace, place: Place, config: Path):
@@ -147,6 +150,7 @@ class Session:
             result["skipped"][case.name] = reason
             say(precision, engine, f"{case.name} left out: {reason}")
             return
+        time.sleep(PAUSE_SECONDS)
         answer = self.generate(process, case, prompts)
         sample = {key: answer[key] for key in ("seconds", "first_token_seconds")}
         result["cases"].setdefault(case.name, []).append(sample)
