@@ -54,7 +54,7 @@ WARM_UP = Case(16, 2)
 # What all engines are to continue alike.
 AGREEMENT = Case(64, 16)
 
-# How long nothing runs before a case: some engines' threads still spin after an answer, or free what it took.
+# How long nothing runs before a case: what another engine may still do after its answer is not this one's time.
 PAUSE_SECONDS = 0.5
 
 

@@ -8,22 +8,23 @@ pub(crate) struct Ahead {
     end: *const u8,
 }
 
-impl Ahead {
-    const LINE_BYTES: usize = 64;
+/// Bytes of a cache line.
+pub(crate) const LINE_BYTES: usize = 64;
 
+impl Ahead {
     pub(crate) fn of<E>(elements: &[E]) -> Self {
         let start = elements.as_ptr().cast::<u8>();
-        let len = Self::num_lines_of::<E>(elements.len()) * Self::LINE_BYTES;
+        let len = Self::num_lines_of::<E>(elements.len()) * LINE_BYTES;
         Self { start, end: start.wrapping_add(len) }
     }
 
     /// The whole lines of so many elements.
     pub(crate) fn num_lines_of<E>(num_elements: usize) -> usize {
-        num_elements * size_of::<E>() / Self::LINE_BYTES
+        num_elements * size_of::<E>() / LINE_BYTES
     }
 
     pub(crate) fn num_lines(self) -> usize {
-        (self.end.addr() - self.start.addr()) / Self::LINE_BYTES
+        (self.end.addr() - self.start.addr()) / LINE_BYTES
     }
 
     /// The `index`th of `num_runs` runs of equal length, but for the last ones.
@@ -36,7 +37,7 @@ impl Ahead {
     /// Takes up to `num_lines` off the start and returns them.
     #[inline]
     pub(crate) fn split_to(&mut self, num_lines: usize) -> Self {
-        let end = self.start.wrapping_add(num_lines * Self::LINE_BYTES).min(self.end);
+        let end = self.start.wrapping_add(num_lines * LINE_BYTES).min(self.end);
         Self { start: std::mem::replace(&mut self.start, end), end }
     }
 }
@@ -62,7 +63,7 @@ impl Iterator for Lines {
     fn next(&mut self) -> Option<*const u8> {
         let Ahead { start, end } = self.0;
         (start != end).then(|| {
-            self.0.start = start.wrapping_add(Ahead::LINE_BYTES);
+            self.0.start = start.wrapping_add(LINE_BYTES);
             start
         })
     }

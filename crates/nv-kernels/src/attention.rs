@@ -18,7 +18,8 @@ use crate::pool::Pool;
 /// Keys of one step of the online softmax.
 const KEY_TILE: usize = 128;
 
-/// Query rows (tokens × grouped heads) that walk the keys together: many, since every walk reads all of them again.
+/// Query rows (tokens × grouped heads) that walk the keys together: many, since every walk reads all of them again, and
+/// a multiple of the rows that AVX-512 takes at once.
 const QUERY_ROWS: usize = 126;
 
 /// See [`Kernels::attention`].

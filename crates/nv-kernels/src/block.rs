@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use crate::ahead::LINE_BYTES;
 use crate::panel::Panel;
 
 /// The inputs of a linear layer as tiles read them, in order: tiles of tokens; in a tile, one step of K after
@@ -109,20 +110,17 @@ pub(crate) struct Weights<'a, W> {
 
 /// `len` elements of `buffer`, which grows as needed, from the start of a cache line.
 pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {
-    if buffer.len() < len + LINE / size_of::<E>() {
-        buffer.resize(len + LINE / size_of::<E>(), E::default());
+    if buffer.len() < len + LINE_BYTES / size_of::<E>() {
+        buffer.resize(len + LINE_BYTES / size_of::<E>(), E::default());
     }
-    let start = buffer.as_ptr().align_offset(LINE);
+    let start = buffer.as_ptr().align_offset(LINE_BYTES);
     &mut buffer[start..start + len]
 }
 
 /// Whether `elements` start with a cache line.
 pub(crate) fn starts_line<E>(elements: &[E]) -> bool {
-    elements.as_ptr().addr().is_multiple_of(LINE)
+    elements.as_ptr().addr().is_multiple_of(LINE_BYTES)
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Bytes of tokens that stay in the second-level cache beside the weights.
 const NEAR_BYTES: usize = 256 * 1024;

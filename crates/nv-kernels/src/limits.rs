@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use crate::ahead::LINE_BYTES;
 use crate::dispatch::Kernels;
 use crate::linear::Precision;
 use crate::pool::Pool;
@@ -13,16 +14,16 @@ use crate::pool::Pool;
 /// machines read little more than half of what their memory gives.
 pub fn read_bandwidth(pool: &Pool, bytes: &[u8]) -> f64 {
     const STREAMS: usize = 4;
-    let (lines, _) = bytes.as_chunks::<LINE>();
+    let (lines, _) = bytes.as_chunks::<LINE_BYTES>();
     let part = lines.len().div_ceil(pool.threads()).max(STREAMS);
     let start = Instant::now();
     pool.run(lines.len().div_ceil(part), |piece| {
         let lines = &lines[piece * part..lines.len().min((piece + 1) * part)];
         let mut streams = lines.chunks(lines.len().div_ceil(STREAMS));
-        let streams: [&[[u8; LINE]]; STREAMS] =
+        let streams: [&[[u8; LINE_BYTES]]; STREAMS] =
             std::array::from_fn(|_| streams.next().unwrap_or_default());
-        let mut sums = [0u64; LINE / 8];
-        let mut add = |line: &[u8; LINE]| {
+        let mut sums = [0u64; LINE_BYTES / 8];
+        let mut add = |line: &[u8; LINE_BYTES]| {
             let (words, _) = line.as_chunks::<8>();
             for (sum, word) in sums.iter_mut().zip(words) {
                 *sum = sum.wrapping_add(u64::from_le_bytes(*word));
@@ -41,11 +42,8 @@ pub fn read_bandwidth(pool: &Pool, bytes: &[u8]) -> f64 {
         }
         black_box(sums);
     });
-    (lines.len() * LINE) as f64 / start.elapsed().as_secs_f64()
+    (lines.len() * LINE_BYTES) as f64 / start.elapsed().as_secs_f64()
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Bytes between what is read and what is asked for.
 const AHEAD_BYTES: usize = 1024;
