@@ -150,14 +150,15 @@ pub(crate) fn steps_at_once(held: Held, num_steps: usize) -> usize {
 /// when its weights are needed.
 const AHEAD_BYTES: usize = 8 * 1024;
 
-/// The rows to ask for while `len` rows from `r` of `w` are multiplied; the rows of `next` come after those of `w`.
+/// The rows to ask for while `len` rows from `r` of `w` are multiplied; the rows of `next` come after those of `w`. Where `len`
+/// divides the rows of `w`, none is left out.
 pub(crate) fn rows_ahead<'a, E: Copy>(
     w: Panel<'a, E>,
     next: Panel<'a, E>,
     r: usize,
     len: usize,
 ) -> &'a [E] {
-    let first = r + (AHEAD_BYTES / (w.k() * size_of::<E>())).max(len);
+    let first = r + (AHEAD_BYTES / (w.k() * size_of::<E>())).max(1).next_multiple_of(len);
     let (from, first) = match first.checked_sub(w.num_rows()) {
         None => (w, first),
         Some(first) => (next, first),
@@ -272,7 +273,7 @@ macro_rules! linear_block {
             /// The most tokens of a tile.
             const TOKENS: usize = [$($tokens),+].len();
 
-            /// Sums that are reduced at once: of a few tokens, those of so many rows.
+            /// Sums that are reduced at once; of a few tokens, those of so many rows are.
             const REDUCED: usize = 4;
 
             /// Steps between two looks at what is ahead: many tokens are spared the instructions.
@@ -496,21 +497,18 @@ macro_rules! linear_block {
                 (token, first): (usize, usize),
                 out: &mut Outputs<'_>,
             ) {
-                // Four sums are reduced at once: of four rows, or of fewer rows and several tokens.
-                const { assert!(R < REDUCED || R.is_multiple_of(REDUCED)) };
-                let at_once = const { if R < REDUCED { R } else { REDUCED } };
+                // By tokens, then rows.
+                let place = |sum: usize| (sum % R, sum / R);
                 let mut reduced = [[0.0; R]; T];
-                for t in (0..T).step_by(REDUCED / at_once) {
-                    for r in (0..R).step_by(at_once) {
-                        // The last token stands in for those past it.
-                        let four = $reduce(std::array::from_fn(|i| {
-                            sums[r + i % at_once][(t + i / at_once).min(T - 1)]
-                        }));
-                        for (i, four) in four.into_iter().enumerate() {
-                            if i / at_once < REDUCED / at_once && t + i / at_once < T {
-                                reduced[t + i / at_once][r + i % at_once] = four;
-                            }
-                        }
+                for first in (0..R * T).step_by(REDUCED) {
+                    // The last sum stands in for those past it.
+                    let four = $reduce(std::array::from_fn(|i| {
+                        let (r, t) = place((first + i).min(R * T - 1));
+                        sums[r][t]
+                    }));
+                    for (sum, four) in (first..R * T).zip(four) {
+                        let (r, t) = place(sum);
+                        reduced[t][r] = four;
                     }
                 }
                 if num_rows == R {
@@ -524,3 +522,33 @@ macro_rules! linear_block {
 }
 
 pub(crate) use {linear_block, tile};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_rows_are_asked_for_once() {
+        let (k, num_rows) = (700, 24);
+        let elements: Vec<u16> = vec![0; 3 * num_rows * k];
+        let all = Panel::new(&elements, k);
+        for len in [1, 2, 3, 4, 8] {
+            let pieces: Vec<_> =
+                (0..3).map(|piece| all.rows(piece * num_rows..(piece + 1) * num_rows)).collect();
+            let mut asked: Vec<_> = pieces
+                .windows(2)
+                .flat_map(|pair| {
+                    (0..num_rows).step_by(len).map(|r| rows_ahead(pair[0], pair[1], r, len))
+                })
+                .map(<[u16]>::as_ptr_range)
+                .collect();
+            asked.sort_by_key(|range| range.start);
+            let first = asked[0].start.addr() - elements.as_ptr().addr();
+            assert!(first <= 16 * 1024, "{first} bytes of the first piece are not asked for");
+            assert!(
+                asked.windows(2).all(|pair| pair[0].end == pair[1].start),
+                "{len} rows at once"
+            );
+        }
+    }
+}
