@@ -27,6 +27,10 @@ from engines import build, make_environment, model, versions
 PUBLISHED = ROOT / "crates/nv-config/tests/configs/Qwen3-0.6B.json"
 
 
+# Tokens of a block of any engine's cache, or a multiple.
+BLOCK = 32
+
+
 @dataclass(frozen=True)
 class Case:
     """Prompts of `num_input` random tokens, `num_requests` of them at once, each continued by `num_output`."""
@@ -43,13 +47,16 @@ class Case:
 
     @property
     def num_tokens(self) -> int:
-        return self.num_requests * (self.num_input + self.num_output)
+        """What engines are to have room for: whole blocks a request, as they hand it out."""
+        return self.num_requests * -(-(self.num_input + self.num_output) // BLOCK) * BLOCK
 
 
 CASES = [Case(128, 32, repeats=3), Case(512, repeats=3), Case(2048), Case(4096, 24), Case(128, 64, num_requests=16)]
 QUICK_CASES = [Case(64, 8), Case(128), Case(32, 8, num_requests=4)]
 
-# What is computed first, untimed: engines set up what they left for later.
+# What is computed untimed, when an engine has started and again before each case. At first engines set up what they left for
+# later. And other engines have used the machine since this one's last case: in a virtual machine the first pass over weights
+# after that can take twice as long, as their pages have to be found again.
 WARM_UP = Case(16, 2)
 # What all engines are to continue alike.
 AGREEMENT = Case(64, 16)
@@ -123,7 +130,7 @@ class Session:
             path = model(engine, precision, self.config, self.place)
             fill_page_cache(path)
             loaded = process.ask(300, op="load", model=str(path), dtype=precision, **self.load)
-            first = self.generate(process, WARM_UP, self.prompts(WARM_UP, random.Random(0)))
+            first = self.warm_up(process)
             setup = {
                 "start_seconds": process.start_seconds,
                 "load_seconds": loaded["seconds"],
@@ -151,6 +158,7 @@ class Session:
             say(precision, engine, f"{case.name} left out: {reason}")
             return
         time.sleep(PAUSE_SECONDS)
+        self.warm_up(process)
         answer = self.generate(process, case, prompts)
         sample = {key: answer[key] for key in ("seconds", "first_token_seconds")}
         result["cases"].setdefault(case.name, []).append(sample)
@@ -160,6 +168,9 @@ class Session:
         """Whether once a round is enough."""
         runs = self.results[precision][engine.name]["cases"].get(case.name, [])
         return bool(runs) and runs[-1]["seconds"] > self.limit / 6
+
+    def warm_up(self, process: Process) -> dict:
+        return self.generate(process, WARM_UP, self.prompts(WARM_UP, random.Random(0)))
 
     def generate(self, process: Process, case: Case, prompts: list) -> dict:
         # Far beyond what is expected: an engine that hangs ends there.
@@ -277,6 +288,8 @@ def parse() -> argparse.Namespace:
         parser.error("--venv: expected a folder to make a virtual environment in")
     if args.venv and ROOT in (args.venv.resolve(), *args.venv.resolve().parents):
         parser.error(f"--venv: expected a folder outside of {ROOT}")
+    if args.out.suffix == ".json":
+        parser.error(f"--out: expected the page's name, found {args.out}, which is where its figures go")
     names = [engine.name for engine in ENGINES]
     args.engines = chosen(parser, "--engines", args.engines, names)
     args.precisions = chosen(parser, "--precisions", args.precisions, list(PRECISIONS))
