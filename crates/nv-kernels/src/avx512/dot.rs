@@ -147,8 +147,13 @@ tile!(
 );
 
 linear_block!(
-    linear_bf16_some, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
+    linear_bf16_sixes, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
     few: 1 by [1 2 3 4 5] of tile_bf16 looking every 4,
+    many: 4 by [1 2 3 4 5 6] of tile_bf16 in parts of 0 KiB
+);
+linear_block!(
+    linear_bf16_eights, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
+    few: 1 by [1] of tile_bf16 looking every 4,
     many: 3 by [1 2 3 4 5 6 7 8] of tile_bf16 in parts of 0 KiB
 );
 linear_block!(
@@ -164,19 +169,37 @@ pub(crate) mod linear_bf16 {
 
     use half::bf16;
 
-    use super::{linear_bf16_many, linear_bf16_some};
+    use super::{linear_bf16_eights, linear_bf16_many, linear_bf16_sixes};
     use crate::block::{Tokens, TokensShape, Weights};
     use crate::panel::Outputs;
 
-    /// The most tokens that are some: at 24 the ratio is 1.09, at 32 both are level and at 64 it is 0.94, on a Zen 5.
-    const SOME: usize = 24;
+    /// Tiles of up to so many tokens.
+    enum Tiles {
+        Sixes,
+        Eights,
+        Many,
+    }
+
+    /// The tiles for so many tokens. Some pass by the rows a tile at a time: the fewer tiles the better, and of six tokens, by
+    /// more rows, if they are as few as of eight.
+    fn tiles(num_tokens: usize) -> Tiles {
+        /// The most tokens that are some: at 24 the ratio is 1.09, at 32 both are level and at 64 it is 0.94, on a Zen 5.
+        const SOME: usize = 24;
+        if num_tokens > SOME {
+            Tiles::Many
+        } else if num_tokens.div_ceil(8) < num_tokens.div_ceil(6) {
+            Tiles::Eights
+        } else {
+            Tiles::Sixes
+        }
+    }
 
     /// How so many tokens of `k` elements are laid out.
     pub(crate) fn shape(num_tokens: usize, k: usize) -> TokensShape {
-        if num_tokens <= SOME {
-            linear_bf16_some::shape(num_tokens, k)
-        } else {
-            linear_bf16_many::shape(num_tokens, k)
+        match tiles(num_tokens) {
+            Tiles::Sixes => linear_bf16_sixes::shape(num_tokens, k),
+            Tiles::Eights => linear_bf16_eights::shape(num_tokens, k),
+            Tiles::Many => linear_bf16_many::shape(num_tokens, k),
         }
     }
 
@@ -188,10 +211,10 @@ pub(crate) mod linear_bf16 {
         part: Range<usize>,
         out: Outputs<'_>,
     ) {
-        if x.shape().num_tokens <= SOME {
-            linear_bf16_some::block(w, x, part, out);
-        } else {
-            linear_bf16_many::block(w, x, part, out);
+        match tiles(x.shape().num_tokens) {
+            Tiles::Sixes => linear_bf16_sixes::block(w, x, part, out),
+            Tiles::Eights => linear_bf16_eights::block(w, x, part, out),
+            Tiles::Many => linear_bf16_many::block(w, x, part, out),
         }
     }
 }
