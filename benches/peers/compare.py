@@ -56,7 +56,7 @@ QUICK_CASES = [Case(64, 8), Case(128), Case(32, 8, num_requests=4)]
 
 # What is computed untimed, when an engine has started and again before each case. At first engines set up what they left for
 # later. And other engines have used the machine since this one's last case: in a virtual machine the first pass over weights
-# after that can take twice as long, as their pages have to be found again.
+# after that was seen to take twice as long.
 WARM_UP = Case(16, 2)
 # What all engines are to continue alike.
 AGREEMENT = Case(64, 16)

@@ -169,7 +169,7 @@ def engines(figures: dict) -> list[str]:
 
 METHOD = [
     "## Method\n",
-    "- A round starts every engine in a process of its own, has all of them run a case before any runs the next, and ends them. Which one begins changes with each case. One computes at a time: half a second after the one before, and after a prompt of 16 tokens that isn't timed, since what the others did makes an engine's first pass over its weights slow.",
+    "- A round starts every engine in a process of its own, has all of them run a case before any runs the next, and ends them. Which one begins changes with each case. One computes at a time: half a second after the one before, and after a prompt of 16 tokens that isn't timed, since an engine's first pass over its weights after another's turn can be slow.",
     "- Prompts are new in every repetition, and prefix caches are off: nothing is found again. All engines get the same ones.",
     "- *Prefill*: length of the prompt over the time to the first token. *Decode*: tokens after the first over the time that they take. *N × (…)*: as many requests at once; all new tokens over the time until the last, prompts included.",
     "- *Start*: from the start of the process until it reads requests; for Python that is mostly imports. *Load*: from then until the model is there. *Load to first token*: with a first prompt of 16 tokens, for what engines leave until they need it.",

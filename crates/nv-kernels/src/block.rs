@@ -273,7 +273,7 @@ macro_rules! linear_block {
             /// The most tokens of a tile.
             const TOKENS: usize = [$($tokens),+].len();
 
-            /// Sums that are reduced at once; of a few tokens, those of so many rows are.
+            /// Sums that are reduced at once. A few tokens are multiplied by so many rows before.
             const REDUCED: usize = 4;
 
             /// Steps between two looks at what is ahead: many tokens are spared the instructions.
