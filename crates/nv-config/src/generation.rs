@@ -8,20 +8,23 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::json::{self, Fields};
+use crate::json::{self, Field, Fields};
 use crate::qwen3::Qwen3Config;
 
 /// The sampling that a checkpoint recommends. Fields bear transformers' names; unknown ones are ignored.
 ///
 /// A config that was deserialised is valid; [`GenerationConfig::validate`] tells of one that was built by hand.
 /// The default is that of a checkpoint without the file: greedy, and silent about all else.
+///
+/// As in transformers, a file that doesn't sample may hold anything in `temperature`, `top_k`, `top_p` and `min_p`: what no
+/// sampler takes is left out. `pad_token_id` and `bos_token_id` that are no token ids are left out, too.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
     /// Whether to sample; else the likeliest token is taken each time. Default false.
     pub do_sample: bool,
     /// Divides the logits; 0 is greedy.
     pub temperature: Option<f64>,
-    /// How many of the likeliest tokens to sample from; 0 is all.
+    /// How many of the likeliest tokens to sample from; 0 is all, and so is -1 in the file.
     pub top_k: Option<usize>,
     /// The probability, above 0 and up to 1, that the likeliest tokens to sample from must reach together.
     pub top_p: Option<f64>,
@@ -74,18 +77,10 @@ impl GenerationConfig {
     /// # Errors
     /// [`Error::Invalid`] with the field that is out of range.
     pub fn validate(&self) -> Result<()> {
-        let check =
-            |field: &str, value: Option<f64>, expected: &str, valid: fn(f64) -> bool| match value
-                .filter(|&value| !value.is_finite() || !valid(value))
-            {
-                Some(found) => Err(Error::invalid(field, expected, found)),
-                None => Ok(()),
-            };
-        check("temperature", self.temperature, "a finite number from 0", |t| t >= 0.0)?;
-        check("top_p", self.top_p, "a number above 0 and up to 1", |p| p > 0.0 && p <= 1.0)?;
-        check("min_p", self.min_p, "a number from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
-        let penalty = self.repetition_penalty;
-        check("repetition_penalty", penalty, "a finite number above 0", |r| r > 0.0)?;
+        TEMPERATURE.check(self.temperature)?;
+        TOP_P.check(self.top_p)?;
+        MIN_P.check(self.min_p)?;
+        REPETITION_PENALTY.check(self.repetition_penalty)?;
         if self.max_new_tokens == Some(0) {
             return Err(Error::invalid("max_new_tokens", "at least 1", 0));
         }
@@ -93,20 +88,90 @@ impl GenerationConfig {
     }
 
     fn from_fields(fields: Fields<'_>) -> Result<Self> {
+        let do_sample = fields.get_or("do_sample", false)?;
+        let top_p = match fields.get("top_p") {
+            Ok(top_p) if do_sample => Ok(top_p.map(top_p_as_transformers)),
+            read => read,
+        };
+        let top_k = fields.get("top_k").map(|top_k| top_k.map(|TopK(top_k)| top_k));
         let config = Self {
-            do_sample: fields.get_or("do_sample", false)?,
-            temperature: fields.get("temperature")?,
-            top_k: fields.get("top_k")?,
-            top_p: fields.get("top_p")?,
-            min_p: fields.get("min_p")?,
+            do_sample,
+            temperature: if_sampling(do_sample, TEMPERATURE.checked(fields.get("temperature")))?,
+            top_k: if_sampling(do_sample, top_k)?,
+            top_p: if_sampling(do_sample, TOP_P.checked(top_p))?,
+            min_p: if_sampling(do_sample, MIN_P.checked(fields.get("min_p")))?,
             repetition_penalty: fields.get("repetition_penalty")?,
             eos_token_id: fields.get_or("eos_token_id", Vec::new())?,
-            pad_token_id: fields.get("pad_token_id")?,
-            bos_token_id: fields.get("bos_token_id")?,
+            pad_token_id: fields.get_if_valid("pad_token_id"),
+            bos_token_id: fields.get_if_valid("bos_token_id"),
             max_new_tokens: fields.get("max_new_tokens")?,
         };
         config.validate()?;
         Ok(config)
+    }
+}
+
+/// The numbers that a field may have.
+struct Range {
+    field: &'static str,
+    expected: &'static str,
+    contains: fn(f64) -> bool,
+}
+
+const TEMPERATURE: Range =
+    Range { field: "temperature", expected: "a finite number from 0", contains: |t| t >= 0.0 };
+const TOP_P: Range = Range {
+    field: "top_p",
+    expected: "a number above 0 and up to 1",
+    contains: |p| p > 0.0 && p <= 1.0,
+};
+const MIN_P: Range = Range {
+    field: "min_p",
+    expected: "a number from 0 to 1",
+    contains: |p| (0.0..=1.0).contains(&p),
+};
+const REPETITION_PENALTY: Range = Range {
+    field: "repetition_penalty",
+    expected: "a finite number above 0",
+    contains: |r| r > 0.0,
+};
+
+impl Range {
+    fn check(&self, value: Option<f64>) -> Result<()> {
+        match value.filter(|&value| !value.is_finite() || !(self.contains)(value)) {
+            Some(found) => Err(Error::invalid(self.field, self.expected, found)),
+            None => Ok(()),
+        }
+    }
+
+    fn checked(&self, read: Result<Option<f64>>) -> Result<Option<f64>> {
+        let value = read?;
+        self.check(value)?;
+        Ok(value)
+    }
+}
+
+/// What was read of a field that shapes sampling. A file that doesn't sample may hold anything there.
+fn if_sampling<T>(do_sample: bool, read: Result<Option<T>>) -> Result<Option<T>> {
+    if do_sample { read } else { Ok(read.unwrap_or_default()) }
+}
+
+/// In transformers, where it samples, 0 leaves the likeliest token alone, and more than 1 leaves all of them.
+fn top_p_as_transformers(top_p: f64) -> f64 {
+    if top_p == 0.0 { f64::MIN_POSITIVE } else { top_p.min(1.0) }
+}
+
+/// A number of tokens; -1, as vLLM writes it, is all.
+struct TopK(usize);
+
+impl Field for TopK {
+    const EXPECTED: &str = "a number from -1";
+
+    fn from_json(value: &Value) -> Option<Self> {
+        match value.as_f64() {
+            Some(-1.0) => Some(Self(0)),
+            _ => usize::from_json(value).map(Self),
+        }
     }
 }
 
@@ -168,19 +233,70 @@ mod tests {
     #[test]
     fn wrong_values_are_named() {
         let check = |field: &str, value: Value, expected: &str| {
-            let error = serde_json::from_value::<GenerationConfig>(json!({ field: value }));
+            let file = json!({ "do_sample": true, field: value });
+            let error = serde_json::from_value::<GenerationConfig>(file);
             let expected = format!("field `{field}`: expected {expected}, found {value}");
             assert_eq!(error.unwrap_err().to_string(), expected);
         };
         check("temperature", json!(-0.5), "a finite number from 0");
-        check("top_k", json!(-1), "a non-negative integer");
-        check("top_p", json!(0), "a number above 0 and up to 1");
-        check("top_p", json!(1.5), "a number above 0 and up to 1");
+        check("top_k", json!(-2), "a number from -1");
+        check("top_k", json!(1.5), "a number from -1");
+        check("top_p", json!(-0.5), "a number above 0 and up to 1");
         check("min_p", json!(-0.5), "a number from 0 to 1");
         check("repetition_penalty", json!(0), "a finite number above 0");
         check("max_new_tokens", json!(0), "at least 1");
         check("do_sample", json!("no"), "true or false");
         check("eos_token_id", json!("</s>"), "a token id or a list of token ids");
-        check("pad_token_id", json!(-1), "a token id");
+        let greedy = json!({"do_sample": false, "repetition_penalty": 0});
+        assert!(serde_json::from_value::<GenerationConfig>(greedy).is_err(), "greedy has it, too");
+    }
+
+    /// Each of these files generates in transformers 5.24.
+    #[test]
+    fn what_decides_nothing_is_no_matter() {
+        let check = |file: Value, expected: GenerationConfig| {
+            let found = serde_json::from_value::<GenerationConfig>(file.clone()).unwrap();
+            assert_eq!(found, expected, "{file}");
+        };
+        let greedy = GenerationConfig::default;
+        check(
+            json!({"top_p": 0, "top_k": -1, "temperature": -1}),
+            GenerationConfig { top_k: Some(0), ..greedy() },
+        );
+        check(json!({"do_sample": false, "top_p": "0.9", "min_p": 7, "top_k": -5}), greedy());
+        check(
+            json!({"temperature": "x", "top_p": 0.9}),
+            GenerationConfig { top_p: Some(0.9), ..greedy() },
+        );
+        check(json!({"pad_token_id": -1, "bos_token_id": -5}), greedy());
+        check(json!({"pad_token_id": [1], "bos_token_id": "<s>"}), greedy());
+        check(json!({"eos_token_id": -1}), greedy());
+        check(
+            json!({"eos_token_id": [2.0, -1, 99_999, 2]}),
+            GenerationConfig { eos_token_id: vec![2, 99_999, 2], ..greedy() },
+        );
+        check(
+            json!({"max_new_tokens": 4.0, "do_sample": null}),
+            GenerationConfig { max_new_tokens: Some(4), ..greedy() },
+        );
+
+        let sampled = || GenerationConfig { do_sample: true, ..GenerationConfig::default() };
+        check(
+            json!({"do_sample": true, "top_k": -1}),
+            GenerationConfig { top_k: Some(0), ..sampled() },
+        );
+        check(
+            json!({"do_sample": true, "top_k": 20.0}),
+            GenerationConfig { top_k: Some(20), ..sampled() },
+        );
+        // The likeliest token alone, and all.
+        check(
+            json!({"do_sample": true, "top_p": 0}),
+            GenerationConfig { top_p: Some(f64::MIN_POSITIVE), ..sampled() },
+        );
+        check(
+            json!({"do_sample": true, "top_p": 1.5}),
+            GenerationConfig { top_p: Some(1.0), ..sampled() },
+        );
     }
 }

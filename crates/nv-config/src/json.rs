@@ -54,6 +54,11 @@ impl<'a> Fields<'a> {
         Ok(self.get(key)?.unwrap_or(default))
     }
 
+    /// The field called `key`, if it is there and can be read: for what decides nothing.
+    pub(crate) fn get_if_valid<T: Field>(&self, key: &str) -> Option<T> {
+        self.value(key).and_then(T::from_json)
+    }
+
     pub(crate) fn require<T: Field>(&self, key: &str) -> Result<T> {
         self.get(key)?.ok_or_else(|| Error::Missing { field: self.name(key) })
     }
@@ -126,7 +131,7 @@ impl Field for usize {
     const EXPECTED: &str = "a non-negative integer";
 
     fn from_json(value: &Value) -> Option<Self> {
-        value.as_u64()?.try_into().ok()
+        whole(value)?.try_into().ok()
     }
 }
 
@@ -134,8 +139,24 @@ impl Field for u32 {
     const EXPECTED: &str = "a token id";
 
     fn from_json(value: &Value) -> Option<Self> {
-        value.as_u64()?.try_into().ok()
+        whole(value)?.try_into().ok()
     }
+}
+
+/// A whole number from 0, which some writers spell `40960.0` or `1e6`.
+fn whole(value: &Value) -> Option<u64> {
+    /// Up to here a float is one whole number only.
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a whole number within the range of u64"
+    )]
+    let whole = |number: f64| number as u64;
+    value.as_u64().or_else(|| {
+        let number = value.as_f64()?;
+        ((0.0..=MAX_EXACT).contains(&number) && number.fract() == 0.0).then(|| whole(number))
+    })
 }
 
 impl Field for f64 {
@@ -154,23 +175,29 @@ impl Field for String {
     }
 }
 
+/// Strings, written as one string or as a list of them.
 impl Field for Vec<String> {
     const EXPECTED: &str = "a list of strings";
 
     fn from_json(value: &Value) -> Option<Self> {
-        value.as_array()?.iter().map(String::from_json).collect()
+        match value {
+            Value::Array(items) => items.iter().map(String::from_json).collect(),
+            item => Some(vec![String::from_json(item)?]),
+        }
     }
 }
 
-/// Token ids, written as one id or as a list of them.
+/// Token ids, written as one id or as a list of them. A negative one is no token's and left out.
 impl Field for Vec<u32> {
     const EXPECTED: &str = "a token id or a list of token ids";
 
     fn from_json(value: &Value) -> Option<Self> {
-        match value {
-            Value::Array(ids) => ids.iter().map(u32::from_json).collect(),
-            id => Some(vec![u32::from_json(id)?]),
-        }
+        let ids = match value {
+            Value::Array(ids) => ids.as_slice(),
+            id => std::slice::from_ref(id),
+        };
+        let given = ids.iter().filter(|id| id.as_i64().is_none_or(|id| id >= 0));
+        given.map(u32::from_json).collect()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`load_config`] reads the file of a checkpoint in the spelling of transformers 4 or 5. What comes back is
 //! valid: sizes are consistent, no product of them overflows, and the graph can compute what the config asks
-//! for. What it can't compute is an [`Error`] that names the field.
+//! for. What it can't compute is an [`Error`] that names the field. What it guessed, or ignored as transformers does, is
+//! listed in [`Qwen3Config::warnings`].
 //!
 //! ```
 //! # let dir = tempfile::tempdir()?;
@@ -21,8 +22,10 @@ mod generation;
 mod json;
 mod qwen3;
 mod rope;
+mod warning;
 
 pub use error::{Error, Result};
 pub use generation::{GenerationConfig, load_generation_config};
 pub use qwen3::{Dtype, Qwen3Config, load_config};
 pub use rope::{RopeScaling, Yarn};
+pub use warning::ConfigWarning;

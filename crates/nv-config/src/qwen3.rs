@@ -3,14 +3,16 @@
 //! What the graph can't compute is refused here, by name, so that no later layer has to ask. It knows nothing of
 //! tensors, nor of where the file came from.
 
+use std::fmt::Display;
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::json::{self, Field, Fields, agreed, describe};
+use crate::json::{self, Field, Fields, describe};
 use crate::rope::{Rope, RopeScaling};
+use crate::warning::ConfigWarning;
 
 /// The shape of a dense Qwen3 model, as its `config.json` gives it. Fields bear transformers' names.
 ///
@@ -19,7 +21,7 @@ use crate::rope::{Rope, RopeScaling};
 ///
 /// Six sizes are required: `vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`,
 /// `num_attention_heads` and `num_key_value_heads`. Other fields have the defaults below, which also stand in for
-/// null. Unknown fields are ignored.
+/// null. Unknown fields are ignored. Fields that decide nothing in a model may hold anything.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Qwen3Config {
     /// Rows of the embedding matrix, and logits per position. May exceed the tokenizer's vocabulary.
@@ -32,7 +34,7 @@ pub struct Qwen3Config {
     pub num_hidden_layers: usize,
     /// Query heads per layer.
     pub num_attention_heads: usize,
-    /// Key heads, and value heads, per layer. Divides `num_attention_heads`.
+    /// Key heads, and value heads, per layer. Divides `num_attention_heads`, which null stands for.
     pub num_key_value_heads: usize,
     /// Width of one head, even. Default 128. `num_attention_heads * head_dim` need not be `hidden_size`.
     pub head_dim: usize,
@@ -45,9 +47,9 @@ pub struct Qwen3Config {
     /// The longest sequence, in tokens. Default 40960. With YaRN at least `factor` times the original context, whatever
     /// the file says: Qwen's own instructions add `rope_scaling` and leave this field as it is.
     pub max_position_embeddings: usize,
-    /// Whether `lm_head` is the embedding matrix. Default true.
+    /// Whether `lm_head` is the embedding matrix, unless the checkpoint holds an `lm_head.weight`. Default true.
     pub tie_word_embeddings: bool,
-    /// The MLP's gate activation. Default and only choice `silu`.
+    /// The MLP's gate activation. Default and only choice `silu`, which files may also call `swish`.
     pub hidden_act: String,
     /// Whether the four projections of attention have a bias. Default false.
     pub attention_bias: bool,
@@ -57,18 +59,20 @@ pub struct Qwen3Config {
     pub sliding_window: Option<usize>,
     /// Layers before this one attend to everything. Default 28.
     pub max_window_layers: usize,
-    /// The kind of attention of each layer; empty if the file leaves it to the three fields above.
+    /// The kind of attention of each layer, whatever `max_window_layers` says; empty if the file leaves it to that field.
     pub layer_types: Vec<String>,
-    /// Tokens that end a text; the file gives one or a list.
+    /// Tokens that end a text; the file gives one or a list. One outside the vocabulary never comes.
     pub eos_token_id: Vec<u32>,
-    /// The token that starts a text.
+    /// The token that starts a text; `None` if what the file says is no token's id.
     pub bos_token_id: Option<u32>,
-    /// What the weights are stored as, from `dtype` or `torch_dtype`.
+    /// What to compute in, from `dtype` or `torch_dtype`; `None` if it is none of these, and the weights' own dtype decides.
     pub dtype: Option<Dtype>,
     /// The classes in transformers that load this checkpoint; empty if the file doesn't say.
     pub architectures: Vec<String>,
     /// Default and only choice `qwen3`.
     pub model_type: String,
+    /// What the file leaves open or says in vain; [`validate`](Qwen3Config::validate) doesn't look at it.
+    pub warnings: Vec<ConfigWarning>,
 }
 
 /// What weights are stored as.
@@ -153,41 +157,74 @@ impl Qwen3Config {
         check_model(&model_type, &architectures)?;
         check_quantization(&fields)?;
 
-        let use_sliding_window = fields.get_or("use_sliding_window", false)?;
-        let sliding_window = match fields.get("sliding_window")? {
-            // transformers' default: only null turns the window off.
-            None if !fields.is_null("sliding_window") => Some(4096),
-            given => given,
-        };
-        let max_position_embeddings = fields.get_or("max_position_embeddings", 40960)?;
+        if let Some(Value::Object(layers)) = fields.value("per_layer_config")
+            && !layers.is_empty()
+        {
+            let found = format!("an object of {} layers", layers.len());
+            return Err(Error::unsupported("per_layer_config", found, "layers that are alike"));
+        }
+
+        let mut defaults = Defaults { fields: &fields, guessed: Vec::new() };
+        let tie_word_embeddings = defaults.get_or("tie_word_embeddings", true, "false")?;
+        let max_position_embeddings = defaults.get_or("max_position_embeddings", 40960, "32768")?;
         let rope = Rope::from_fields(&fields, max_position_embeddings)?;
+        let mut warnings = defaults.guessed;
+        if rope.theta.is_none() {
+            warnings.push(guessed("rope_theta", DEFAULT_ROPE_THETA, "10000"));
+        }
+        warnings.extend(rope.warnings);
+
+        let num_attention_heads = fields.require("num_attention_heads")?;
+        let use_sliding_window = fields.get_or("use_sliding_window", false)?;
+        let (sliding_window, max_window_layers) = if use_sliding_window {
+            sliding_window(&fields)?
+        } else {
+            (None, fields.get_if_valid("max_window_layers"))
+        };
+        let vocab_size: usize = fields.require("vocab_size")?;
+        let is_token = |&id: &u32| (id as usize) < vocab_size;
+        let eos_token_id: Vec<u32> = fields.get_or("eos_token_id", Vec::new())?;
+        let outside: Vec<u32> = eos_token_id.iter().copied().filter(|id| !is_token(id)).collect();
+        if !outside.is_empty() {
+            let because = format!("the vocabulary has {vocab_size} tokens, so it never comes");
+            let (field, value) = ("eos_token_id".to_owned(), describe(&outside.into()));
+            warnings.push(ConfigWarning::Ignored { field, value, because });
+        }
         let config = Self {
-            vocab_size: fields.require("vocab_size")?,
+            vocab_size,
             hidden_size: fields.require("hidden_size")?,
             intermediate_size: fields.require("intermediate_size")?,
             num_hidden_layers: fields.require("num_hidden_layers")?,
-            num_attention_heads: fields.require("num_attention_heads")?,
-            num_key_value_heads: fields.require("num_key_value_heads")?,
+            num_attention_heads,
+            num_key_value_heads: if fields.is_null("num_key_value_heads") {
+                num_attention_heads
+            } else {
+                fields.require("num_key_value_heads")?
+            },
             head_dim: fields.get_or("head_dim", 128)?,
             rms_norm_eps: fields.get_or("rms_norm_eps", 1e-6)?,
-            rope_theta: rope.theta.unwrap_or(1e6),
+            rope_theta: rope.theta.unwrap_or(DEFAULT_ROPE_THETA),
             max_position_embeddings: match &rope.scaling {
                 Some(RopeScaling::Yarn(yarn)) => max_position_embeddings.max(yarn.context_len()),
                 None => max_position_embeddings,
             },
             rope_scaling: rope.scaling,
-            tie_word_embeddings: fields.get_or("tie_word_embeddings", true)?,
-            hidden_act: fields.get_or("hidden_act", "silu".to_owned())?,
+            tie_word_embeddings,
+            hidden_act: match fields.get_or("hidden_act", SILU.to_owned())?.as_str() {
+                "swish" => SILU.to_owned(),
+                other => other.to_owned(),
+            },
             attention_bias: fields.get_or("attention_bias", false)?,
             use_sliding_window,
-            sliding_window: sliding_window.filter(|_| use_sliding_window),
-            max_window_layers: fields.get_or("max_window_layers", 28)?,
-            layer_types: fields.get_or("layer_types", Vec::new())?,
-            eos_token_id: fields.get_or("eos_token_id", Vec::new())?,
-            bos_token_id: fields.get("bos_token_id")?,
-            dtype: agreed([fields.get_spelling("dtype")?, fields.get_spelling("torch_dtype")?])?,
+            sliding_window,
+            max_window_layers: max_window_layers.unwrap_or(28),
+            layer_types: layer_types(&fields)?,
+            eos_token_id,
+            bos_token_id: fields.get_if_valid("bos_token_id").filter(is_token),
+            dtype: fields.get_if_valid("dtype").or_else(|| fields.get_if_valid("torch_dtype")),
             architectures,
             model_type,
+            warnings,
         };
         config.validate()?;
         Ok(config)
@@ -262,46 +299,46 @@ impl Qwen3Config {
 
     /// Every layer attends to everything before it, and the MLP is gated by SiLU.
     fn check_attention(&self) -> Result<()> {
-        if self.hidden_act != "silu" {
+        if self.hidden_act != SILU {
             let found = format!("{:?}", self.hidden_act);
-            return Err(Error::unsupported("hidden_act", found, r#""silu""#));
-        }
-        let first_windowed = self.max_window_layers;
-        if let Some(window) = self.sliding_window
-            && self.use_sliding_window
-            && first_windowed < self.num_hidden_layers
-        {
-            let value = format!("{window} from layer {first_windowed} on");
-            let supported = "full attention in every layer";
-            return Err(Error::unsupported("sliding_window", value, supported));
-        }
-        if let Some(layer) = self.layer_types.iter().position(|kind| kind != "full_attention") {
-            let value = format!("{:?}", self.layer_types[layer]);
-            let field = format!("layer_types[{layer}]");
-            return Err(Error::unsupported(field, value, r#""full_attention""#));
+            return Err(Error::unsupported("hidden_act", found, format!("{SILU:?}")));
         }
         let len = self.layer_types.len();
         if len != 0 && len != self.num_hidden_layers {
             let expected = format!("num_hidden_layers ({}) items", self.num_hidden_layers);
             return Err(Error::invalid("layer_types", expected, len));
         }
+        let window = self.sliding_window.filter(|_| self.use_sliding_window);
+        // One that holds the longest sequence cuts nothing off.
+        let is_wide = |window| window >= self.max_position_embeddings;
+        let first_windowed = self.max_window_layers;
+        if let Some(window) = window
+            && !is_wide(window)
+            && self.layer_types.is_empty()
+            && first_windowed < self.num_hidden_layers
+        {
+            let value = format!("{window} from layer {first_windowed} on");
+            let supported = "full attention in every layer";
+            return Err(Error::unsupported("sliding_window", value, supported));
+        }
+        let is_full = |kind: &str| match kind {
+            "sliding_attention" => window.is_some_and(is_wide),
+            kind => kind == FULL_ATTENTION,
+        };
+        if let Some(layer) = self.layer_types.iter().position(|kind| !is_full(kind)) {
+            let value = format!("{:?}", self.layer_types[layer]);
+            let field = format!("layer_types[{layer}]");
+            return Err(Error::unsupported(field, value, format!("{FULL_ATTENTION:?}")));
+        }
         Ok(())
     }
 
-    /// Token ids that the model can produce.
+    /// Token ids are 32 bits wide.
     fn check_token_ids(&self) -> Result<()> {
-        if u32::try_from(self.vocab_size).is_err() {
-            return Err(Error::invalid("vocab_size", "at most 4294967295", self.vocab_size));
+        match u32::try_from(self.vocab_size) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::invalid("vocab_size", "at most 4294967295", self.vocab_size)),
         }
-        let eos = self.eos_token_id.iter().map(|&id| ("eos_token_id", id));
-        let bos = self.bos_token_id.iter().map(|&id| ("bos_token_id", id));
-        for (field, id) in eos.chain(bos) {
-            if id as usize >= self.vocab_size {
-                let expected = format!("an id below vocab_size ({})", self.vocab_size);
-                return Err(Error::invalid(field, expected, id));
-            }
-        }
-        Ok(())
     }
 
     /// The parameter count, `None` if it doesn't fit in 64 bits.
@@ -331,6 +368,57 @@ impl Qwen3Config {
             lm_head,
         ])
     }
+}
+
+const SILU: &str = "silu";
+const FULL_ATTENTION: &str = "full_attention";
+const DEFAULT_ROPE_THETA: f64 = 1e6;
+
+/// Fields whose default is Qwen3's own, not that of transformers: each that is missing is noted.
+struct Defaults<'a, 'b> {
+    fields: &'a Fields<'b>,
+    guessed: Vec<ConfigWarning>,
+}
+
+impl Defaults<'_, '_> {
+    fn get_or<T: Field + Display>(
+        &mut self,
+        field: &'static str,
+        default: T,
+        transformers: &str,
+    ) -> Result<T> {
+        let given = self.fields.get(field)?;
+        if given.is_none() {
+            self.guessed.push(guessed(field, &default, transformers));
+        }
+        Ok(given.unwrap_or(default))
+    }
+}
+
+fn guessed(field: &'static str, assumed: impl ToString, transformers: &str) -> ConfigWarning {
+    let (assumed, transformers) = (assumed.to_string(), transformers.to_owned());
+    ConfigWarning::Guessed { field, assumed, transformers }
+}
+
+/// `sliding_window` and `max_window_layers` of a model that uses them.
+fn sliding_window(fields: &Fields) -> Result<(Option<usize>, Option<usize>)> {
+    let window = match fields.get("sliding_window")? {
+        // transformers' default: only null turns the window off.
+        None if !fields.is_null("sliding_window") => Some(4096),
+        given => given,
+    };
+    Ok((window, fields.get("max_window_layers")?))
+}
+
+/// `layer_types` with the name that transformers gives to what it once called `attention`.
+fn layer_types(fields: &Fields) -> Result<Vec<String>> {
+    let mut layer_types: Vec<String> = fields.get_or("layer_types", Vec::new())?;
+    for kind in &mut layer_types {
+        if kind == "attention" {
+            FULL_ATTENTION.clone_into(kind);
+        }
+    }
+    Ok(layer_types)
 }
 
 /// Refuses models other than dense Qwen3, and its heads other than the one for causal language modelling.
@@ -365,10 +453,11 @@ impl Field for Dtype {
     const EXPECTED: &str = r#""bfloat16", "float16" or "float32""#;
 
     fn from_json(value: &Value) -> Option<Self> {
-        match value.as_str()? {
-            "bfloat16" => Some(Self::BFloat16),
-            "float16" => Some(Self::Float16),
-            "float32" => Some(Self::Float32),
+        let name = value.as_str()?;
+        match name.strip_prefix("torch.").unwrap_or(name) {
+            "bfloat16" | "bf16" => Some(Self::BFloat16),
+            "float16" | "half" | "fp16" => Some(Self::Float16),
+            "float32" | "float" | "fp32" => Some(Self::Float32),
             _ => None,
         }
     }
@@ -466,6 +555,7 @@ mod tests {
             dtype: Some(Dtype::BFloat16),
             architectures: vec!["Qwen3ForCausalLM".to_owned()],
             model_type: "qwen3".to_owned(),
+            warnings: vec![],
         };
         assert_eq!(published("Qwen3-32B"), expected);
         assert_eq!((expected.q_size(), expected.kv_size()), (8192, 1024));
@@ -498,6 +588,11 @@ mod tests {
             dtype: None,
             architectures: vec![],
             model_type: "qwen3".to_owned(),
+            warnings: vec![
+                guessed("tie_word_embeddings", true, "false"),
+                guessed("max_position_embeddings", 40960, "32768"),
+                guessed("rope_theta", 1_000_000, "10000"),
+            ],
         };
         let optional = [
             "head_dim",
@@ -521,6 +616,7 @@ mod tests {
             "model_type",
             "partial_rotary_factor",
             "quantization_config",
+            "per_layer_config",
         ];
         let nulls = optional.iter().map(|&key| (key.to_owned(), Value::Null)).collect();
         assert_eq!(parse(json!({})).unwrap(), expected);
@@ -606,16 +702,183 @@ mod tests {
     fn token_ids_and_dtypes_are_read_in_every_spelling() {
         let config = parse(json!({"eos_token_id": [7, 299], "dtype": "float32"})).unwrap();
         assert_eq!((config.eos_token_id, config.dtype), (vec![7, 299], Some(Dtype::Float32)));
-        let config = parse(json!({"dtype": "float16", "torch_dtype": "float16"})).unwrap();
-        assert_eq!(config.dtype, Some(Dtype::Float16));
+        let check = |fields: Value, dtype: Option<Dtype>| {
+            assert_eq!(parse(fields.clone()).unwrap().dtype, dtype, "{fields}");
+        };
+        check(json!({"dtype": "float16", "torch_dtype": "float16"}), Some(Dtype::Float16));
+        // As in transformers, `dtype` wins.
+        check(json!({"dtype": "float32", "torch_dtype": "bfloat16"}), Some(Dtype::Float32));
+        check(json!({"torch_dtype": "torch.bfloat16"}), Some(Dtype::BFloat16));
+        check(json!({"torch_dtype": "half"}), Some(Dtype::Float16));
+        for unknown in [json!("auto"), json!("float8_e4m3fn"), json!("float64"), json!({"": 1})] {
+            check(json!({ "torch_dtype": unknown }), None);
+            check(json!({ "dtype": unknown, "torch_dtype": "float32" }), Some(Dtype::Float32));
+        }
+    }
+
+    /// transformers 5.24 computes the same logits with each of these fields as without it, or refuses its type alone.
+    #[test]
+    fn fields_that_decide_nothing_may_hold_anything() {
+        let given = json!({
+            "tie_word_embeddings": true, "rope_theta": 1e6, "max_position_embeddings": 40960,
+        });
+        let parse = |fields: &Value| {
+            let mut object = given.clone();
+            object.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            parse(object)
+        };
+        let plain = parse(&json!({})).unwrap();
+        for fields in [
+            json!({"bos_token_id": 99_999}),
+            json!({"bos_token_id": -1}),
+            json!({"bos_token_id": [1]}),
+            json!({"bos_token_id": "<s>"}),
+            json!({"pad_token_id": 99_999}),
+            json!({"pad_token_id": -1}),
+            json!({"eos_token_id": -1}),
+            json!({"eos_token_id": []}),
+            json!({"torch_dtype": "auto"}),
+            json!({"hidden_size": 24.0, "max_position_embeddings": 40960.0, "vocab_size": 3e2}),
+            json!({"sliding_window": -1}),
+            json!({"sliding_window": "none"}),
+            json!({"sliding_window": false, "max_window_layers": -1}),
+            json!({"max_window_layers": null}),
+            json!({"hidden_act": "swish"}),
+            json!({"rope_scaling": {"rope_type": "default", "factor": 1.0, "finetuned": true}}),
+            json!({"rope_scaling": {"type": "linear", "factor": 1}}),
+            json!({"rope_scaling": {"type": "dynamic", "factor": 1.0}}),
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 1, "low_freq_factor": 1.0}}),
+            json!({"original_max_position_embeddings": 64}),
+            json!({"per_layer_config": {}}),
+            json!({"attention_dropout": "x", "initializer_range": null, "use_cache": "maybe"}),
+        ] {
+            let config = parse(&fields).unwrap_or_else(|error| panic!("{fields}: {error}"));
+            assert_eq!(config, plain, "{fields}");
+        }
+
+        let check = |fields: Value, expected: Qwen3Config| {
+            assert_eq!(parse(&fields).unwrap(), expected, "{fields}");
+        };
+        check(
+            json!({"num_key_value_heads": null}),
+            Qwen3Config { num_key_value_heads: 4, ..plain.clone() },
+        );
+        let eos_token_id = vec![2, 2];
+        check(json!({"eos_token_id": [2, 2.0]}), Qwen3Config { eos_token_id, ..plain.clone() });
+        let architectures = vec!["Qwen3ForCausalLM".to_owned()];
+        check(
+            json!({"architectures": "Qwen3ForCausalLM"}),
+            Qwen3Config { architectures, ..plain.clone() },
+        );
+        let layer_types = vec!["full_attention".to_owned(); 2];
+        check(
+            json!({"layer_types": ["attention", "full_attention"]}),
+            Qwen3Config { layer_types: layer_types.clone(), ..plain.clone() },
+        );
+        check(
+            json!({
+                "layer_types": layer_types, "use_sliding_window": true, "sliding_window": 8,
+                "max_window_layers": 0,
+            }),
+            Qwen3Config {
+                layer_types,
+                use_sliding_window: true,
+                sliding_window: Some(8),
+                max_window_layers: 0,
+                ..plain.clone()
+            },
+        );
+        check(
+            json!({"use_sliding_window": true, "sliding_window": 40960, "max_window_layers": 0}),
+            Qwen3Config {
+                use_sliding_window: true,
+                sliding_window: Some(40960),
+                max_window_layers: 0,
+                ..plain.clone()
+            },
+        );
+        check(
+            json!({"eos_token_id": [7, 300]}),
+            Qwen3Config {
+                eos_token_id: vec![7, 300],
+                warnings: vec![ConfigWarning::Ignored {
+                    field: "eos_token_id".to_owned(),
+                    value: "[300]".to_owned(),
+                    because: "the vocabulary has 300 tokens, so it never comes".to_owned(),
+                }],
+                ..plain
+            },
+        );
+    }
+
+    #[test]
+    fn what_transformers_ignores_of_rope_is_ignored_with_a_warning() {
+        let check = |rope: Value, same: Value, expected: &[&str]| {
+            let read =
+                |rope: &Value| parse(json!({ "rope_theta": 1e4, "rope_scaling": rope })).unwrap();
+            let (found, same) = (read(&rope), read(&same));
+            assert_eq!(found.rope_scaling, same.rope_scaling, "{rope}");
+            let warnings: Vec<_> = found.warnings.iter().map(ToString::to_string).collect();
+            let ignored: Vec<_> = warnings.iter().filter(|line| line.contains("ignored")).collect();
+            assert_eq!(ignored, expected, "{rope}");
+        };
+        let yarn =
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+        // As DeepSeek-R1-0528-Qwen3-8B has it.
+        let mut deepseek = yarn.clone();
+        deepseek["attn_factor"] = json!(0.878_248_856_286_941_9);
+        check(
+            deepseek,
+            yarn.clone(),
+            &[
+                "field `rope_scaling.attn_factor` (0.8782488562869419) is ignored: transformers has no such \
+               parameter of rope type \"yarn\"; vLLM has, and to compute as vLLM does, add an \
+               attention_factor of attn_factor * (0.1 * ln(factor) + 1)",
+            ],
+        );
+        let mut finetuned = yarn.clone();
+        finetuned["finetuned"] = json!(true);
+        check(finetuned, yarn.clone(), &[]);
+        let mut zero = yarn.clone();
+        zero["beta_fast"] = json!(0);
+        zero["beta_slow"] = json!(0.0);
+        check(zero, yarn.clone(), &[]);
+        let (mut null, mut cut) = (yarn.clone(), yarn);
+        null["truncate"] = Value::Null;
+        cut["truncate"] = json!(false);
+        check(null, cut, &[]);
+        check(
+            json!({"factor": 2.0}),
+            Value::Null,
+            &[
+                "field `rope_scaling.factor` (2.0) is ignored: transformers has no such parameter of rope type \"default\"",
+            ],
+        );
+        check(
+            json!({"rope_type": "default", "mrope_section": [24, 20, 20]}),
+            Value::Null,
+            &[
+                "field `rope_scaling.mrope_section` ([24,20,20]) is ignored: transformers has no such parameter of rope type \"default\"",
+            ],
+        );
+        // The field of the whole config stands in for that of the object.
+        let outside = json!({
+            "original_max_position_embeddings": 16, "rope_scaling": {"type": "yarn", "factor": 4},
+        });
+        let Some(RopeScaling::Yarn(yarn)) = parse(outside).unwrap().rope_scaling else {
+            panic!("it is there")
+        };
+        assert_eq!(yarn.original_max_position_embeddings, 16);
     }
 
     #[test]
     fn wrong_values_are_named() {
-        for field in ["vocab_size", "num_key_value_heads"] {
-            let message = format!("field `{field}`: missing, and it has no default");
-            check_error(json!({ field: null }), &message);
-        }
+        let missing = |field| format!("field `{field}`: missing, and it has no default");
+        check_error(json!({"vocab_size": null}), &missing("vocab_size"));
+        let absent = r#"{"vocab_size": 300, "hidden_size": 24, "intermediate_size": 40,
+            "num_hidden_layers": 2, "num_attention_heads": 4}"#;
+        let error = serde_json::from_str::<Qwen3Config>(absent).unwrap_err();
+        assert_eq!(error.to_string(), missing("num_key_value_heads"));
         for field in ["hidden_size", "num_hidden_layers", "head_dim", "max_position_embeddings"] {
             check_error(
                 json!({ field: 0 }),
@@ -646,16 +909,8 @@ mod tests {
             "field `tie_word_embeddings`: expected true or false, found \"yes\"",
         );
         check_error(
-            json!({"eos_token_id": [1, -1]}),
-            "field `eos_token_id`: expected a token id or a list of token ids, found [1,-1]",
-        );
-        check_error(
-            json!({"eos_token_id": [1, 300]}),
-            "field `eos_token_id`: expected an id below vocab_size (300), found 300",
-        );
-        check_error(
-            json!({"bos_token_id": 4_294_967_296_u64}),
-            "field `bos_token_id`: expected a token id, found 4294967296",
+            json!({"eos_token_id": [1, "</s>"]}),
+            r#"field `eos_token_id`: expected a token id or a list of token ids, found [1,"</s>"]"#,
         );
         check_error(
             json!({"layer_types": ["full_attention"]}),
@@ -746,8 +1001,11 @@ mod tests {
              `rope_parameters` ({\"rope_type\":\"default\"}) disagree; keep one",
         );
         check_error(
-            json!({"dtype": "float32", "torch_dtype": "bfloat16"}),
-            "fields `dtype` (\"float32\") and `torch_dtype` (\"bfloat16\") disagree; keep one",
+            json!({"original_max_position_embeddings": 64, "rope_scaling": {
+                "type": "yarn", "factor": 2, "original_max_position_embeddings": 32,
+            }}),
+            "fields `rope_scaling.original_max_position_embeddings` (32) and \
+             `original_max_position_embeddings` (64) disagree; keep one",
         );
     }
 
@@ -821,37 +1079,21 @@ mod tests {
             "hidden_act`: \"gelu\" is not supported, only \"silu\"",
         );
         check(
-            json!({"dtype": "float8_e4m3fn"}),
-            "dtype`: expected \"bfloat16\", \"float16\" or \"float32\", found \"float8_e4m3fn\"",
-        );
-        check(
             json!({"rope_scaling": {"type": "linear", "factor": 2}}),
             "rope_scaling.rope_type`: \"linear\" is not supported, only \"default\" and \"yarn\"",
         );
-        let common = "rope_type, type, rope_theta, partial_rotary_factor";
         check(
-            json!({"rope_scaling": {"factor": 2}}),
-            &format!(
-                "rope_scaling.factor`: 2 is not supported, only {common} with rope type \"default\""
-            ),
+            json!({"rope_scaling": {"type": "dynamic", "factor": 2}}),
+            "rope_scaling.rope_type`: \"dynamic\" is not supported, only \"default\" and \"yarn\"",
         );
         check(
-            json!({"rope_parameters": {"rope_type": "yarn", "mrope_section": [24, 20, 20]}}),
-            &format!(
-                "rope_parameters.mrope_section`: [24,20,20] is not supported, only {common}, factor, \
-                 original_max_position_embeddings, attention_factor, beta_fast, beta_slow, mscale, \
-                 mscale_all_dim, truncate with rope type \"yarn\""
-            ),
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
+            "rope_parameters.full_attention`: {\"rope_theta\":10000.0} is not supported, only rope_type, \
+             type, rope_theta, partial_rotary_factor, finetuned with rope type \"default\"",
         );
-        // As DeepSeek-R1-0528-Qwen3-8B has it.
         check(
-            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.878}}),
-            &format!(
-                "rope_scaling.attn_factor`: 0.878 is not supported, only {common}, factor, \
-                 original_max_position_embeddings, attention_factor, beta_fast, beta_slow, mscale, \
-                 mscale_all_dim, truncate with rope type \"yarn\"; remove it, as transformers ignores it, \
-                 or have it as vLLM does, by an attention_factor of attn_factor * (0.1 * ln(factor) + 1)"
-            ),
+            json!({"per_layer_config": {"0": {"intermediate_size": 16}}}),
+            "per_layer_config`: an object of 1 layers is not supported, only layers that are alike",
         );
         for (fields, field) in [
             (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
@@ -941,6 +1183,7 @@ mod tests {
         "use_sliding_window",
         "max_window_layers",
         "quantization_config",
+        "per_layer_config",
     ];
 
     proptest! {

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::json::{Fields, agreed, describe};
+use crate::warning::ConfigWarning;
 
 /// How positions beyond the trained context are handled.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,15 +117,19 @@ impl Yarn {
 pub(crate) struct Rope {
     pub(crate) theta: Option<f64>,
     pub(crate) scaling: Option<RopeScaling>,
+    pub(crate) warnings: Vec<ConfigWarning>,
 }
 
-/// Fields that say the same for every rope type.
-const COMMON_KEYS: &[&str] = &["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+/// Fields that say the same for every rope type, or nothing.
+const COMMON_KEYS: &[&str] =
+    &["rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"];
+
+const ORIGINAL_MAX_POSITION_EMBEDDINGS: &str = "original_max_position_embeddings";
 
 /// Fields that go with rope type `yarn`.
 const YARN_KEYS: &[&str] = &[
     "factor",
-    "original_max_position_embeddings",
+    ORIGINAL_MAX_POSITION_EMBEDDINGS,
     "attention_factor",
     "beta_fast",
     "beta_slow",
@@ -139,63 +144,86 @@ impl Rope {
         full_rotation(config)?;
         let mut thetas = vec![config.get_spelling("rope_theta")?];
         let mut scalings = Vec::new();
+        let mut warnings = Vec::new();
         for key in ["rope_scaling", "rope_parameters"] {
             let Some(fields) = config.object(key)? else { continue };
             full_rotation(&fields)?;
             thetas.push(fields.get_spelling("rope_theta")?);
-            let scaling = scaling_from_fields(&fields, max_position_embeddings)?;
+            let scaling =
+                scaling_from_fields(&fields, config, max_position_embeddings, &mut warnings)?;
             scalings.push(Some(config.spelling(key, scaling)));
         }
-        Ok(Self { theta: agreed(thetas)?, scaling: agreed(scalings)?.flatten() })
+        Ok(Self { theta: agreed(thetas)?, scaling: agreed(scalings)?.flatten(), warnings })
     }
 }
 
+/// Reads one object of rope parameters. What transformers ignores in it is ignored here, with a warning.
 fn scaling_from_fields(
     fields: &Fields,
+    config: &Fields,
     max_position_embeddings: usize,
+    warnings: &mut Vec<ConfigWarning>,
 ) -> Result<Option<RopeScaling>> {
     let rope_type: Option<String> =
         agreed([fields.get_spelling("rope_type")?, fields.get_spelling("type")?])?;
     let yarn_keys = match rope_type.as_deref() {
         None | Some("default") => &[],
         Some("yarn") => YARN_KEYS,
+        // A factor of 1 leaves every frequency as it is.
+        Some("linear" | "dynamic" | "llama3") if fields.get("factor")? == Some(1.0) => {
+            return Ok(None);
+        }
         Some(other) => {
             let name = fields.name("rope_type");
             return Err(Error::unsupported(name, format!("{other:?}"), r#""default" and "yarn""#));
         }
     };
-    // A field that is not known here would change the rotation in a way that the graph does not follow.
     for (key, value) in fields.iter() {
-        if !COMMON_KEYS.contains(&key) && !yarn_keys.contains(&key) {
+        let is_plain = key == "factor" && value.as_f64() == Some(1.0);
+        if COMMON_KEYS.contains(&key) || yarn_keys.contains(&key) || is_plain {
+            continue;
+        }
+        let rope_type = rope_type.as_deref().unwrap_or("default");
+        // Parameters of each kind of layer, of which Qwen3 has one.
+        if value.is_object() {
             let known = [COMMON_KEYS, yarn_keys].concat().join(", ");
-            let rope_type = rope_type.as_deref().unwrap_or("default");
-            let mut supported = format!("{known} with rope type {rope_type:?}");
-            if key == "attn_factor" {
-                supported += "; remove it, as transformers ignores it, or have it as vLLM does, \
-                              by an attention_factor of attn_factor * (0.1 * ln(factor) + 1)";
-            }
+            let supported = format!("{known} with rope type {rope_type:?}");
             return Err(Error::unsupported(fields.name(key), describe(value), supported));
         }
+        let mut because = format!("transformers has no such parameter of rope type {rope_type:?}");
+        if key == "attn_factor" {
+            because += "; vLLM has, and to compute as vLLM does, \
+                        add an attention_factor of attn_factor * (0.1 * ln(factor) + 1)";
+        }
+        let (field, value) = (fields.name(key), describe(value));
+        warnings.push(ConfigWarning::Ignored { field, value, because });
     }
     if yarn_keys.is_empty() {
         return Ok(None);
     }
 
-    let original: Option<usize> = fields.get("original_max_position_embeddings")?;
+    let original: Option<usize> = agreed([
+        fields.get_spelling(ORIGINAL_MAX_POSITION_EMBEDDINGS)?,
+        config.get_spelling(ORIGINAL_MAX_POSITION_EMBEDDINGS)?,
+    ])?;
     let factor = match (fields.get::<f64>("factor")?, original) {
         (Some(factor), _) => factor,
         (None, Some(original)) => max_position_embeddings as f64 / original as f64,
         (None, None) => return Err(Error::Missing { field: fields.name("factor") }),
     };
+    // As in transformers, a beta of zero is as good as none, and a null `truncate` is false.
+    let beta = |key, default| -> Result<f64> {
+        Ok(fields.get(key)?.filter(|&beta| beta != 0.0).unwrap_or(default))
+    };
     Ok(Some(RopeScaling::Yarn(Yarn {
         factor,
         original_max_position_embeddings: original.unwrap_or(max_position_embeddings),
         attention_factor: fields.get("attention_factor")?,
-        beta_fast: fields.get_or("beta_fast", 32.0)?,
-        beta_slow: fields.get_or("beta_slow", 1.0)?,
+        beta_fast: beta("beta_fast", 32.0)?,
+        beta_slow: beta("beta_slow", 1.0)?,
         mscale: fields.get("mscale")?,
         mscale_all_dim: fields.get("mscale_all_dim")?,
-        truncate: fields.get_or("truncate", true)?,
+        truncate: fields.get_or("truncate", !fields.is_null("truncate"))?,
     })))
 }
 
