@@ -26,6 +26,9 @@ const FAULT_AROUND_BYTES: usize = 64 << 10;
 /// The tensors of one or more safetensors files, checked in full and not yet read.
 ///
 /// Opening costs what parsing the headers costs. Tensors are borrowed from the files' bytes; nothing is converted.
+///
+/// A name that no file stores may still be a tensor's: safetensors' `save_model` writes tensors that share memory once, and
+/// says in the file's metadata what the others are [stored as](Self::stored_as). Tensors are found by these names, too.
 pub struct Checkpoint {
     files: Vec<CheckpointFile>,
     /// Each with the index of its file; sorted by name, all names different.
@@ -122,7 +125,13 @@ impl Checkpoint {
         Ok(SharedTensor { checkpoint: Arc::clone(self), index })
     }
 
-    /// All tensors, sorted by name.
+    /// The name that the metadata of a file give for `name`, which no file stores. There may be no tensor of that name.
+    pub fn stored_as(&self, name: &str) -> Option<&str> {
+        let stored_as = || self.files.iter().find_map(|file| file.metadata.get(name));
+        self.position(name).map_or_else(stored_as, |_| None).map(String::as_str)
+    }
+
+    /// All tensors, sorted by the names that they are stored under.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
         (0..self.tensors.len()).map(|index| self.view(index))
     }
@@ -162,6 +171,10 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
+        self.position(name).or_else(|| self.position(self.stored_as(name)?))
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
         self.tensors.binary_search_by(|(_, info)| info.name.as_str().cmp(name)).ok()
     }
 
@@ -172,7 +185,8 @@ impl Checkpoint {
 
     fn not_found(&self, name: &str) -> Error {
         let paths = self.files.iter().map(|file| file.path.clone()).collect();
-        Error::TensorNotFound { name: name.into(), paths }
+        let stored_as = self.stored_as(name).map(str::to_owned);
+        Error::TensorNotFound { name: name.into(), stored_as, paths }
     }
 }
 
@@ -199,7 +213,7 @@ impl CheckpointFile {
 }
 
 impl<'a> TensorView<'a> {
-    /// The name.
+    /// The name that the tensor is stored under.
     pub fn name(&self) -> &'a str {
         &self.info.name
     }
@@ -386,6 +400,45 @@ pub(crate) mod tests {
         }
     }
 
+    /// `tensors` as [`safetensors`] has them, with `metadata`.
+    fn with_metadata(tensors: &[(&str, &str, &[usize], &[u8])], metadata: &str) -> Vec<u8> {
+        let file = safetensors(tensors, 0);
+        let (len, rest) = file.split_first_chunk().unwrap();
+        let (json, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*len)).unwrap());
+        let json = str::from_utf8(json).unwrap();
+        let json = json.replacen('{', &format!(r#"{{"__metadata__":{metadata},"#), 1);
+        [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()
+    }
+
+    #[test]
+    fn tensors_are_found_by_the_names_that_metadata_give_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let metadata = r#"{"format": "pt", "b": "a", "a": "c", "gone": "nowhere", "x": "y", "y": "x",
+            "chain": "b"}"#;
+        let first = with_metadata(&[("a", "U8", &[2], &[1, 2])], metadata);
+        let second = with_metadata(&[("c", "U8", &[1], &[3])], r#"{"e": "a"}"#);
+        let paths = [write(&dir, "1.safetensors", &first), write(&dir, "2.safetensors", &second)];
+        let checkpoint = Arc::new(Checkpoint::open(&paths).unwrap());
+        for name in ["a", "b", "e"] {
+            let tensor = checkpoint.tensor(name).unwrap();
+            assert_eq!((tensor.name(), tensor.bytes()), ("a", &[1, 2][..]), "{name}");
+            assert_eq!(checkpoint.shared_tensor(name).unwrap().view().name(), "a");
+        }
+        let vb = checkpoint.var_builder(DType::F32, &Device::Cpu);
+        assert!(vb.contains_tensor("b") && !vb.contains_tensor("chain"));
+        assert_eq!(
+            checkpoint.tensors().map(|tensor| tensor.name()).collect::<Vec<_>>(),
+            ["a", "c"]
+        );
+        // A note, a tensor that is nowhere, a cycle, and a chain, which no writer makes.
+        for name in ["format", "pt", "gone", "x", "y", "chain"] {
+            assert!(checkpoint.get(name).is_none(), "{name}");
+        }
+        assert_eq!([checkpoint.stored_as("b"), checkpoint.stored_as("a")], [Some("a"), None]);
+        let message = checkpoint.tensor("gone").unwrap_err().to_string();
+        assert!(message.starts_with("tensor `gone` (stored as `nowhere`) is not in "), "{message}");
+    }
+
     #[test]
     fn a_shared_tensor_outlives_its_checkpoint() {
         let checkpoint = Arc::new(Checkpoint::open(&[fixture()]).unwrap());
@@ -499,7 +552,7 @@ pub(crate) mod tests {
         ];
         assert_eq!(found, expected);
         match checkpoint.tensor("e") {
-            Err(Error::TensorNotFound { name, paths }) => {
+            Err(Error::TensorNotFound { name, paths, .. }) => {
                 assert_eq!((name.as_str(), paths), ("e", vec![first.clone(), second]));
             }
             other => panic!("{other:?}"),

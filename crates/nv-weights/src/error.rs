@@ -186,10 +186,12 @@ pub enum Error {
         second: PathBuf,
     },
     /// No file holds the tensor that was asked for.
-    #[error("tensor `{name}` is not in {}", join(paths))]
+    #[error("tensor `{name}`{} is not in {}", in_brackets(stored_as.as_deref()), join(paths))]
     TensorNotFound {
         /// The tensor.
         name: String,
+        /// The name that a file's metadata give for it.
+        stored_as: Option<String>,
         /// The files of the checkpoint.
         paths: Vec<PathBuf>,
     },
@@ -266,11 +268,8 @@ pub enum Error {
         /// The shard.
         shard: String,
     },
-    /// A tensor is not in the shard where the index puts it.
-    #[error(
-        "{path} puts tensor `{name}` into `{shard}`, but {}",
-        found.as_ref().map_or("no shard holds it".to_owned(), |found| format!("it is in {}", found.display()))
-    )]
+    /// A tensor is in another shard than the index says.
+    #[error("{path} puts tensor `{name}` into `{shard}`, but it is in {found}")]
     MisplacedTensor {
         /// The index.
         path: PathBuf,
@@ -278,18 +277,8 @@ pub enum Error {
         name: String,
         /// The shard that should hold it.
         shard: String,
-        /// The file that holds it, if one does.
-        found: Option<PathBuf>,
-    },
-    /// A shard holds a tensor that the index does not list.
-    #[error("{shard} holds tensor `{name}`, which {path} does not list")]
-    UnlistedTensor {
-        /// The index.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
         /// The file that holds it.
-        shard: PathBuf,
+        found: PathBuf,
     },
 
     /// A model folder lacks a file that every model has.
@@ -508,6 +497,10 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+fn in_brackets(stored_as: Option<&str>) -> String {
+    stored_as.map_or_else(String::new, |name| format!(" (stored as `{}`)", name.escape_debug()))
 }
 
 fn join(paths: &[PathBuf]) -> String {

@@ -187,7 +187,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut header = RawHeader::default();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                header.metadata = map.next_value()?;
+                let metadata: Option<_> = map.next_value()?;
+                header.metadata = metadata.unwrap_or_default();
             } else {
                 let tensor = map
                     .next_value()
@@ -242,6 +243,12 @@ mod tests {
         );
         assert_eq!(header.metadata, BTreeMap::from([("format".to_owned(), "pt".to_owned())]));
         assert!(parse(&file("{}", 0)).unwrap().tensors.is_empty());
+        // As the safetensors library has it.
+        let json =
+            r#"{"__metadata__": null, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}"#;
+        let header = parse(&file(json, 1)).unwrap();
+        assert_eq!((header.tensors.len(), header.metadata.len()), (1, 0));
+        refuse(&file(r#"{"__metadata__": {"step": 1}}"#, 0), "malformed header");
     }
 
     /// Checks that `file` is refused with an error whose causes say `expected`, and name the file.
