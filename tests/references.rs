@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use nv_kernels::Isa;
 use nv_weights::ModelFiles;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 use xtask::cases::{CASES, Case, references_dir};
 use xtask::reference::Reference;
 use xtask::verify::{MODES, Report, deviation, tiers, verify, verify_case};
@@ -113,19 +114,52 @@ fn one_changed_weight_of_the_demo_is_found_by_its_logits() {
     assert_eq!(verdicts, [false; MODES.len()], "{report}");
 }
 
+/// A copy of the checkpoint of `case` with `change` made to its config.
+fn with_config(case: &Case, change: impl FnOnce(&mut Value)) -> (TempDir, ModelFiles) {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    let files = copy_model(&case.checkpoint(dir.path()).unwrap(), &copy);
+    let mut config: Value = serde_json::from_slice(&fs::read(&files.config).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(&files.config, config.to_string()).unwrap();
+    (dir, files)
+}
+
+/// In transformers 5.24 each of these configs gives the logits of the reference.
+#[test]
+fn a_config_that_asks_for_the_same_computation_is_met() {
+    let check = |name: &str, change: &dyn Fn(&mut Value)| {
+        let case = case(name);
+        let (_dir, files) = with_config(case, change);
+        let report = verify_logits(case, &files);
+        assert!(report.passed(), "{report}");
+    };
+    // A head that is there and differs from the embedding is used, whatever the config says.
+    for name in ["untied-gqa1-narrow-heads", "untied-gqa5-sharded"] {
+        check(name, &|config| config["tie_word_embeddings"] = true.into());
+        check(name, &|config| drop(config.as_object_mut().unwrap().remove("tie_word_embeddings")));
+    }
+    check("tied-gqa8-yarn", &|config| config["rope_scaling"]["attn_factor"] = 0.5.into());
+    check("tied-gqa8-yarn", &|config| config["rope_scaling"]["finetuned"] = true.into());
+    check("tied-gqa8-yarn", &|config| {
+        let rope = config["rope_scaling"].as_object_mut().unwrap();
+        let original = rope.remove("original_max_position_embeddings").unwrap();
+        config["original_max_position_embeddings"] = original;
+    });
+    check("tied-gqa2", &|config| config["rope_scaling"] = json!({"type": "linear", "factor": 1}));
+    check("tied-gqa2", &|config| config["rope_scaling"] = json!({"type": "dynamic", "factor": 1}));
+    check("tied-gqa2", &|config| config["rope_scaling"] = json!({"factor": 2}));
+}
+
 #[test]
 fn a_config_that_asks_for_another_computation_is_found_by_its_logits() {
     let check = |name: &str, field: &str, value: Value| {
-        let dir = tempfile::tempdir().unwrap();
         let case = case(name);
-        let copy = dir.path().join("copy");
-        fs::create_dir(&copy).unwrap();
-        let files = copy_model(&case.checkpoint(dir.path()).unwrap(), &copy);
+        let (_dir, files) = with_config(case, |_| ());
         assert!(verify_logits(case, &files).passed(), "{name}");
-
-        let mut config: Value = serde_json::from_slice(&fs::read(&files.config).unwrap()).unwrap();
-        *config.pointer_mut(field).unwrap() = value;
-        fs::write(&files.config, config.to_string()).unwrap();
+        let (_dir, files) =
+            with_config(case, |config| *config.pointer_mut(field).unwrap() = value.clone());
         let report = verify_logits(case, &files);
         assert!(!report.passed(), "{field} makes no difference\n{report}");
     };

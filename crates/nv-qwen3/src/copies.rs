@@ -1,12 +1,13 @@
 //! Which matrices of a checkpoint the CPU kernels cannot read where the file is mapped, and why.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use candle_core::DType;
 use nv_config::Qwen3Config;
 use nv_weights::{Checkpoint, Dtype, TensorView};
 
-use crate::load::tensor_shapes;
+use crate::load::sources_in;
 
 /// A matrix of which a model on the CPU holds a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,17 +51,22 @@ impl fmt::Display for CopyReason {
 /// The matrices that a model on the CPU copies from `checkpoint` to compute in `dtype`, in the order of the graph.
 ///
 /// Every other matrix is read where the checkpoint maps it. Norm weights and biases, some kilobytes, are always copied.
-/// Tensors that `checkpoint` lacks are left out. No weight is read.
+/// Tensors that `checkpoint` lacks are left out. No weight is read, but an `lm_head.weight` that is copied unless it is equal to
+/// the embedding.
 pub fn copied_weights(
     config: &Qwen3Config,
     checkpoint: &Checkpoint,
     dtype: DType,
 ) -> Vec<CopiedWeight> {
-    let matrices = tensor_shapes(config).into_iter().filter(|(_, shape)| shape.len() == 2);
-    let copied = matrices.filter_map(|(name, shape)| {
-        let reason = CopyReason::of(&checkpoint.get(&name)?)?;
-        let num_bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
-        Some(CopiedWeight { name, reason, num_bytes })
-    });
+    let sources = sources_in(config, checkpoint, |view| CopyReason::of(view).is_some());
+    let mut names = BTreeSet::new();
+    let copied =
+        sources.into_iter().filter(|source| source.shape.len() == 2).filter_map(|source| {
+            let tensor = checkpoint.get(&source.stored_as)?;
+            let reason = CopyReason::of(&tensor)?;
+            let num_bytes = source.shape.iter().product::<usize>() * dtype.size_in_bytes();
+            let name = tensor.name();
+            names.insert(name).then(|| CopiedWeight { name: name.to_owned(), reason, num_bytes })
+        });
     copied.collect()
 }

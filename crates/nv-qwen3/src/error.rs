@@ -1,5 +1,6 @@
 //! What can go wrong between a checkpoint and its logits.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use candle_core::{DType, Tensor};
@@ -129,12 +130,28 @@ pub struct TensorReport {
     pub misshapen: Vec<Misshapen>,
     /// Present though the config has no use for them.
     pub unexpected: Vec<String>,
+    /// What the metadata of files say that tensors are stored as, by their names, if under others.
+    pub stored_as: BTreeMap<String, String>,
 }
 
 impl TensorReport {
     /// Whether config and checkpoint agree.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.misshapen.is_empty() && self.unexpected.is_empty()
+    }
+
+    /// # Errors
+    /// [`Error::Tensors`] if config and checkpoint don't agree.
+    pub(crate) fn into_result(self) -> Result<()> {
+        if self.is_empty() { Ok(()) } else { Err(Error::Tensors(self)) }
+    }
+
+    /// A name as a report shows it.
+    fn quoted(&self, name: &str) -> String {
+        match self.stored_as.get(name) {
+            Some(stored_as) => format!("`{name}` (stored as `{}`)", stored_as.escape_debug()),
+            None => format!("`{name}`"),
+        }
     }
 }
 
@@ -143,10 +160,13 @@ impl fmt::Display for TensorReport {
         let misshapen: Vec<String> = self
             .misshapen
             .iter()
-            .map(|m| format!("`{}` (expected {:?}, found {:?})", m.name, m.expected, m.found))
+            .map(|m| {
+                format!("{} (expected {:?}, found {:?})", self.quoted(&m.name), m.expected, m.found)
+            })
             .collect();
-        let quoted =
-            |names: &[String]| -> Vec<String> { names.iter().map(|n| format!("`{n}`")).collect() };
+        let quoted = |names: &[String]| -> Vec<String> {
+            names.iter().map(|name| self.quoted(name)).collect()
+        };
         list(f, "missing", &quoted(&self.missing))?;
         list(f, "of another shape", &misshapen)?;
         list(f, "unexpected", &quoted(&self.unexpected))
@@ -177,12 +197,13 @@ mod tests {
             missing: (0..10).map(|i| format!("m{i}")).collect(),
             misshapen: vec![Misshapen { name: "s".into(), expected: vec![2, 3], found: vec![3] }],
             unexpected: vec!["u".into()],
+            stored_as: [("m0", "gone"), ("s", "t")].map(|(a, b)| (a.into(), b.into())).into(),
         };
         assert_eq!(
             Error::Tensors(report).to_string(),
             "the checkpoint does not match its config:\
-             \n  10 missing: `m0`, `m1`, `m2`, `m3`, `m4`, `m5`, `m6`, `m7` and 2 more\
-             \n  1 of another shape: `s` (expected [2, 3], found [3])\
+             \n  10 missing: `m0` (stored as `gone`), `m1`, `m2`, `m3`, `m4`, `m5`, `m6`, `m7` and 2 more\
+             \n  1 of another shape: `s` (stored as `t`) (expected [2, 3], found [3])\
              \n  1 unexpected: `u`"
         );
     }

@@ -28,6 +28,6 @@ mod weight;
 pub use cache::AttentionCache;
 pub use copies::{CopiedWeight, CopyReason, copied_weights};
 pub use error::{Error, Misshapen, Result, TensorReport};
-pub use load::{check_tensors, tensor_shapes};
+pub use load::{check_tensors, config_warnings, tensor_shapes};
 pub use model::{Qwen3ForCausalLM, Qwen3Model};
 pub use ops::{Cpu, Elements, causal_attention};

@@ -2,22 +2,28 @@
 //!
 //! Knows names and shapes; knows nothing of what the graph computes with them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ptr;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
-use nv_config::Qwen3Config;
-use nv_weights::Checkpoint;
+use nv_config::{ConfigWarning, Qwen3Config};
+use nv_weights::{Checkpoint, TensorView};
 
-use crate::error::{Error, Misshapen, Result, TensorReport};
+use crate::copies::CopyReason;
+use crate::error::{Misshapen, Result, TensorReport};
 use crate::ops::Ops;
 use crate::weight::Weight;
+
+const EMBED_TOKENS: &str = "model.embed_tokens.weight";
+const LM_HEAD: &str = "lm_head.weight";
 
 /// The tensors that a checkpoint of `config` holds, with their shapes, in the order of the graph.
 ///
 /// Names and shapes are those of transformers' `Qwen3ForCausalLM.state_dict()`; linear weights are
-/// `[out_features, in_features]`. A tied model has no `lm_head.weight` of its own.
+/// `[out_features, in_features]`. A tied model has no `lm_head.weight` of its own, though its checkpoint may hold one.
 pub fn tensor_shapes(config: &Qwen3Config) -> Vec<(String, Vec<usize>)> {
     let hidden_size = config.hidden_size;
     let q_size = config.num_attention_heads * config.head_dim;
@@ -29,8 +35,7 @@ pub fn tensor_shapes(config: &Qwen3Config) -> Vec<(String, Vec<usize>)> {
         ("o_proj", hidden_size, q_size),
     ];
 
-    let mut shapes =
-        vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden_size])];
+    let mut shapes = vec![(EMBED_TOKENS.to_owned(), vec![config.vocab_size, hidden_size])];
     for layer in 0..config.num_hidden_layers {
         let mut push = |name: &str, shape: &[usize]| {
             shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
@@ -51,43 +56,106 @@ pub fn tensor_shapes(config: &Qwen3Config) -> Vec<(String, Vec<usize>)> {
     }
     shapes.push(("model.norm.weight".to_owned(), vec![hidden_size]));
     if !config.tie_word_embeddings {
-        shapes.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden_size]));
+        shapes.push((LM_HEAD.to_owned(), vec![config.vocab_size, hidden_size]));
     }
     shapes
 }
 
+/// A tensor of the graph, and where it is.
+pub(crate) struct Source {
+    /// Its name in the graph.
+    pub(crate) name: String,
+    /// Its name where the weights are.
+    pub(crate) stored_as: String,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// The tensors of the graph where the weights have the names that `has` knows.
+///
+/// As in transformers, an `lm_head.weight` of a tied model that is there is used, and stands in for an embedding that is not.
+fn sources(config: &Qwen3Config, has: impl Fn(&str) -> bool) -> Vec<Source> {
+    let has_own_head = config.tie_word_embeddings && has(LM_HEAD);
+    let stands_in = has_own_head && !has(EMBED_TOKENS);
+    let tensors = tensor_shapes(&Qwen3Config {
+        tie_word_embeddings: config.tie_word_embeddings && (stands_in || !has_own_head),
+        ..config.clone()
+    });
+    let source = |(name, shape): (String, Vec<usize>)| {
+        let stored_as =
+            if stands_in && name == EMBED_TOKENS { LM_HEAD.to_owned() } else { name.clone() };
+        Source { name, stored_as, shape }
+    };
+    tensors.into_iter().map(source).collect()
+}
+
+/// The tensors of the graph and where they are in `checkpoint`.
+///
+/// One that `is_copied` need not be copied twice: an `lm_head.weight` of which that holds is left out if the embedding has the
+/// same bytes, which both are read for.
+pub(crate) fn sources_in(
+    config: &Qwen3Config,
+    checkpoint: &Checkpoint,
+    is_copied: impl Fn(&TensorView<'_>) -> bool,
+) -> Vec<Source> {
+    let mut sources = sources(config, |name| checkpoint.get(name).is_some());
+    let is_same = |a: TensorView<'_>, b: TensorView<'_>| {
+        let (bytes, others) = (a.bytes(), b.bytes());
+        (a.dtype(), a.shape()) == (b.dtype(), b.shape())
+            && (ptr::eq(bytes, others) || bytes == others)
+    };
+    if let Some(head) = checkpoint.get(LM_HEAD)
+        && is_copied(&head)
+        && checkpoint.get(EMBED_TOKENS).is_some_and(|embedding| is_same(head, embedding))
+    {
+        sources.retain(|source| source.name != LM_HEAD);
+    }
+    sources
+}
+
 /// Compares the names and shapes of `checkpoint` with those that `config` implies, reading no weight.
 ///
-/// Two kinds of tensors may be there without being used: the `lm_head.weight` of a tied model
-/// (transformers writes it, and drops it at load) and the `rotary_emb.inv_freq` buffers of old exports.
+/// Two kinds of tensors may be there though the config doesn't imply them: the `lm_head.weight` of a tied model, which is
+/// used then, and the `rotary_emb.inv_freq` buffers of old exports, which are not.
 ///
 /// # Errors
-/// [`Error::Tensors`] with every missing, misshapen and unexpected tensor.
+/// [`Error::Tensors`](crate::Error::Tensors) with every missing, misshapen and unexpected tensor.
 pub fn check_tensors(config: &Qwen3Config, checkpoint: &Checkpoint) -> Result<()> {
-    let expected: BTreeMap<String, Vec<usize>> = tensor_shapes(config).into_iter().collect();
     let mut report = TensorReport::default();
-    for (name, shape) in &expected {
-        match checkpoint.get(name) {
-            None => report.missing.push(name.clone()),
-            Some(view) if view.shape() != shape.as_slice() => report.misshapen.push(Misshapen {
-                name: name.clone(),
-                expected: shape.clone(),
-                found: view.shape().to_vec(),
-            }),
-            Some(_) => {}
+    let mut used = BTreeSet::new();
+    for Source { stored_as: name, shape, .. } in sources_in(config, checkpoint, |_| false) {
+        if let Some(stored_as) = checkpoint.stored_as(&name) {
+            report.stored_as.insert(name.clone(), stored_as.to_owned());
+        }
+        match checkpoint.get(&name) {
+            None => report.missing.push(name),
+            Some(view) => {
+                used.insert(view.name());
+                if view.shape() != shape {
+                    let found = view.shape().to_vec();
+                    report.misshapen.push(Misshapen { name, expected: shape, found });
+                }
+            }
         }
     }
     report.unexpected = checkpoint
         .tensors()
-        .map(|view| view.name().to_owned())
-        .filter(|name| !expected.contains_key(name) && !is_redundant(config, name))
+        .map(|view| view.name())
+        .filter(|name| !used.contains(name) && !name.contains("rotary_emb.inv_freq"))
+        .map(str::to_owned)
         .collect();
-    if report.is_empty() { Ok(()) } else { Err(Error::Tensors(report)) }
+    report.into_result()
 }
 
-fn is_redundant(config: &Qwen3Config, name: &str) -> bool {
-    (config.tie_word_embeddings && name == "lm_head.weight")
-        || name.ends_with(".rotary_emb.inv_freq")
+/// What `config` leaves open or says in vain, and `checkpoint` doesn't settle.
+pub fn config_warnings<'a>(
+    config: &'a Qwen3Config,
+    checkpoint: &Checkpoint,
+) -> impl Iterator<Item = &'a ConfigWarning> {
+    let has_head = checkpoint.get(LM_HEAD).is_some();
+    config.warnings.iter().filter(move |warning| match warning {
+        ConfigWarning::Guessed { field, .. } => !has_head || *field != "tie_word_embeddings",
+        _ => true,
+    })
 }
 
 /// The weights of one model, all present and well-shaped, taken by name while the graph is built.
@@ -106,45 +174,49 @@ impl Weights {
     /// leave them: biases, and one more layer.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with every missing, misshapen and unexpected tensor; [`Error::Candle`] if one can't be read.
+    /// `Error::Tensors` with every missing, misshapen and unexpected tensor; `Error::Candle` if one can't be read.
     pub(crate) fn from_var_builder(
         config: &Qwen3Config,
         vb: &VarBuilder<'_>,
         ops: Ops,
     ) -> Result<Self> {
-        let expected = tensor_shapes(config);
+        let sources = sources(config, |name| vb.contains_tensor(name));
         let mut report = TensorReport {
-            unexpected: stray_names(config, &expected)
+            unexpected: stray_names(config, &sources)
                 .into_iter()
                 .filter(|name| vb.contains_tensor(name))
                 .collect(),
             ..TensorReport::default()
         };
         let mut weights = Self::empty(ops);
-        for (name, shape) in expected {
-            if !vb.contains_tensor(&name) {
-                report.missing.push(name);
+        for Source { name, stored_as, shape } in sources {
+            if !vb.contains_tensor(&stored_as) {
+                report.missing.push(stored_as);
                 continue;
             }
-            let tensor = vb.get_unchecked_dtype(&name, dtype_of(&shape, vb.dtype()))?;
+            let tensor = vb.get_unchecked_dtype(&stored_as, dtype_of(&shape, vb.dtype()))?;
             if tensor.dims() == shape {
                 weights.insert(name, tensor);
             } else {
-                report.misshapen.push(Misshapen {
-                    name,
-                    expected: shape,
-                    found: tensor.dims().to_vec(),
-                });
+                let found = tensor.dims().to_vec();
+                report.misshapen.push(Misshapen { name: stored_as, expected: shape, found });
             }
         }
-        if report.is_empty() { Ok(weights) } else { Err(Error::Tensors(report)) }
+        report.into_result()?;
+        if let (Some(Weight::Tensor(head)), Some(Weight::Tensor(embedding))) =
+            (weights.matrices.get(LM_HEAD), weights.matrices.get(EMBED_TOKENS))
+            && are_equal(head, embedding)?
+        {
+            weights.matrices.remove(LM_HEAD);
+        }
+        Ok(weights)
     }
 
     /// Takes every tensor that `config` implies from `checkpoint`. Where kernels compute, bfloat16 matrices stay where
-    /// they are; all others are copied, in `dtype`.
+    /// they are; all others are copied, in `dtype`, but an `lm_head.weight` that is equal to the embedding.
     ///
     /// # Errors
-    /// As [`check_tensors`]; [`Error::Candle`] if a tensor can't be read.
+    /// As [`check_tensors`]; `Error::Candle` if a tensor can't be read.
     pub(crate) fn from_checkpoint(
         config: &Qwen3Config,
         checkpoint: &Arc<Checkpoint>,
@@ -153,15 +225,27 @@ impl Weights {
     ) -> Result<Self> {
         check_tensors(config, checkpoint)?;
         let vb = checkpoint.var_builder(dtype, ops.device());
+        let has_kernels = matches!(ops, Ops::Kernels(..));
         let mut weights = Self::empty(ops);
-        for (name, shape) in tensor_shapes(config) {
-            if let (Ops::Kernels(..), [_, _]) = (&weights.ops, shape.as_slice())
-                && let Some(mapped) = Weight::mapped(checkpoint.shared_tensor(&name)?)
+        // By the names that they are stored under, for metadata may give a tensor several.
+        let mut copies = BTreeMap::<String, Tensor>::new();
+        let is_copied = |view: &TensorView<'_>| !has_kernels || CopyReason::of(view).is_some();
+        for Source { name, stored_as, shape } in sources_in(config, checkpoint, is_copied) {
+            let shared = checkpoint.shared_tensor(&stored_as)?;
+            let stored_as = shared.view().name().to_owned();
+            if let ([_, _], true) = (shape.as_slice(), has_kernels)
+                && let Some(mapped) = Weight::mapped(shared)
             {
                 weights.matrices.insert(name, mapped);
                 continue;
             }
-            let tensor = vb.get_unchecked_dtype(&name, dtype_of(&shape, dtype))?;
+            let tensor = match copies.entry(stored_as) {
+                Entry::Occupied(copy) => copy.get().clone(),
+                Entry::Vacant(entry) => {
+                    let copy = vb.get_unchecked_dtype(entry.key(), dtype_of(&shape, dtype))?;
+                    entry.insert(copy).clone()
+                }
+            };
             weights.insert(name, tensor);
         }
         Ok(weights)
@@ -191,6 +275,11 @@ impl Weights {
             .unwrap_or_else(|| panic!("the graph asks for `{name}`, which no config implies"))
     }
 
+    /// Whether there is an `lm_head.weight` of its own.
+    pub(crate) fn has_head(&self) -> bool {
+        self.matrices.contains_key(LM_HEAD)
+    }
+
     /// Takes the vector `name`, which [`tensor_shapes`] lists.
     pub(crate) fn take_vector(&mut self, name: &str) -> Tensor {
         self.take_optional_vector(name)
@@ -208,8 +297,25 @@ fn dtype_of(shape: &[usize], dtype: DType) -> DType {
     if shape.len() == 2 { dtype } else { DType::F32 }
 }
 
-/// Names that a Qwen3 checkpoint of a neighbouring config would hold, less the `expected` ones.
-fn stray_names(config: &Qwen3Config, expected: &[(String, Vec<usize>)]) -> BTreeSet<String> {
+/// Whether two matrices on one device have the same shape and values; looked at a few rows at a time, up to the first difference.
+fn are_equal(a: &Tensor, b: &Tensor) -> Result<bool> {
+    const ROWS: usize = 4096;
+    if a.dims() != b.dims() {
+        return Ok(false);
+    }
+    let num_rows = a.dim(0)?;
+    for start in (0..num_rows).step_by(ROWS) {
+        let len = ROWS.min(num_rows - start);
+        let differs = a.narrow(0, start, len)?.ne(&b.narrow(0, start, len)?)?;
+        if differs.flatten_all()?.max(0)?.to_scalar::<u8>()? != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Names that a Qwen3 checkpoint of a neighbouring config would hold, less those of the `sources`.
+fn stray_names(config: &Qwen3Config, sources: &[Source]) -> BTreeSet<String> {
     let neighbour = Qwen3Config {
         num_hidden_layers: config.num_hidden_layers + 1,
         attention_bias: true,
@@ -218,17 +324,24 @@ fn stray_names(config: &Qwen3Config, expected: &[(String, Vec<usize>)]) -> BTree
     };
     let mut names: BTreeSet<String> =
         tensor_shapes(&neighbour).into_iter().map(|(name, _)| name).collect();
-    for (name, _) in expected {
-        names.remove(name);
+    for source in sources {
+        names.remove(&source.name);
     }
     names
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use candle_core::Device;
+    use nv_kernels::Precision;
 
     use super::*;
+    use crate::copies::copied_weights;
+    use crate::error::Error;
+    use crate::model::Qwen3ForCausalLM;
+    use crate::ops::Cpu;
 
     fn config(extra: &str) -> Qwen3Config {
         serde_json::from_str(&format!(
@@ -253,6 +366,226 @@ mod tests {
             Err(Error::Tensors(report)) => report,
             Err(other) => panic!("{other}"),
         }
+    }
+
+    type Stored = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+    /// Tensors of the shapes that `config` implies, of values that bfloat16 holds exactly.
+    fn stored(config: &Qwen3Config) -> Stored {
+        let mut state = 1u32;
+        let mut value = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_le_bytes()[3].into()
+        };
+        let tensors = tensor_shapes(config).into_iter().map(|(name, shape)| {
+            let values =
+                (0..shape.iter().product()).map(|_| f32::mul_add(value(), 1.0 / 256.0, -0.5));
+            let values = values.collect();
+            (name, (shape, values))
+        });
+        tensors.collect()
+    }
+
+    /// A checkpoint of one file, whose elements are bfloat16 or float32.
+    fn checkpoint(tensors: &Stored, metadata: &str, is_bf16: bool) -> Arc<Checkpoint> {
+        let (mut entries, mut data) = (vec![format!(r#""__metadata__":{metadata}"#)], Vec::new());
+        for (name, (shape, values)) in tensors {
+            let begin = data.len();
+            for value in values {
+                let bytes = value.to_le_bytes();
+                // A bfloat16 is the upper half of a float32.
+                data.extend_from_slice(if is_bf16 { &bytes[2..] } else { &bytes });
+            }
+            let dtype = if is_bf16 { "BF16" } else { "F32" };
+            let end = data.len();
+            entries.push(format!(
+                r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+            ));
+        }
+        let mut header = format!("{{{}}}", entries.join(","));
+        header += &" ".repeat(header.len().next_multiple_of(8) - header.len());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let len = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&len, header.as_bytes(), &data].concat()).unwrap();
+        Arc::new(Checkpoint::read(&[path]).unwrap())
+    }
+
+    fn logits(mut model: Qwen3ForCausalLM) -> Vec<f32> {
+        let ids = Tensor::new(&[[0u32, 3, 1, 4]], &Device::Cpu).unwrap();
+        model.forward_all(&ids, 0).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The logits of a model from a mapped and from a copied checkpoint and from a `VarBuilder`, which are the same.
+    fn logits_of(config: &Qwen3Config, tensors: &Stored, metadata: &str) -> Vec<f32> {
+        let (dtype, device) = (DType::F32, Device::Cpu);
+        let mapped = checkpoint(tensors, metadata, true);
+        let copied = checkpoint(tensors, metadata, false);
+        let [first, others @ ..] = [
+            Qwen3ForCausalLM::from_checkpoint(config, &mapped, dtype, &device),
+            Qwen3ForCausalLM::from_checkpoint(config, &copied, dtype, &device),
+            Qwen3ForCausalLM::new(config, copied.var_builder(dtype, &device)),
+        ]
+        .map(|model| logits(model.unwrap()));
+        for other in others {
+            assert_eq!(first, other);
+        }
+        first
+    }
+
+    fn without(tensors: &Stored, name: &str) -> Stored {
+        let mut tensors = tensors.clone();
+        tensors.remove(name).unwrap();
+        tensors
+    }
+
+    /// As in transformers 5.24: the stored head is the head, and stands in for an embedding that isn't stored.
+    #[test]
+    fn a_head_that_is_stored_is_used_whatever_the_config_says() {
+        let untied = config(r#", "tie_word_embeddings": false"#);
+        let tied = config(r#", "tie_word_embeddings": true"#);
+        let silent = config("");
+        let tensors = stored(&untied);
+        let alone = without(&tensors, LM_HEAD);
+
+        let own_head = logits_of(&untied, &tensors, "null");
+        let tied_head = logits_of(&tied, &alone, "null");
+        assert_ne!(own_head, tied_head);
+        for config in [&tied, &silent] {
+            assert_eq!(logits_of(config, &tensors, "null"), own_head);
+            assert_eq!(logits_of(config, &alone, "null"), tied_head);
+        }
+
+        let mut equal = tensors.clone();
+        equal.insert(LM_HEAD.into(), tensors[EMBED_TOKENS].clone());
+        let head_alone = without(&equal, EMBED_TOKENS);
+        // What safetensors' `save_model` writes for a tied model.
+        let alias = r#"{"model.embed_tokens.weight": "lm_head.weight"}"#;
+        for config in [&untied, &tied, &silent] {
+            assert_eq!(logits_of(config, &equal, "null"), tied_head);
+            assert_eq!(logits_of(config, &head_alone, alias), tied_head);
+        }
+        assert_eq!(logits_of(&tied, &head_alone, "null"), tied_head);
+    }
+
+    #[test]
+    fn an_equal_head_is_held_once() {
+        let untied = config(r#", "tie_word_embeddings": false"#);
+        let mut tensors = stored(&untied);
+        let has_head = |tensors: &Stored, is_bf16: bool| {
+            let tied = config(r#", "tie_word_embeddings": true"#);
+            let checkpoint = checkpoint(tensors, "null", is_bf16);
+            let copied = copied_weights(&tied, &checkpoint, DType::F32);
+            let ops = || Ops::Kernels(Cpu::new(1).unwrap(), Precision::F32);
+            let vb = checkpoint.var_builder(DType::F32, &Device::Cpu);
+            [
+                Weights::from_checkpoint(&tied, &checkpoint, DType::F32, ops()).unwrap().has_head(),
+                copied.iter().any(|weight| weight.name == LM_HEAD),
+                Weights::from_var_builder(&tied, &vb, ops()).unwrap().has_head(),
+            ]
+        };
+        assert_eq!(has_head(&tensors, false), [true, true, true]);
+        tensors.insert(LM_HEAD.into(), tensors[EMBED_TOKENS].clone());
+        assert_eq!(has_head(&tensors, false), [false, false, false]);
+        // Where it is mapped, comparing would cost more than using it.
+        assert_eq!(has_head(&tensors, true), [true, false, false]);
+        // One element is enough, even the last.
+        *tensors.get_mut(LM_HEAD).unwrap().1.last_mut().unwrap() += 0.25;
+        assert_eq!(has_head(&tensors, false), [true, true, true]);
+    }
+
+    #[test]
+    fn any_tensor_may_be_stored_under_another_name() {
+        let config = config(r#", "num_hidden_layers": 2"#);
+        let (kept, dropped) =
+            ("model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight");
+        let (matrix, same) =
+            ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight");
+        let mut tensors = stored(&config);
+        tensors.insert(dropped.into(), tensors[kept].clone());
+        tensors.insert(same.into(), tensors[matrix].clone());
+        let expected = logits_of(&config, &tensors, "null");
+        let shared = without(&without(&tensors, dropped), same);
+        let metadata =
+            format!(r#"{{"format": "pt", "{dropped}": "{kept}", "{same}": "{matrix}"}}"#);
+        assert_eq!(logits_of(&config, &shared, &metadata), expected);
+        let copied = copied_weights(&config, &checkpoint(&shared, &metadata, false), DType::F32);
+        assert_eq!(
+            copied.iter().filter(|weight| weight.name.ends_with("up_proj.weight")).count(),
+            1
+        );
+
+        let report = |metadata: &str| {
+            let checkpoint = checkpoint(&without(&tensors, dropped), metadata, true);
+            check_tensors(&config, &checkpoint).unwrap_err().to_string()
+        };
+        let title = "the checkpoint does not match its config:\n ";
+        assert_eq!(report("null"), format!("{title} 1 missing: `{dropped}`"));
+        assert_eq!(
+            report(&format!(r#"{{"{dropped}": "gone"}}"#)),
+            format!("{title} 1 missing: `{dropped}` (stored as `gone`)")
+        );
+        assert_eq!(
+            report(&format!(r#"{{"{dropped}": "{dropped}"}}"#)),
+            format!("{title} 1 missing: `{dropped}` (stored as `{dropped}`)")
+        );
+        assert_eq!(
+            report(&format!(r#"{{"{dropped}": "{matrix}"}}"#)),
+            format!(
+                "{title} 1 of another shape: `{dropped}` (stored as `{matrix}`) (expected [4], found [6, 4])"
+            )
+        );
+    }
+
+    #[test]
+    fn heads_that_cannot_be_are_refused() {
+        let untied = config(r#", "tie_word_embeddings": false"#);
+        let tied = config(r#", "tie_word_embeddings": true"#);
+        let tensors = stored(&untied);
+        let report = |config: &Qwen3Config, tensors: &Stored| {
+            check_tensors(config, &checkpoint(tensors, "null", true)).unwrap_err().to_string()
+        };
+        let title = "the checkpoint does not match its config:\n ";
+        let neither = without(&without(&tensors, LM_HEAD), EMBED_TOKENS);
+        assert_eq!(report(&tied, &neither), format!("{title} 1 missing: `{EMBED_TOKENS}`"));
+        let head_alone = without(&tensors, EMBED_TOKENS);
+        assert_eq!(report(&untied, &head_alone), format!("{title} 1 missing: `{EMBED_TOKENS}`"));
+        let mut small = tensors.clone();
+        small.insert(LM_HEAD.into(), (vec![4, 4], vec![0.0; 16]));
+        let expected =
+            format!("{title} 1 of another shape: `{LM_HEAD}` (expected [5, 4], found [4, 4])");
+        assert_eq!(report(&tied, &small), expected);
+        small.remove(EMBED_TOKENS);
+        assert_eq!(report(&tied, &small), expected);
+
+        let mut more = tensors;
+        more.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (vec![1], vec![1.0]));
+        more.insert("rotary_emb.inv_freq".into(), (vec![1], vec![1.0]));
+        check_tensors(&tied, &checkpoint(&more, "null", true)).unwrap();
+        more.insert("model.layers.0.self_attn.q_proj.bias".into(), (vec![4], vec![1.0; 4]));
+        let bias = "`model.layers.0.self_attn.q_proj.bias`";
+        assert_eq!(
+            check_tensors(&tied, &checkpoint(&more, "null", true)).unwrap_err().to_string(),
+            format!("{title} 1 unexpected: {bias}")
+        );
+    }
+
+    #[test]
+    fn a_guess_that_the_checkpoint_settles_is_no_warning() {
+        let silent = config(r#", "rope_theta": 1e6, "max_position_embeddings": 64"#);
+        let tensors = stored(&config(r#", "tie_word_embeddings": false"#));
+        let warnings = |tensors: &Stored| -> Vec<String> {
+            let checkpoint = checkpoint(tensors, "null", true);
+            config_warnings(&silent, &checkpoint).map(ToString::to_string).collect()
+        };
+        assert!(warnings(&tensors).is_empty());
+        assert_eq!(
+            warnings(&without(&tensors, LM_HEAD)),
+            [
+                "field `tie_word_embeddings` is missing: true is assumed, where transformers assumes false; \
+              add the field if that is wrong"
+            ]
+        );
     }
 
     #[test]
@@ -294,6 +627,7 @@ mod tests {
                     "model.layers.0.self_attn.q_proj.bias".into(),
                     "model.layers.1.mlp.up_proj.weight".into()
                 ],
+                stored_as: BTreeMap::new(),
             }
         );
     }

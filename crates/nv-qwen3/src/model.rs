@@ -128,7 +128,8 @@ impl Qwen3Model {
 }
 
 impl Qwen3ForCausalLM {
-    /// Builds the model from `vb`, in its dtype and on its device.
+    /// Builds the model from `vb`, in its dtype and on its device. As for [`Self::from_checkpoint`], an `lm_head.weight` that is
+    /// there is the head.
     ///
     /// # Errors
     /// [`Error::Config`] for a config that is not valid, [`Error::DType`] for a dtype other than F32 and BF16,
@@ -141,7 +142,11 @@ impl Qwen3ForCausalLM {
         Ok(Self::build(config, Weights::from_var_builder(config, &vb, ops)?, vb.dtype()))
     }
 
-    /// Builds the model from `checkpoint`, whose tensors must be exactly those that `config` implies.
+    /// Builds the model from `checkpoint`, whose tensors must be those that `config` implies and no others, but for those that
+    /// [`check_tensors`](crate::check_tensors) names.
+    ///
+    /// Where `config` ties `lm_head` to the embedding and `checkpoint` holds an `lm_head.weight`, that is the head: it may have
+    /// been trained since. If the embedding is missing, it is that, too.
     ///
     /// On the CPU bfloat16 weights are not copied, in either dtype: the kernels read them where the checkpoint maps
     /// them. It computes with [`Cpu::shared`].
@@ -176,10 +181,10 @@ impl Qwen3ForCausalLM {
 
     fn build(config: &Qwen3Config, mut weights: Weights, dtype: DType) -> Self {
         let decoder = Qwen3Decoder::load(config, &mut weights);
-        let lm_head = if config.tie_word_embeddings {
-            Linear::tied(decoder.embed_tokens(), decoder.ops())
-        } else {
+        let lm_head = if weights.has_head() {
             Linear::load(&mut weights, "lm_head")
+        } else {
+            Linear::tied(decoder.embed_tokens(), decoder.ops())
         };
         let cache = DenseCache::new(config.num_hidden_layers, dtype, decoder.ops().clone());
         Self { model: Qwen3Model { decoder, cache }, lm_head }

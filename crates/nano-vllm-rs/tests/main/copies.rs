@@ -99,3 +99,17 @@ fn matrices_of_other_dtypes_are_copied_and_named() {
     // float32 that was bfloat16 rounds to the same.
     assert_eq!(greedy(&[prompt, "--model", str(dir.path()), "--dtype", "bf16"]), greedy(&[prompt]));
 }
+
+#[test]
+fn where_the_config_names_no_dtype_the_weights_do() {
+    let check = |dir: TempDir, expected: &str| {
+        let path = dir.path().join("config.json");
+        let config = fs::read_to_string(&path).unwrap();
+        let silent = config.replace(r#""torch_dtype": "bfloat16""#, r#""torch_dtype": "auto""#);
+        assert_ne!(silent, config);
+        fs::write(&path, silent).unwrap();
+        assert_eq!(copies(&dir)[0], format!("weights copied to memory: 43 tensors, {expected}"));
+    };
+    check(demo_at_odd_addresses(), "7.5 MiB in bf16");
+    check(demo_stored_as(|_| DType::F32), "14.9 MiB in f32");
+}

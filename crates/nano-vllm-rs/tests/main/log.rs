@@ -1,8 +1,9 @@
 //! The log: `RUST_LOG` for every command, and `--log-level`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::nv::{command, stderr};
+use crate::demo;
+use crate::nv::{command, model_with, stderr, str};
 use crate::serve::Serving;
 use crate::server::client::post;
 
@@ -34,6 +35,26 @@ fn a_command_logs_what_it_is_asked_to_and_else_nothing() {
         let (log, code) = logged(&args, rust_log);
         assert_eq!((log.lines().filter(is_log).count(), code), (0, Some(0)), "{rust_log}: {log}");
     }
+}
+
+#[test]
+fn what_a_config_leaves_open_is_a_warning() {
+    let config = std::fs::read_to_string(demo().join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config.as_object_mut().unwrap().remove("rope_theta").unwrap();
+    let dir = model_with(&[("config.json", Some(&config.to_string()))]);
+    let args = ["inspect", str(dir.path())];
+    let output = command(&args).output().unwrap();
+    assert_eq!(
+        stderr(&output),
+        format!(
+            " WARN {}: field `rope_theta` is missing: 1000000 is assumed, where transformers assumes 10000; \
+             add the field if that is wrong\n",
+            dir.path().join("config.json").display()
+        )
+    );
+    assert_eq!(logged(&args, "off"), (String::new(), Some(0)));
+    assert_eq!(stderr(&command(&["inspect", str(&demo())]).output().unwrap()), "");
 }
 
 #[test]

@@ -34,10 +34,8 @@ pub(crate) fn start(args: &Args) -> Result<Log> {
         layers.push(layer);
         guard = Some(until_dropped);
     }
-    layers.extend(log(args));
-    if !layers.is_empty() {
-        tracing_subscriber::registry().with(layers).init();
-    }
+    layers.push(log(args));
+    tracing_subscriber::registry().with(layers).init();
     Ok(Log { _trace: guard })
 }
 
@@ -48,23 +46,28 @@ fn trace(path: &Path) -> Result<(AnyLayer, FlushGuard)> {
     Ok((layer.with_filter(LevelFilter::DEBUG).boxed(), guard))
 }
 
-/// The log of a server; of other commands, which talk to their user instead, only what `RUST_LOG` asks for.
-fn log(args: &Args) -> Option<AnyLayer> {
+/// The log of a server; of other commands, which talk to their user instead, what `RUST_LOG` asks for, else their own warnings.
+fn log(args: &Args) -> AnyLayer {
     #[cfg(feature = "server")]
     if let Command::Serve(serve) = &args.command {
         let is_json = matches!(serve.log_format, LogFormat::Json);
         let level = match (serve.log_level, &args.rust_log) {
-            (None, Some(targets)) => return Some(layer(is_json, targets.clone(), FmtSpan::CLOSE)),
+            (None, Some(targets)) => return layer(is_json, targets.clone(), FmtSpan::CLOSE),
             (None | Some(LogLevel::Info), _) => LevelFilter::INFO,
             (Some(LogLevel::Error), _) => LevelFilter::ERROR,
             (Some(LogLevel::Warn), _) => LevelFilter::WARN,
             (Some(LogLevel::Debug), _) => LevelFilter::DEBUG,
         };
         let targets = Targets::new().with_default(level);
-        return Some(layer(is_json, targets, FmtSpan::NONE));
+        return layer(is_json, targets, FmtSpan::NONE);
     }
-    let targets = args.rust_log.clone()?;
-    Some(layer(false, targets, FmtSpan::CLOSE))
+    let Some(targets) = args.rust_log.clone() else {
+        let warnings = Targets::new().with_target(env!("CARGO_BIN_NAME"), LevelFilter::WARN);
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = lines.with_ansi(false).without_time().with_target(false);
+        return lines.with_filter(warnings).boxed();
+    };
+    layer(false, targets, FmtSpan::CLOSE)
 }
 
 /// A log on stderr of what `targets` lets through, with lines for spans that were asked for.

@@ -11,8 +11,9 @@ use nano_vllm_rs::config::{Dtype, GenerationConfig};
 use nano_vllm_rs::model::{
     Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, load_config,
 };
+use nano_vllm_rs::qwen3::config_warnings;
 use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
-use nano_vllm_rs::weights::{Checkpoint, Hub};
+use nano_vllm_rs::weights::{self, Checkpoint, Hub};
 
 use crate::args::{DeviceArg, DtypeArg};
 use crate::say;
@@ -43,6 +44,9 @@ impl Model {
         let (files, config) =
             hub.download_model_with(name, revision.unwrap_or("main"), read_config)?;
         let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
+        for warning in config_warnings(&config, &checkpoint) {
+            tracing::warn!("{}: {warning}", files.config.display());
+        }
         Ok(Self { files, config, checkpoint })
     }
 
@@ -75,13 +79,20 @@ impl Model {
         Ok(ChatTemplate::load(files.tokenizer_config.as_deref(), files.chat_template.as_deref())?)
     }
 
-    /// What to compute in if the user says `dtype`.
+    /// What to compute in if the user says `dtype`; else the config says, or what the weights are stored in.
     pub(crate) fn dtype(&self, dtype: Option<DtypeArg>) -> DType {
-        match (dtype, self.config.dtype) {
-            (Some(DtypeArg::Bf16), _) | (None, Some(Dtype::BFloat16)) => DType::BF16,
-            // float32 holds whatever else a checkpoint is stored in.
-            (Some(DtypeArg::F32) | None, _) => DType::F32,
-        }
+        let is_stored_in_bf16 = || {
+            let names = ["model.embed_tokens.weight", "lm_head.weight"];
+            let tensor = names.into_iter().find_map(|name| self.checkpoint.get(name));
+            tensor.is_some_and(|tensor| tensor.dtype() == weights::Dtype::BF16)
+        };
+        let is_bf16 = match (dtype, self.config.dtype) {
+            (Some(dtype), _) => matches!(dtype, DtypeArg::Bf16),
+            (None, Some(dtype)) => dtype == Dtype::BFloat16,
+            (None, None) => is_stored_in_bf16(),
+        };
+        // float32 holds whatever else a checkpoint is stored in.
+        if is_bf16 { DType::BF16 } else { DType::F32 }
     }
 
     /// As [`load`](Self::load), and prepares text at the same time: parsing a tokenizer takes longer than all the rest.
