@@ -5,6 +5,7 @@
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
+use nv_text::{big_integer, json_from_str, rounded};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
@@ -23,7 +24,7 @@ impl Fields {
     pub(crate) fn parse(body: &[u8]) -> Result<Self> {
         let json = |reason: String| Error::Json { reason };
         let text = str::from_utf8(body).map_err(|error| json(error.to_string()))?;
-        let value = serde_json::from_str(text).map_err(|error| json(error.to_string()))?;
+        let value = json_from_str(text).map_err(|error| json(error.to_string()))?;
         match value {
             Value::Object(map) => Ok(Self(map)),
             other => Err(json(format!("found {}", kind(&other)))),
@@ -33,7 +34,14 @@ impl Fields {
     /// The value of a field; `None` if it isn't there or null.
     pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
         let Some(value) = self.take_value(name) else { return Ok(None) };
-        match serde_path_to_error::deserialize(value) {
+        // What holds no JSON takes an integer beyond 64 bits for a float.
+        let rounded = rounded(&value);
+        let result = serde_path_to_error::deserialize(value);
+        let result = match (result, rounded) {
+            (Err(_), Some(rounded)) => serde_path_to_error::deserialize(rounded),
+            (result, _) => result,
+        };
+        match result {
             Ok(value) => Ok(Some(value)),
             Err(error) => {
                 let path = error.path().to_string();
@@ -138,6 +146,7 @@ impl FromRequest<Server> for Fields {
 /// What a JSON value is.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
+        _ if big_integer(value).is_some() => "a number",
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",

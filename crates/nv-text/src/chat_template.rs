@@ -16,6 +16,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::big_integer::for_template;
 use crate::error::{Error, Result};
 use crate::json::tojson;
 use crate::message::ChatMessage;
@@ -131,13 +132,12 @@ impl ChatTemplate {
             add_generation_prompt: options.add_generation_prompt,
             enable_thinking: options.enable_thinking,
         };
+        let variables = for_template(Serde(context).into());
         let template = match self.environment.get_template(TOOL_USE) {
             Ok(template) if with_tools => Ok(template),
             _ => self.environment.get_template(DEFAULT),
         };
-        template
-            .and_then(|template| caught(|| template.render(Serde(context))))
-            .map_err(render_error)
+        template.and_then(|template| caught(|| template.render(variables))).map_err(render_error)
     }
 
     fn from_field(field: Option<&Value>) -> Result<Option<Self>> {
@@ -329,6 +329,39 @@ mod tests {
         cases: Vec<Case>,
         construct_messages: Vec<ChatMessage>,
         constructs: Vec<Construct>,
+    }
+
+    #[test]
+    fn integers_of_tools_and_arguments_keep_their_digits() {
+        let id = "123456789012345678901234567890";
+        let more = "9".repeat(50);
+        let request = format!(
+            r#"{{"messages": [{{"role": "assistant", "at": {id}, "tool_calls": [{{"function": {{"name": "f",
+                "arguments": "{{\"a\": {id}, \"b\": [-{more}, 18446744073709551616], \"c\": 1e30, \"d\": -0}}"}}}}]}}],
+                "tools": [{{"type": "function", "function": {{"parameters": {{"enum": [{id}, 1], "maximum": {more}}}}}}}]}}"#
+        );
+        let request = crate::json_from_str(&request).unwrap();
+        let messages: Vec<ChatMessage> = Vec::deserialize(request["messages"].clone()).unwrap();
+        let options = ChatOptions {
+            tools: request["tools"].as_array().unwrap().clone(),
+            ..ChatOptions::default()
+        };
+        let template = ChatTemplate::new(
+            "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}\
+             {% for message in messages %}{{ message.at }} {{ message.at + 1 }}\n\
+             {% for call in message.tool_calls %}{{ call.function.arguments | tojson }}\n\
+             {% for name in ['a', 'b', 'd'] %}{{ name }}={{ call.function.arguments[name] }} {% endfor %}\
+             {% endfor %}{% endfor %}",
+        );
+        let text = template.unwrap().render(&messages, &options).unwrap();
+        // What Python writes.
+        let expected = format!(
+            "{{\"type\": \"function\", \"function\": {{\"parameters\": {{\"enum\": [{id}, 1], \"maximum\": {more}}}}}}}\n\
+             {id} 123456789012345678901234567891\n\
+             {{\"a\": {id}, \"b\": [-{more}, 18446744073709551616], \"c\": 1e+30, \"d\": 0}}\n\
+             a={id} b=[-{more}, 18446744073709551616] d=0 "
+        );
+        assert_eq!(text, expected);
     }
 
     #[test]

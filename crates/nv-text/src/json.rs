@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use crate::big_integer::{big_integer, digits_of, from_digits};
+
 /// How deep a value may be nested: as deep as JSON that is read.
 const MAX_DEPTH: usize = 128;
 
@@ -48,6 +50,9 @@ fn to_json(value: &Value) -> Result<serde_json::Value, Error> {
 
 /// The name of a field, which JSON wants to be a string.
 fn field_name(key: &Value) -> Result<String, Error> {
+    if let Some(digits) = digits_of(key) {
+        return Ok(digits);
+    }
     match to_json(key)? {
         serde_json::Value::String(name) => Ok(name),
         other @ (serde_json::Value::Bool(_) | serde_json::Value::Number(_)) => {
@@ -90,6 +95,9 @@ impl Writer<'_> {
             .fold(0, usize::saturating_add);
         // As the template engine counts: in pieces of 64 bytes.
         state.consume_fuel(1 + num_bytes as u64 / 64)?;
+        if let Some(digits) = digits_of(value) {
+            return Ok(from_digits(digits));
+        }
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.map(|item| self.convert(state, &item, depth + 1));
@@ -107,6 +115,10 @@ impl Writer<'_> {
     }
 
     fn value(&mut self, value: &serde_json::Value, depth: usize) {
+        if let Some(digits) = big_integer(value) {
+            self.out.push_str(digits);
+            return;
+        }
         match value {
             serde_json::Value::String(string) => self.string(string),
             serde_json::Value::Number(number) => self.number(number),

@@ -49,6 +49,7 @@
 //! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod big_integer;
 mod chat_delta;
 mod chat_parser;
 mod chat_template;
@@ -62,6 +63,7 @@ mod stream;
 mod tokenizer;
 mod tool_call;
 
+pub use big_integer::{big_integer, json_from_str, rounded};
 pub use chat_delta::{ChatAnswer, ChatDelta, GeneratedToolCall};
 pub use chat_parser::{ChatParser, Reasoning, ToolCalls};
 pub use chat_template::{ChatOptions, ChatTemplate};

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 
+use crate::big_integer::{big_integer, json_from_str};
 use crate::error::{Error, Result};
 
 /// One turn of a conversation.
@@ -16,8 +17,8 @@ use crate::error::{Error, Result};
 ///   other.
 /// - `content` may be a list of parts, `{"type": "text", "text": …}`, which become lines of one text. An assistant's
 ///   may be null.
-/// - a tool call's `arguments` may be an object or the text of one, and become an object; text that holds none stays as
-///   it is. The call may come without the layer `function`.
+/// - a tool call's `arguments` may be an object or the text of one, and become an object, whose integers
+///   [`json_from_str`] reads; text that holds none stays as it is. The call may come without the layer `function`.
 ///
 /// Anything else is an error that names the field.
 ///
@@ -184,9 +185,9 @@ fn tool_call(mut call: Fields) -> Result<ToolCall> {
     let arguments = match function.take("arguments") {
         object @ Value::Object(_) => object,
         Value::String(text) if text.is_empty() => Map::new().into(),
-        Value::String(text) => match serde_json::from_str(&text) {
-            Ok(object) => Value::Object(object),
-            Err(_) => text.into(),
+        Value::String(text) => match json_from_str(&text) {
+            Ok(object @ Value::Object(_)) if big_integer(&object).is_none() => object,
+            _ => text.into(),
         },
         found => {
             let expected = "an object or the text of one";
@@ -247,6 +248,7 @@ fn each<T>(values: Vec<Value>, path: &str, read: impl Fn(Fields) -> Result<T>) -
 fn unexpected(field: &str, expected: &'static str, found: &Value) -> Error {
     const LONGEST: usize = 32;
     let found = match found {
+        _ if big_integer(found).is_some() => "an integer beyond 64 bits".to_owned(),
         Value::Null => "nothing".to_owned(),
         Value::Bool(_) | Value::Number(_) => found.to_string(),
         Value::String(text) if text.len() <= LONGEST => found.to_string(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use nano_vllm_rs::text::{json_from_str, rounded};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -16,7 +17,7 @@ impl Fields {
     /// # Errors
     /// If `text` is no JSON, or something else than an object.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        match serde_json::from_str(text)? {
+        match json_from_str(text)? {
             Value::Object(map) => Ok(Self(map)),
             other => bail!("expected an object, found {}", describe(&other)),
         }
@@ -37,6 +38,7 @@ impl Fields {
         expected: &str,
     ) -> Result<Option<T>> {
         let Some(value) = self.take_value(name) else { return Ok(None) };
+        let value = rounded(&value).unwrap_or(value);
         match T::deserialize(&value) {
             Ok(value) => Ok(Some(value)),
             Err(_) => bail!("field `{name}`: expected {expected}, found {}", describe(&value)),
