@@ -4,8 +4,14 @@
 //! it; whose [`GrammarMatcher`]s follow texts token by token. Which of the tokens comes is others' choice.
 
 mod compiler;
+mod keywords;
 mod limits;
 mod matcher;
+mod number;
+mod placeholders;
+mod references;
+mod schema;
+mod schema_checks;
 mod vocabulary;
 
 #[cfg(test)]
@@ -19,13 +25,10 @@ use serde_json::{Value, json};
 use crate::chat_parser::{Reasoning, THINK_END, THINK_START};
 use crate::error::{Error, Result};
 use crate::tool_call;
+use placeholders::Placeholders;
 
 pub use compiler::GrammarCompiler;
 pub use matcher::{CompiledGrammar, GrammarMatcher, NextTokens};
-
-/// Whitespace between the parts of a JSON text: a space, or a line end and what the next line is indented by. JSON has no
-/// bound; a model that has nothing to say would never come to an end of it.
-const JSON_WHITESPACE: &str = r" |\r?\n[ \t]{0,32}";
 
 /// What a text is held to.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,14 +64,24 @@ pub struct FunctionSchema {
     pub parameters: Option<Value>,
 }
 
+/// A grammar as llguidance takes it, and what is put into it afterwards.
+#[derive(Debug)]
+struct Source {
+    grammar: TopLevelGrammar,
+    placeholders: Placeholders,
+}
+
 impl Grammar {
     /// The grammar as llguidance takes it, behind whatever reasoning there may be.
-    fn source(&self, reasoning: Reasoning) -> Result<TopLevelGrammar> {
-        let mut answer = self.answer()?;
+    fn source(&self, reasoning: Reasoning) -> Result<Source> {
+        let mut placeholders = Placeholders::default();
+        let mut answer = self.answer(&mut placeholders)?;
+        let source = |grammars| {
+            let grammar = TopLevelGrammar { grammars, max_tokens: None };
+            Source { grammar, placeholders }
+        };
         let think = match reasoning {
-            Reasoning::Off => {
-                return Ok(TopLevelGrammar { grammars: answer, max_tokens: None });
-            }
+            Reasoning::Off => return Ok(source(answer)),
             Reasoning::Optional => "(OPEN think blank?)?",
             Reasoning::Opened => "think blank?",
         };
@@ -78,14 +91,14 @@ impl Grammar {
             "start: {think} @answer\nOPEN: {open:?}\nthink[lazy]: /(?s:.*)<\\{close}/\nblank: /\\n{{1,2}}/\n"
         );
         answer.insert(0, GrammarWithLexer::from_lark(main));
-        Ok(TopLevelGrammar { grammars: answer, max_tokens: None })
+        Ok(source(answer))
     }
 
     /// The grammars of the text alone, the one that it begins with first.
-    fn answer(&self) -> Result<Vec<GrammarWithLexer>> {
+    fn answer(&self, placeholders: &mut Placeholders) -> Result<Vec<GrammarWithLexer>> {
         Ok(vec![match self {
-            Self::JsonSchema(schema) => json_schema(schema)?,
-            Self::JsonObject => json_schema(&json!({"type": "object"}))?,
+            Self::JsonSchema(schema) => json_schema(schema, placeholders)?,
+            Self::JsonObject => json_schema(&json!({"type": "object"}), placeholders)?,
             Self::Regex(pattern) => {
                 limits::check_text(pattern)?;
                 GrammarWithLexer::from_regex(&without_anchors(pattern))
@@ -103,10 +116,10 @@ impl Grammar {
                 GrammarWithLexer::from_lark(grammar.clone())
             }
             Self::ToolCalls { functions, is_parallel } => {
-                return tool_calls(functions, *is_parallel);
+                return tool_calls(functions, *is_parallel, placeholders);
             }
             Self::Either(one, other) => {
-                let (mut one, mut other) = (one.answer()?, other.answer()?);
+                let (mut one, mut other) = (one.answer(placeholders)?, other.answer(placeholders)?);
                 one[0].name = Some("one".to_owned());
                 other[0].name = Some("other".to_owned());
                 let main = GrammarWithLexer::from_lark("start: @one | @other".to_owned());
@@ -116,15 +129,16 @@ impl Grammar {
     }
 }
 
-fn json_schema(schema: &Value) -> Result<GrammarWithLexer> {
+fn json_schema(schema: &Value, placeholders: &mut Placeholders) -> Result<GrammarWithLexer> {
     limits::check_schema(schema)?;
-    let mut schema = schema.clone();
-    // llguidance's own keyword: how it writes JSON.
-    schema["x-guidance"] = json!({"whitespace_pattern": JSON_WHITESPACE});
-    Ok(GrammarWithLexer::from_json_schema(schema))
+    Ok(GrammarWithLexer::from_json_schema(schema::prepared(schema, placeholders)?))
 }
 
-fn tool_calls(functions: &[FunctionSchema], is_parallel: bool) -> Result<Vec<GrammarWithLexer>> {
+fn tool_calls(
+    functions: &[FunctionSchema],
+    is_parallel: bool,
+    placeholders: &mut Placeholders,
+) -> Result<Vec<GrammarWithLexer>> {
     let mut grammars = Vec::with_capacity(functions.len() + 1);
     let calls: Vec<String> = (0..functions.len()).map(|index| format!("call_{index}")).collect();
     let more = if is_parallel { "(\"\\n\" call)*" } else { "" };
@@ -135,7 +149,7 @@ fn tool_calls(functions: &[FunctionSchema], is_parallel: bool) -> Result<Vec<Gra
         writeln!(main, "call_{index}: {head} @arguments_{index} {tail}")
             .expect("a string takes any text");
         let mut grammar = arguments_schema(parameters.as_ref())
-            .and_then(|schema| json_schema(&schema))
+            .and_then(|schema| json_schema(&schema, placeholders))
             .map_err(|error| match error {
                 Error::Grammar { reason } => {
                     Error::grammar(format!("the parameters of `{name}`: {reason}"))
@@ -164,9 +178,9 @@ fn arguments_schema(parameters: Option<&Value>) -> Result<Value> {
     Ok(schema)
 }
 
-/// A text as Lark writes it, which is as JSON does.
+/// A text as Lark writes it, which is as JSON does, but for U+007F.
 fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// The whole text is matched in any case.

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use llguidance::api::GrammarInit;
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
-use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar};
+use llguidance::{Matcher, ParserFactory};
 
-use super::matcher::CompiledGrammar;
+use super::matcher::{CompiledGrammar, refusal};
 use super::vocabulary::Vocabulary;
-use super::{Grammar, limits};
+use super::{Grammar, Source, limits};
 use crate::chat_parser::Reasoning;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
@@ -64,7 +65,8 @@ pub struct GrammarCompiler {
 }
 
 struct Job {
-    source: TopLevelGrammar,
+    grammar: Grammar,
+    reasoning: Reasoning,
     stage: Arc<Mutex<Stage>>,
     reply: SyncSender<Result<CompiledGrammar>>,
 }
@@ -79,7 +81,7 @@ enum Stage {
     GivenUp,
 }
 
-type Compile = dyn Fn(TopLevelGrammar) -> Result<CompiledGrammar> + Send + Sync;
+type Compile = dyn Fn(&Grammar, Reasoning) -> Result<CompiledGrammar> + Send + Sync;
 
 /// What the threads share.
 struct Pool {
@@ -111,7 +113,9 @@ impl GrammarCompiler {
         factory.quiet();
         *factory.limits_mut() = limits::parser_limits();
 
-        Self::start(Box::new(move |source| compile(&factory, source, end)))
+        let compile =
+            move |grammar: &Grammar, reasoning| compile(&factory, grammar.source(reasoning)?, end);
+        Self::start(Box::new(compile))
     }
 
     fn start(compile: Box<Compile>) -> Result<Self> {
@@ -131,13 +135,12 @@ impl GrammarCompiler {
     /// [`Error::Grammar`] if it is malformed, impossible, too large or too complex; [`Error::Busy`] if others keep it from
     /// being compiled.
     pub fn compile(&self, grammar: &Grammar, reasoning: Reasoning) -> Result<CompiledGrammar> {
-        let source = grammar.source(reasoning)?;
         if lock(&self.pool.threads).are_all_overdue() {
             return Err(Error::Busy);
         }
         let (reply, answer) = mpsc::sync_channel(1);
         let stage = Arc::new(Mutex::new(Stage::Waiting));
-        let job = Job { source, stage: Arc::clone(&stage), reply };
+        let job = Job { grammar: grammar.clone(), reasoning, stage: Arc::clone(&stage), reply };
         self.jobs.try_send(job).map_err(|_| Error::Busy)?;
         // What has not begun by half of the time is not blamed for what others took.
         for is_last in [false, true] {
@@ -204,7 +207,7 @@ impl Pool {
     fn run(&self) {
         loop {
             let job = lock(&self.jobs).recv();
-            let Ok(Job { source, stage, reply }) = job else { return };
+            let Ok(Job { grammar, reasoning, stage, reply }) = job else { return };
             {
                 let mut stage = lock(&stage);
                 if *stage == Stage::GivenUp {
@@ -213,7 +216,8 @@ impl Pool {
                 *stage = Stage::Compiling;
             }
             // Nothing that it leaves behind half done is used again.
-            let result = panic::catch_unwind(AssertUnwindSafe(|| (self.compile)(source)));
+            let compile = || (self.compile)(&grammar, reasoning);
+            let result = panic::catch_unwind(AssertUnwindSafe(compile));
             let result =
                 result.unwrap_or_else(|_| Err(Error::grammar("the compiler failed on it")));
             let mut stage = lock(&stage);
@@ -230,8 +234,15 @@ impl Pool {
     }
 }
 
-fn compile(factory: &ParserFactory, source: TopLevelGrammar, end: u32) -> Result<CompiledGrammar> {
-    let grammar = CompiledGrammar::new(Matcher::new(factory.create_parser(source)), end);
+fn compile(factory: &ParserFactory, source: Source, end: u32) -> Result<CompiledGrammar> {
+    let Source { grammar, placeholders } = source;
+    let env = factory.tok_env().clone();
+    let internal =
+        GrammarInit::Serialized(grammar).to_internal(Some(env), factory.limits().clone());
+    let (grammar, mut lexer) = internal.map_err(|error| refusal(&error.to_string()))?;
+    placeholders.put_into(&mut lexer)?;
+    let parser = factory.create_parser_from_init_default(GrammarInit::Internal(grammar, lexer));
+    let grammar = CompiledGrammar::new(Matcher::new(parser), end);
     // The first tokens tell whether there is any text at all; and they are the same for all that begin.
     grammar.matcher().next_tokens()?;
     Ok(grammar)
@@ -253,9 +264,9 @@ mod tests {
         let passed = Arc::clone(&gate);
         // Some wait for the gate, and all end with this.
         let compiled = "the time has come";
-        let compiler = GrammarCompiler::start(Box::new(move |source| {
-            let lark = source.grammars[0].lark_grammar.as_deref().unwrap_or_default();
-            match lark {
+        let compiler = GrammarCompiler::start(Box::new(move |grammar, _| {
+            let Grammar::Lark(lark) = grammar else { panic!("{grammar:?}") };
+            match &**lark {
                 "endless" => drop(lock(&passed)),
                 "panic" => panic!("in a compiler"),
                 _ => {}

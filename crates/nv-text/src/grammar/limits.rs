@@ -3,6 +3,8 @@
 use llguidance::api::ParserLimits;
 use serde_json::Value;
 
+use super::keywords;
+use super::number::Decimal;
 use crate::error::{Error, Result};
 
 /// Bytes of a schema, an expression or a grammar at most. Compilers go down as deep as these can nest, or point on.
@@ -13,6 +15,9 @@ const MAX_DEPTH: usize = 256;
 
 /// An automaton that counts modulo a number has as many states.
 const MAX_MULTIPLES: u64 = 10_000;
+
+/// What two numbers are a multiple of is found by multiplying them, in 32 bits.
+const MAX_COMMON_MULTIPLE: u64 = 65_535;
 
 /// Characters of a string that must match a pattern, too: an automaton of both has as many states.
 const MAX_LENGTH_OF_PATTERN: u64 = 10_000;
@@ -61,7 +66,7 @@ pub(super) fn check_schema(schema: &Value) -> Result<()> {
         return Err(Error::grammar("expected a schema that is an object"));
     }
     check_text(&schema.to_string())?;
-    let (mut multiples, mut max_length, mut has_pattern) = (0u64, 0, false);
+    let (mut multiples, mut max_length, mut has_pattern) = (Vec::new(), 0, false);
     let mut rest = vec![schema];
     while let Some(value) = rest.pop() {
         match value {
@@ -69,13 +74,16 @@ pub(super) fn check_schema(schema: &Value) -> Result<()> {
             Value::Object(fields) => {
                 for (key, value) in fields {
                     match (&**key, value) {
-                        ("multipleOf", Value::Number(number)) => {
-                            multiples = multiples.saturating_add(digits(&number.to_string()));
+                        ("multipleOf", Value::Number(_)) => multiples.extend(Decimal::of(value)),
+                        ("minLength" | "maxLength", Value::Number(_)) => {
+                            let length =
+                                keywords::count(value).filter(|&it| it < keywords::LONGEST);
+                            max_length = max_length.max(length.unwrap_or(0));
                         }
-                        ("minLength" | "maxLength", Value::Number(number)) => {
-                            max_length = max_length.max(number.as_u64().unwrap_or(0));
+                        ("pattern", Value::String(_)) => has_pattern = true,
+                        ("format", Value::String(name)) => {
+                            has_pattern |= keywords::FORMATS.contains(&&**name);
                         }
-                        ("pattern" | "format", Value::String(_)) => has_pattern = true,
                         _ => rest.push(value),
                     }
                 }
@@ -83,13 +91,7 @@ pub(super) fn check_schema(schema: &Value) -> Result<()> {
             _ => {}
         }
     }
-    if multiples > MAX_MULTIPLES {
-        let reason = format!(
-            "`multipleOf`: expected numbers whose digits, as integers, make at most {MAX_MULTIPLES} together, found \
-             {multiples}"
-        );
-        return Err(Error::grammar(reason));
-    }
+    check_multiples(&multiples)?;
     if has_pattern && max_length > MAX_LENGTH_OF_PATTERN {
         let reason = format!(
             "`minLength`, `maxLength`: expected at most {MAX_LENGTH_OF_PATTERN} in a schema with `pattern` or `format`, \
@@ -100,26 +102,59 @@ pub(super) fn check_schema(schema: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The digits of a number as an integer: 25 of 0.25 or 2500, the largest there is if they are too many.
-fn digits(number: &str) -> u64 {
-    let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
-    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
-    // Zeros at the end of an integer are not dropped: they cost nothing less.
-    let digits = if mantissa.contains('.') { digits.trim_end_matches('0') } else { &digits };
-    if digits.is_empty() { 0 } else { digits.parse().unwrap_or(u64::MAX) }
+fn check_multiples(multiples: &[Decimal]) -> Result<()> {
+    let sum = multiples.iter().fold(0, |sum: u64, it| sum.saturating_add(it.digits()));
+    if sum > MAX_MULTIPLES {
+        let reason = format!(
+            "`multipleOf`: expected numbers whose digits, as integers, make at most {MAX_MULTIPLES} together, found {sum}"
+        );
+        return Err(Error::grammar(reason));
+    }
+    let scale = multiples.iter().map(Decimal::num_decimals).max().unwrap_or(0);
+    let common = multiples.iter().try_fold(1, |common: u64, number| {
+        let factor = 10u64.checked_pow((scale - number.num_decimals()).try_into().ok()?)?;
+        let number = number.digits().checked_mul(factor).filter(|&number| number > 0)?;
+        let (mut divisor, mut rest) = (common, number);
+        while rest > 0 {
+            (divisor, rest) = (rest, divisor % rest);
+        }
+        (common / divisor).checked_mul(number)
+    });
+    let is_one = multiples.windows(2).all(|pair| pair[0] == pair[1]);
+    if !is_one && common.is_none_or(|common| common > MAX_COMMON_MULTIPLE) {
+        let reason = format!(
+            "`multipleOf`: expected numbers with a common multiple of at most {MAX_COMMON_MULTIPLE} times the last \
+             decimal place of them all"
+        );
+        return Err(Error::grammar(reason));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn the_digits_of_a_number_are_an_integer() {
-        for (number, expected) in
-            [("0", 0), ("0.0", 0), ("7", 7), ("100", 100), ("0.25", 25), ("1.50", 15), ("1e300", 1)]
-        {
-            assert_eq!(digits(number), expected, "{number}");
-        }
-        assert_eq!(digits(&"9".repeat(30)), u64::MAX);
+    fn multiples_are_few_and_have_one_in_common() {
+        let check = |multiples: &[f64], is_right: bool| {
+            let multiples: Vec<Value> =
+                multiples.iter().map(|it| json!({"multipleOf": it})).collect();
+            let result = check_schema(&json!({"allOf": multiples}));
+            assert_eq!(result.is_ok(), is_right, "{multiples:?} {result:?}");
+        };
+        check(&[0.01, 5.0, 100.0], true);
+        check(&[0.07], true);
+        check(&[1e-9], true);
+        check(&[9999.0], true);
+        check(&[10_001.0], false);
+        check(&[6000.0, 6000.0], false);
+        check(&[2000.0, 2000.0], true);
+        check(&[0.001, 1000.0], false);
+        check(&[1e-9, 5.0], false);
+        check(&[1e300], false);
+        check(&[997.0, 991.0], false);
     }
 }

@@ -98,7 +98,12 @@ impl fmt::Debug for GrammarMatcher {
 }
 
 /// What llguidance says, without what it says for its makers.
-fn refusal(text: &str) -> Error {
+pub(super) fn refusal(text: &str) -> Error {
+    if text.contains("coerce_one_of") {
+        let reason = "`oneOf`: expected schemas that exclude each other by their types, or by a required property \
+                      that has another `const` in each: or use `anyOf`";
+        return Error::grammar(reason);
+    }
     let text = text.split("\n<").next().unwrap_or_default().trim();
     let num_chars = text.chars().count();
     if num_chars <= MAX_REASON {

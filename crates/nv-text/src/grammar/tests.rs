@@ -1,5 +1,7 @@
 //! Grammars over a vocabulary of bytes and a few longer tokens.
 
+mod schema;
+
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
