@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use nv_engine::{Constraint, ConstraintState, TokenId, TokenMask};
-use nv_text::{CompiledGrammar, Grammar, GrammarMatcher, Reasoning};
+use nv_text::{CompiledGrammar, Grammar, GrammarMatcher, Reasoning, json_from_str};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::fields::{Fields, kind};
@@ -99,19 +99,34 @@ fn response_format(fields: &mut Fields) -> Result<Option<Guide>> {
         }
     };
     let guide = |field: &str, grammar| Ok(Some(Guide { field: field.to_owned(), grammar }));
+    let schema_beside_type = |schema| -> Result<Option<Guide>> {
+        let field = "response_format.schema";
+        guide(field, json_schema(field, schema)?)
+    };
     match format.get("type").and_then(Value::as_str) {
         Some("text") => Ok(None),
-        Some("json_object") => guide(FIELD, Grammar::JsonObject),
-        Some("json_schema") => {
-            let Some(Value::Object(mut described)) = format.remove("json_schema") else {
-                return Err(Error::field(SCHEMA, "expected an object"));
-            };
-            let field = format!("{SCHEMA}.schema");
-            match described.remove("schema").filter(|schema| !schema.is_null()) {
-                Some(schema) => guide(&field, Grammar::JsonSchema(schema)),
-                None => Err(Error::field(field, "expected a JSON schema, found nothing")),
+        // The schema stands beside the type in the APIs of llama.cpp and Together.
+        Some("json_object") => match format.remove("schema").filter(|schema| !schema.is_null()) {
+            Some(schema) if schema != json!({}) => schema_beside_type(schema),
+            _ => guide(FIELD, Grammar::JsonObject),
+        },
+        Some("json_schema") => match (format.remove("json_schema"), format.remove("schema")) {
+            (Some(Value::Object(mut described)), None | Some(Value::Null)) => {
+                let field = format!("{SCHEMA}.schema");
+                match described.remove("schema").filter(|schema| !schema.is_null()) {
+                    Some(schema) => guide(&field, Grammar::JsonSchema(schema)),
+                    None => Err(Error::field(field, "expected a JSON schema, found nothing")),
+                }
             }
-        }
+            (None | Some(Value::Null), Some(schema)) if !schema.is_null() => {
+                schema_beside_type(schema)
+            }
+            (Some(Value::Object(_)), Some(_)) => {
+                let reason = format!("expected one schema, found `{SCHEMA}`, too");
+                Err(Error::field("response_format.schema", reason))
+            }
+            _ => Err(Error::field(SCHEMA, "expected an object")),
+        },
         Some("structural_tag") => {
             let reason = "use `structured_outputs.grammar`";
             Err(Error::Unsupported { field: FIELD, reason })
@@ -126,8 +141,7 @@ fn response_format(fields: &mut Fields) -> Result<Option<Guide>> {
 /// A schema, as vLLM takes it: JSON, or a string of it.
 fn json_schema(field: &str, schema: Value) -> Result<Grammar> {
     let schema = match schema {
-        Value::String(text) => serde_json::from_str::<Map<String, Value>>(&text)
-            .map(Value::Object)
+        Value::String(text) => json_from_str(&text)
             .map_err(|error| Error::field(field, format!("expected a JSON schema: {error}")))?,
         schema => schema,
     };

@@ -14,7 +14,7 @@ use nano_vllm_rs::server::{ServedModel, Server, ServerConfig, run};
 use nano_vllm_rs::text::Tokenizer;
 use serde_json::{Value, json};
 
-use super::client::{get, post};
+use super::client::{get, post, receive, send};
 use super::shared;
 use crate::demo;
 
@@ -111,6 +111,10 @@ fn each_field_holds_the_answer_to_its_form() {
     for fields in [
         json!({"response_format": response_format(&city())}),
         json!({"response_format": {"type": "json_object"}}),
+        // As llama.cpp and Together have it.
+        json!({"response_format": {"type": "json_object", "schema": city()}}),
+        json!({"response_format": {"type": "json_object", "schema": {}}}),
+        json!({"response_format": {"type": "json_schema", "schema": city()}}),
         json!({"guided_json": city()}),
         json!({"guided_json": city().to_string()}),
         json!({"structured_outputs": {"json": city(), "regex": null}}),
@@ -257,6 +261,24 @@ fn an_answer_in_a_form_may_call_tools_instead() {
 }
 
 #[test]
+fn schemas_beside_the_type_hold_and_integers_keep_their_digits() {
+    let id = 175_928_847_299_117_063_u64;
+    let schema = json!({
+        "type": "object", "properties": {"id": {"enum": [id]}}, "required": ["id"],
+        "additionalProperties": false,
+    });
+    let said = format!(r#"{{"id": {id}}}"#);
+    check(&said, json!({"response_format": {"type": "json_object", "schema": schema}}), &said);
+    // More than 64 bits, and as a client writes it.
+    let request = r#"{"messages": [{"role": "user", "content": "a"}], "guided_json": {"const": 123456789012345678901234567890}}"#;
+    let headers = "content-type: application/json\r\n";
+    let answer = receive(send(shared(), "POST", CHAT, headers, request.as_bytes()));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let answer = answer.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "123456789012345678901234567890");
+}
+
+#[test]
 fn forms_that_make_no_sense_are_refused_by_field() {
     #[track_caller]
     fn refuse(fields: Value, param: &str, message: &str) {
@@ -283,6 +305,15 @@ fn forms_that_make_no_sense_are_refused_by_field() {
         "not supported",
     );
     refuse(format(Value::Null), schema, "found nothing");
+    let beside =
+        |kind: &str, schema: Value| json!({"response_format": {"type": kind, "schema": schema}});
+    let field = "response_format.schema";
+    refuse(beside("json_object", json!({"uniqueItems": true})), field, "`uniqueItems`");
+    refuse(beside("json_object", json!(5)), field, "an object");
+    refuse(beside("json_schema", json!({"type": "thing"})), field, "Invalid type: thing");
+    let mut twice = response_format(&city());
+    twice["schema"] = city();
+    refuse(json!({"response_format": twice}), field, "one schema");
     refuse(format(json!("{}")), schema, "an object");
     refuse(format(json!({"type": "thing"})), schema, "Invalid type: thing");
     refuse(format(json!({"$ref": "#/$defs/none"})), schema, "none");
