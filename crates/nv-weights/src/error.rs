@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
+#[cfg(feature = "hub")]
+use std::time::Duration;
 
 use safetensors::Dtype;
 
@@ -334,6 +336,40 @@ pub enum Error {
         /// The address of a file, as made from the hub's.
         url: String,
     },
+    /// A variable that sets a time limit holds no time.
+    #[cfg(feature = "hub")]
+    #[error("{name}: expected seconds above 0, found `{}`", found.escape_debug())]
+    Timeout {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        found: String,
+    },
+    /// There are no certificates where the environment says so.
+    #[cfg(feature = "hub")]
+    #[error(
+        "{names}: there is no certificate in {paths}: name a file of certificates in PEM, or unset that"
+    )]
+    Certificates {
+        /// The variables.
+        names: &'static str,
+        /// Their values.
+        paths: String,
+        /// Why one of them can't be read.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A server, or a proxy in its place, shows a certificate that is not trusted.
+    #[cfg(feature = "hub")]
+    #[error(
+        "the certificate that answers for {url} is not trusted: if a proxy in between has one of its own, set SSL_CERT_FILE \
+         to the file of its authority"
+    )]
+    Untrusted {
+        /// The address that was asked.
+        url: String,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The HTTP client could not be set up.
     #[cfg(feature = "hub")]
     #[error("cannot set up the HTTP client")]
@@ -345,7 +381,7 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(
         "there is no folder `{model_id}`, and no model of that name at {url}, or it is private: check the spelling, {}",
-        if *has_token { "and that HF_TOKEN is valid and may read it" } else { "or set HF_TOKEN" }
+        if *has_token { "and that HF_TOKEN is valid and may read it".to_owned() } else { no_token("or set HF_TOKEN", *is_withheld) }
     )]
     NoSuchModel {
         /// The model.
@@ -354,6 +390,8 @@ pub enum Error {
         url: String,
         /// Whether a token was shown.
         has_token: bool,
+        /// Whether the environment asks that none is.
+        is_withheld: bool,
     },
     /// The model has no such branch, tag or commit.
     #[cfg(feature = "hub")]
@@ -368,13 +406,15 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(
         "access to model `{model_id}` is restricted: accept its terms on its page, and {}",
-        if *has_token { "check that HF_TOKEN is of that account and may read gated models" } else { "set HF_TOKEN" }
+        if *has_token { "check that HF_TOKEN is of that account and may read gated models".to_owned() } else { no_token("set HF_TOKEN", *is_withheld) }
     )]
     Gated {
         /// The model.
         model_id: String,
         /// Whether a token was shown.
         has_token: bool,
+        /// Whether the environment asks that none is.
+        is_withheld: bool,
     },
     /// The hub lacks a file that the model needs.
     #[cfg(feature = "hub")]
@@ -388,13 +428,18 @@ pub enum Error {
     /// The hub answered with a status that says neither yes nor no.
     #[cfg(feature = "hub")]
     #[error(
-        "{url}: the server answered with status {status}: try again later, and check for a proxy in between"
+        "{url}: the server answered with status {status}{}",
+        retry_after.map_or(": try again later, and check for a proxy in between".to_owned(), |pause| {
+            format!(", and asks to come back in {}: try again then", wait(pause))
+        })
     )]
     Status {
         /// The address that answered, without its query, which may be secret.
         url: String,
         /// The HTTP status.
         status: u16,
+        /// When the server wants to be asked again.
+        retry_after: Option<Duration>,
     },
     /// An answer lacks a header that every hub sends, or has one that no hub sends.
     #[cfg(feature = "hub")]
@@ -441,13 +486,14 @@ pub enum Error {
     /// A download broke off, several times in a row.
     #[cfg(feature = "hub")]
     #[error(
-        "the download of {file} broke off at {found} of {expected} bytes: run it again to resume"
+        "the download of {file} broke off at {found}{} bytes: run it again to resume",
+        expected.map_or(String::new(), |expected| format!(" of {expected}"))
     )]
     Interrupted {
         /// The file.
         file: String,
-        /// Its size.
-        expected: u64,
+        /// Its size, if that is known.
+        expected: Option<u64>,
         /// The number of bytes that are there.
         found: u64,
         /// Why, if the connection did not simply end.
@@ -477,12 +523,24 @@ pub enum Error {
         /// The SHA-256 of the download, which was deleted.
         found: String,
     },
-    /// There is no space left for a download, or none for a file so large.
+    /// There is no space left for a download.
     #[cfg(feature = "hub")]
     #[error(
         "no room to write {path}: make some and run it again, or set HF_HUB_CACHE to a folder on another disk"
     )]
     DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A download is larger than a file may be.
+    #[cfg(feature = "hub")]
+    #[error(
+        "cannot write {path}: it would be larger than files may be, by `ulimit -f` or for its file system: raise that limit \
+         and run it again, or set HF_HUB_CACHE to a folder on another disk"
+    )]
+    FileTooLarge {
         /// The file.
         path: PathBuf,
         /// The system's words.
@@ -501,6 +559,29 @@ pub enum Error {
 
 fn in_brackets(stored_as: Option<&str>) -> String {
     stored_as.map_or_else(String::new, |name| format!(" (stored as `{}`)", name.escape_debug()))
+}
+
+/// `advice` to a user who shows no token, perhaps since the environment withholds it.
+#[cfg(feature = "hub")]
+fn no_token(advice: &str, is_withheld: bool) -> String {
+    let unset = if is_withheld {
+        ", and unset HF_HUB_DISABLE_IMPLICIT_TOKEN, which withholds it"
+    } else {
+        ""
+    };
+    format!("{advice}{unset}")
+}
+
+/// A wait in words: `45 s`, `5 min`, `2 h 5 min`, `3 d 1 h`.
+#[cfg(feature = "hub")]
+fn wait(pause: Duration) -> String {
+    let minutes = pause.as_secs().div_ceil(60);
+    match pause.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        ..7_200 => format!("{minutes} min"),
+        ..172_800 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} d {} h", minutes / 1_440, minutes / 60 % 24),
+    }
 }
 
 fn join(paths: &[PathBuf]) -> String {

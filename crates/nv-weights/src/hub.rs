@@ -7,7 +7,10 @@
 mod environment;
 mod names;
 mod remote;
+mod retry;
+mod roots;
 mod store;
+mod together;
 mod transfer;
 
 #[cfg(test)]
@@ -15,41 +18,47 @@ mod tests;
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::files::{self, ModelFiles};
 use crate::index::ShardIndex;
 use environment::Settings;
 use remote::{Description, Remote};
+use retry::{Stop, is_outage};
+use roots::CertPaths;
 use store::Store;
 
 /// Files that a model has or has not, besides its config and its weights.
 const OPTIONAL_FILES: [&str; 4] =
     [files::GENERATION_CONFIG, files::TOKENIZER, files::TOKENIZER_CONFIG, files::CHAT_TEMPLATE];
 
-/// How often something is tried before its failure counts.
-const MAX_ATTEMPTS: u32 = 5;
+/// How long an answer is waited for unless the environment says.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Downloads the model `model_id` at `revision` (a branch, a tag or a commit; `main` is the usual one) into
 /// Hugging Face's cache, or finds it there. A local folder is taken as it is, whatever the revision.
 ///
-/// Config, tokenizer, chat template and weights are fetched, with a progress bar if stderr is a terminal. What the cache
-/// holds is not fetched again; what an earlier download left unfinished is resumed.
+/// Config, tokenizer, chat template and weights are fetched, up to eight files at once, with progress bars if stderr is a
+/// terminal. What the cache holds is not fetched again; what an earlier download left unfinished is resumed.
 ///
 /// The environment is honoured as by Hugging Face's own tools: `HF_HOME` (where cache and token are; by default
 /// `huggingface` in `XDG_CACHE_HOME`), `HF_HUB_CACHE` (where the cache is, elsewhere), `HF_TOKEN` (for private and gated
 /// models) and `HF_TOKEN_PATH` (a file that holds it), `HF_ENDPOINT` (another hub), and `HF_HUB_OFFLINE` or
-/// `TRANSFORMERS_OFFLINE` (no requests at all). [`Hub`] takes the same settings as values.
+/// `TRANSFORMERS_OFFLINE` (no requests at all); `HF_HUB_DISABLE_IMPLICIT_TOKEN` (send no token) and
+/// `HF_HUB_DISABLE_PROGRESS_BARS`; `HF_HUB_ETAG_TIMEOUT` and `HF_HUB_DOWNLOAD_TIMEOUT` (seconds to wait for the description of a
+/// file, and for its next bytes; 30 by default). Connections go through the proxy of `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY`,
+/// but to the hosts of `NO_PROXY`. Certificates are checked by those in `SSL_CERT_FILE` and `SSL_CERT_DIR`, else
+/// `REQUESTS_CA_BUNDLE`, else `CURL_CA_BUNDLE`; if none is set, by the system's, or by Mozilla's where the system has none.
 ///
 /// # Errors
-/// As [`Hub::download_model`]; [`Error::NoHome`] and [`Error::Token`] for an unusable environment.
+/// As [`Hub::download_model`]; [`Error::NoHome`], [`Error::Timeout`] and [`Error::Token`] for an unusable environment.
 pub fn download_model(model_id: &str, revision: &str) -> Result<ModelFiles> {
     Hub::from_env()?.with_progress(true).download_model(model_id, revision)
 }
@@ -62,12 +71,37 @@ pub struct Hub {
     token: Option<String>,
     offline: bool,
     progress: bool,
-    /// Longest wait for the next byte, and for a connection.
-    timeout: Duration,
+    /// The environment asks that no token is shown, or no progress.
+    is_token_withheld: bool,
+    is_progress_disabled: bool,
+    /// Longest wait for the description of a file, and for a connection to ask for it.
+    etag_timeout: Duration,
+    /// Longest wait for the next byte of a file, and for a connection to ask for it.
+    download_timeout: Duration,
+    /// Certificates to trust in place of the system's.
+    certificates: Option<CertPaths>,
     /// Wait before the second attempt of a transfer; doubles with each further one.
     pause: Duration,
-    /// How files are locked: [`File::try_lock`], but for tests of systems without.
+    system: System,
+}
+
+/// What not every file system can do: [`System::default`], but for tests of those without.
+#[derive(Clone, Copy)]
+struct System {
     try_lock: fn(&File) -> Result<(), TryLockError>,
+    /// Makes a link at the second path that leads to the first.
+    symlink: fn(&Path, &Path) -> io::Result<()>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        #[cfg(unix)]
+        let symlink = |original: &Path, link: &Path| std::os::unix::fs::symlink(original, link);
+        // Links take a privilege elsewhere.
+        #[cfg(not(unix))]
+        let symlink = |_: &Path, _: &Path| Err(io::ErrorKind::Unsupported.into());
+        Self { try_lock: File::try_lock, symlink }
+    }
 }
 
 impl Hub {
@@ -79,9 +113,13 @@ impl Hub {
             token: None,
             offline: false,
             progress: false,
-            timeout: Duration::from_secs(30),
+            is_token_withheld: false,
+            is_progress_disabled: false,
+            etag_timeout: DEFAULT_TIMEOUT,
+            download_timeout: DEFAULT_TIMEOUT,
+            certificates: None,
             pause: Duration::from_secs(1),
-            try_lock: File::try_lock,
+            system: System::default(),
         }
     }
 
@@ -90,13 +128,23 @@ impl Hub {
     /// Without `HF_TOKEN`, the token is the one that Hugging Face's login command stored.
     ///
     /// # Errors
-    /// [`Error::NoHome`] if no variable says where the cache is and there is no home folder; [`Error::Token`] for a
-    /// malformed token.
+    /// [`Error::NoHome`] if no variable says where the cache is and there is no home folder; [`Error::Timeout`] for a
+    /// malformed time; [`Error::Token`] for a malformed token.
     pub fn from_env() -> Result<Self> {
         let settings = Settings::from_env()?;
         let stored = || fs::read_to_string(settings.token_path?).ok();
-        let hub = Self::new(settings.cache_dir).with_token(settings.token.or_else(stored))?;
-        Ok(Self { endpoint: settings.endpoint, offline: settings.offline, ..hub })
+        let token = if settings.no_token { None } else { settings.token.or_else(stored) };
+        let hub = Self::new(settings.cache_dir).with_token(token)?;
+        Ok(Self {
+            endpoint: settings.endpoint,
+            offline: settings.offline,
+            is_token_withheld: settings.no_token,
+            is_progress_disabled: settings.no_progress,
+            etag_timeout: settings.etag_timeout.unwrap_or(hub.etag_timeout),
+            download_timeout: settings.download_timeout.unwrap_or(hub.download_timeout),
+            certificates: settings.certificates,
+            ..hub
+        })
     }
 
     /// Another hub, by the address that its paths are appended to.
@@ -125,7 +173,8 @@ impl Hub {
         self
     }
 
-    /// Whether to show a progress bar on stderr if it is a terminal.
+    /// Whether to show progress bars on stderr if it is a terminal. A hub by [`from_env`](Self::from_env) shows none if
+    /// `HF_HUB_DISABLE_PROGRESS_BARS` says so.
     #[must_use]
     pub fn with_progress(mut self, progress: bool) -> Self {
         self.progress = progress;
@@ -136,16 +185,16 @@ impl Hub {
     ///
     /// One request asks which commit `revision` is; all files are of that commit. If the hub can't be reached or is out
     /// of order, the model as last downloaded in full at `revision` is taken instead; if there is none, and for every
-    /// file, it is asked up to five times, with growing pauses. A `revision` that is
-    /// a commit's full hash needs no request once it is cached.
+    /// file, it is asked up to five times, with pauses that grow, and that are as long as the hub asks for, up to five minutes. A
+    /// `revision` that is a commit's full hash needs no request once it is cached.
     ///
     /// # Errors
     /// Every one says what to do. [`Error::ModelId`] and [`Error::Revision`] for names that can't be, [`Error::NotAFolder`]
     /// for one of a file; [`Error::NoSuchModel`],
     /// [`Error::NoSuchRevision`], [`Error::Gated`] and [`Error::MissingRemoteFile`] if the hub says no;
     /// [`Error::NotCached`] if offline; [`Error::Unreachable`], [`Error::Interrupted`], [`Error::Status`],
-    /// [`Error::Corrupt`] and [`Error::BadAnswer`] for hubs and networks that fail; [`Error::DiskFull`] and [`Error::Write`] for
-    /// disks; those of [`ModelFiles::from_dir`].
+    /// [`Error::Corrupt`] and [`Error::BadAnswer`] for hubs and networks that fail; [`Error::Certificates`] and
+    /// [`Error::Untrusted`] for certificates; [`Error::DiskFull`], [`Error::FileTooLarge`] and [`Error::Write`] for disks; those of [`ModelFiles::from_dir`].
     pub fn download_model(&self, model_id: &str, revision: &str) -> Result<ModelFiles> {
         self.download_model_with(model_id, revision, |_| Ok(())).map(|(files, ())| files)
     }
@@ -174,8 +223,10 @@ impl Hub {
             hub: self,
             model_id,
             revision,
-            store: Store::new(&self.cache, Repo::model(model_id.into())),
+            store: Store::new(&self.cache, Repo::model(model_id.into()), self.system),
             remote: Remote::new(self, model_id, revision)?,
+            bars: MultiProgress::new(),
+            stop: Stop::default(),
         };
         if self.offline {
             with_config(download.cached()?, read_config)
@@ -191,33 +242,6 @@ impl Hub {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/').into());
         }
         builder.build().map_err(|source| Error::Client { source: source.into() })
-    }
-
-    /// Calls `attempt` until it succeeds, fails by more than an outage, or has failed [`MAX_ATTEMPTS`] times.
-    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut pause = self.pause;
-        for _ in 1..MAX_ATTEMPTS {
-            match attempt() {
-                Err(error) if is_outage(&error) => thread::sleep(pause),
-                result => return result,
-            }
-            pause *= 2;
-        }
-        attempt()
-    }
-
-    /// A message, and a bar beside it if there are so many bytes to come.
-    fn progress_bar(&self, size: Option<u64>) -> ProgressBar {
-        if !self.progress {
-            return ProgressBar::hidden();
-        }
-        let style = ProgressStyle::with_template(match size {
-            Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
-            None => "{msg}",
-        });
-        // Hidden by itself where stderr is no terminal.
-        ProgressBar::with_draw_target(size, ProgressDrawTarget::stderr())
-            .with_style(style.expect("the template is valid"))
     }
 }
 
@@ -239,6 +263,10 @@ struct Download<'a> {
     revision: &'a str,
     store: Store,
     remote: Remote<'a>,
+    /// One for each file that is on its way.
+    bars: MultiProgress,
+    /// Ends all that is on its way.
+    stop: Stop,
 }
 
 impl Download<'_> {
@@ -249,7 +277,7 @@ impl Download<'_> {
         let cached = self.cached();
         let commit = match self.resolve(cached.is_ok()) {
             Ok(commit) => commit,
-            Err(error) if is_outage(&error) => {
+            Err(error) if is_outage(&error) || matches!(error, Error::Untrusted { .. }) => {
                 return with_config(cached.map_err(|_| error)?, read_config);
             }
             Err(error) => return Err(error.into()),
@@ -261,15 +289,12 @@ impl Download<'_> {
 
     /// Fetches all files of `commit` but its config.
     fn complete(&self, commit: &str) -> Result<ModelFiles> {
-        for file in OPTIONAL_FILES {
-            self.fetch(commit, file)?;
-        }
+        together::for_each(&OPTIONAL_FILES, &self.stop, |file| self.fetch(commit, file).map(drop))?;
         if !self.fetch(commit, files::WEIGHTS)? {
             self.require(commit, files::WEIGHTS_INDEX)?;
-            let index = self.store.snapshot(commit).join(files::WEIGHTS_INDEX);
-            for shard in ShardIndex::read(&index)?.shard_names() {
-                self.require(commit, shard)?;
-            }
+            let index = ShardIndex::read(&self.store.snapshot(commit).join(files::WEIGHTS_INDEX))?;
+            let shards: Vec<&str> = index.shard_names().into_iter().collect();
+            together::for_each(&shards, &self.stop, |shard| self.require(commit, shard))?;
         }
         let files = ModelFiles::from_dir(self.store.snapshot(commit))?;
         // Last, so that the name never stands for a snapshot that is not whole.
@@ -314,17 +339,33 @@ impl Download<'_> {
 
     /// Has the hub describe `file`, and says so if it takes more than one attempt.
     fn describe(&self, revision: &str, file: &str) -> Result<Description> {
-        let bar = self.hub.progress_bar(None);
-        let description = self.hub.retry(|| {
-            let description = self.remote.metadata(revision, file);
-            if description.as_ref().err().is_some_and(is_outage) {
-                bar.set_message(format!("{file}: no answer from the hub, trying again"));
-                bar.tick();
-            }
-            description
-        });
+        let bar = self.progress_bar(file, None);
+        let attempt = || self.remote.metadata(revision, file);
+        let description =
+            self.hub.retry(&self.stop, |error, pause| tell(&bar, file, error, pause), attempt);
         bar.finish_and_clear();
         description
+    }
+
+    /// A message about `file`, and a bar beside it if there are so many bytes to come.
+    fn progress_bar(&self, file: &str, size: Option<u64>) -> ProgressBar {
+        if !self.hub.progress || self.hub.is_progress_disabled {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template(match size {
+            Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
+            None => "{msg}",
+        });
+        let bar = ProgressBar::no_length().with_style(style.expect("the template is valid"));
+        if let Some(size) = size {
+            bar.set_length(size);
+        }
+        // Hidden by itself where stderr is no terminal.
+        let bar = self.bars.add(bar);
+        if size.is_some() {
+            bar.set_message(file.to_owned());
+        }
+        bar
     }
 
     /// Sees to it that the snapshot of `commit` has `file`, which must exist: the hub is asked whatever the cache says.
@@ -358,26 +399,35 @@ impl Download<'_> {
                 return Ok(false);
             }
         };
-        let bar = self.hub.progress_bar(Some(metadata.size)).with_message(file.to_owned());
-        let lock = self.store.lock(&metadata.etag, self.hub.try_lock, || {
+        let bar = self.progress_bar(file, Some(metadata.size.unwrap_or_default()));
+        let lock = self.store.lock(&metadata.etag, &self.stop, || {
             bar.set_message(format!("{file}: waiting for another process that downloads it"));
             bar.tick();
         })?;
-        let blob = self.store.blob(&metadata.etag);
-        if !blob.metadata().is_ok_and(|found| found.len() == metadata.size) {
+        // Whoever had the lock may have brought it.
+        if self.store.has(commit, file) {
+            return Ok(true);
+        }
+        let is_cached = self.store.has_blob(&metadata);
+        if !is_cached {
             bar.set_message(file.to_owned());
-            let path = self.store.incomplete(&metadata.etag, lock.is_some());
-            let result = transfer::run(self, commit, file, &metadata, &path, &bar);
-            if result.is_err() && lock.is_none() {
-                // Nobody will look for it.
-                let _ = fs::remove_file(path);
-            }
-            result?;
+            transfer::run(self, commit, file, &metadata, lock.is_some(), &bar)?;
         }
         bar.finish_and_clear();
-        self.store.link(commit, file, &metadata.etag)?;
+        self.store.link(commit, file, &metadata.etag, is_cached)?;
         Ok(true)
     }
+}
+
+/// Has `bar` say that `file` is asked for again after `pause`, and why.
+fn tell(bar: &ProgressBar, file: &str, error: &Error, pause: Duration) {
+    let reason = match error {
+        Error::Status { status, .. } => format!("status {status} from the server"),
+        Error::Interrupted { .. } => "the download broke off".to_owned(),
+        _ => "no answer from the hub".to_owned(),
+    };
+    bar.set_message(format!("{file}: {reason}, trying again in {} s", pause.as_secs()));
+    bar.tick();
 }
 
 /// `files`, and what `read_config` makes of their config.
@@ -387,13 +437,4 @@ fn with_config<T, E>(
 ) -> Result<(ModelFiles, T), E> {
     let config = read_config(&files.config)?;
     Ok((files, config))
-}
-
-/// Whether the hub or the network, rather than the request, is at fault, so that asking again may help.
-fn is_outage(error: &Error) -> bool {
-    match error {
-        Error::Unreachable { .. } | Error::Interrupted { .. } => true,
-        Error::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
-        _ => false,
-    }
 }

@@ -27,7 +27,7 @@
 compile_error!("safetensors data are little-endian and are read in place");
 
 mod checkpoint;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, any(target_os = "linux", all(unix, feature = "hub"))))]
 mod child;
 mod error;
 mod files;

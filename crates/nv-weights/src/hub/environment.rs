@@ -5,7 +5,9 @@
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::roots::CertPaths;
 use crate::error::{Error, Result};
 
 /// What is set.
@@ -18,6 +20,15 @@ pub(super) struct Settings {
     /// Where a login stores a token; `None` if there is no such place.
     pub(super) token_path: Option<PathBuf>,
     pub(super) offline: bool,
+    /// The user asks that no token is sent.
+    pub(super) no_token: bool,
+    /// The user asks for no progress bars.
+    pub(super) no_progress: bool,
+    /// The longest wait when a file is described.
+    pub(super) etag_timeout: Option<Duration>,
+    /// The longest wait for the next bytes of a file.
+    pub(super) download_timeout: Option<Duration>,
+    pub(super) certificates: Option<CertPaths>,
 }
 
 impl Settings {
@@ -35,6 +46,9 @@ impl Settings {
                 Err(value) => value.into(),
             })
         };
+        let switch = |name: &str| text(name).is_some_and(|value| is_truthy(&value));
+        let timeout =
+            |name: &'static str| text(name).map(|value| seconds(name, &value)).transpose();
         let hf_home = folder("HF_HOME").or_else(|| {
             let caches = folder("XDG_CACHE_HOME").or_else(|| Some(home?.join(".cache")));
             Some(caches?.join("huggingface"))
@@ -50,8 +64,33 @@ impl Settings {
             offline: text("HF_HUB_OFFLINE")
                 .or_else(|| text("TRANSFORMERS_OFFLINE"))
                 .is_some_and(|value| is_truthy(&value)),
+            no_token: switch("HF_HUB_DISABLE_IMPLICIT_TOKEN"),
+            no_progress: switch("HF_HUB_DISABLE_PROGRESS_BARS"),
+            etag_timeout: timeout("HF_HUB_ETAG_TIMEOUT")?,
+            download_timeout: timeout("HF_HUB_DOWNLOAD_TIMEOUT")?,
+            certificates: certificates(|name| var(name).map(PathBuf::from)),
         })
     }
+}
+
+/// Where trusted certificates are: by the names of OpenSSL, else by those of Python's `requests` and of curl.
+fn certificates(var: impl Fn(&str) -> Option<PathBuf>) -> Option<CertPaths> {
+    let file = var("SSL_CERT_FILE");
+    let dirs: Vec<_> = var("SSL_CERT_DIR").iter().flat_map(env::split_paths).collect();
+    if file.is_some() || !dirs.is_empty() {
+        return Some(CertPaths { names: "SSL_CERT_FILE and SSL_CERT_DIR", file, dirs });
+    }
+    ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+        .into_iter()
+        .find_map(|name| Some(CertPaths::file_or_dir(name, var(name)?)))
+}
+
+/// The seconds that the variable `name` gives.
+fn seconds(name: &'static str, value: &str) -> Result<Duration> {
+    let seconds = value.trim().parse().ok().filter(|&seconds: &f64| seconds > 0.0);
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| Error::Timeout { name, found: value.to_owned() })
 }
 
 /// `path` with the home folder for a `~` in front, and the values of variables for `$NAME` and `${NAME}`; what there
@@ -153,6 +192,57 @@ mod tests {
         check(&[("TRANSFORMERS_OFFLINE", "1")], None, true);
         check(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")], None, false);
         check(&[("HF_HUB_OFFLINE", "yes"), ("TRANSFORMERS_OFFLINE", "0")], None, true);
+    }
+
+    #[test]
+    fn waits_bars_and_tokens_are_set_as_for_other_tools() {
+        let read = |vars: &[(&str, &str)]| settings(vars, Some("/me"));
+        let found = read(&[
+            ("HF_HUB_ETAG_TIMEOUT", "3"),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", " 0.5 "),
+            ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+            ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "true"),
+        ])
+        .unwrap();
+        assert_eq!(found.etag_timeout, Some(Duration::from_secs(3)));
+        assert_eq!(found.download_timeout, Some(Duration::from_millis(500)));
+        assert!(found.no_progress && found.no_token);
+        let found = read(&[
+            ("HF_HUB_ETAG_TIMEOUT", ""),
+            ("HF_HUB_DISABLE_PROGRESS_BARS", "0"),
+            ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "no"),
+        ])
+        .unwrap();
+        assert_eq!((found.etag_timeout, found.download_timeout), (None, None));
+        assert!(!found.no_progress && !found.no_token);
+        for nonsense in ["0", "-1", "ten", "inf", "NaN", "1e300"] {
+            let error = read(&[("HF_HUB_ETAG_TIMEOUT", nonsense)]).unwrap_err().to_string();
+            assert!(error.contains("HF_HUB_ETAG_TIMEOUT") && error.contains(nonsense), "{error}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_where_the_environment_names_them() {
+        let check = |vars: &[(&str, &str)], file: Option<&str>, dirs: &[&str]| {
+            let found = settings(vars, Some("/me")).unwrap().certificates;
+            let (found_file, found_dirs) = found.map(|paths| (paths.file, paths.dirs)).unzip();
+            assert_eq!(found_file.flatten().as_deref(), file.map(Path::new), "{vars:?}");
+            let dirs: Vec<PathBuf> = dirs.iter().map(PathBuf::from).collect();
+            assert_eq!(found_dirs.unwrap_or_default(), dirs, "{vars:?}");
+        };
+        check(&[], None, &[]);
+        check(&[("SSL_CERT_FILE", "/a.pem")], Some("/a.pem"), &[]);
+        check(
+            &[("SSL_CERT_FILE", "/a.pem"), ("SSL_CERT_DIR", "/d:/e")],
+            Some("/a.pem"),
+            &["/d", "/e"],
+        );
+        check(&[("SSL_CERT_FILE", ""), ("REQUESTS_CA_BUNDLE", "/r.pem")], Some("/r.pem"), &[]);
+        check(&[("SSL_CERT_FILE", "/a.pem"), ("CURL_CA_BUNDLE", "/c.pem")], Some("/a.pem"), &[]);
+        let (r, c) = (("REQUESTS_CA_BUNDLE", "/r.pem"), ("CURL_CA_BUNDLE", "/c.pem"));
+        check(&[c, r], Some("/r.pem"), &[]);
+        check(&[c], Some("/c.pem"), &[]);
+        check(&[("CURL_CA_BUNDLE", "/")], None, &["/"]);
     }
 
     #[test]

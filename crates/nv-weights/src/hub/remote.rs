@@ -3,11 +3,16 @@
 //! Redirects are followed by hand, for two reasons: the hub describes a file in the answer that redirects to its
 //! bytes, and the token must go to no other origin (scheme, host and port) than the hub's.
 
+use std::sync::{Mutex, PoisonError};
+
 use hf_hub::api::sync::Api;
 use hf_hub::{Repo, RepoType};
 use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
+use super::retry::retry_after;
+use super::roots::roots;
 use super::{Hub, names};
 use crate::error::{Error, Result};
 
@@ -16,11 +21,13 @@ const USER_AGENT: &str = concat!("nano-vllm-rs/", env!("CARGO_PKG_VERSION"));
 
 /// One model on a hub.
 pub(super) struct Remote<'a> {
+    hub: &'a Hub,
     model_id: &'a str,
     revision: &'a str,
     token: Option<&'a str>,
     api: Api,
-    agent: Agent,
+    /// Made for the first request: what is cached needs no certificates.
+    agent: Mutex<Option<Agent>>,
 }
 
 /// What the hub says when it is asked for a file.
@@ -42,25 +49,32 @@ pub(super) struct Metadata {
     pub(super) commit: String,
     /// Names the content, and may name a file: see [`names::is_etag`].
     pub(super) etag: String,
-    /// In bytes.
-    pub(super) size: u64,
+    /// In bytes, if the hub says.
+    pub(super) size: Option<u64>,
 }
 
 impl<'a> Remote<'a> {
     /// Makes no request. `revision` is the one that errors speak of.
     pub(super) fn new(hub: &'a Hub, model_id: &'a str, revision: &'a str) -> Result<Self> {
-        let agent = Agent::config_builder()
+        let (token, agent) = (hub.token.as_deref(), Mutex::default());
+        Ok(Self { hub, model_id, revision, token, api: hub.api()?, agent })
+    }
+
+    /// The client, whose copies share their connections.
+    fn agent(&self) -> Result<Agent> {
+        let mut agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = &*agent {
+            return Ok(agent.clone());
+        }
+        let roots = roots(self.hub.certificates.as_ref())?;
+        let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(USER_AGENT)
             // Sizes and ranges are those of the file, not of a compressed form.
             .accept_encoding("identity")
-            .timeout_connect(Some(hub.timeout))
-            .timeout_recv_response(Some(hub.timeout))
-            .timeout_per_read(Some(hub.timeout))
-            .build()
-            .into();
-        Ok(Self { model_id, revision, token: hub.token.as_deref(), api: hub.api()?, agent })
+            .tls_config(TlsConfig::builder().root_certs(roots).build());
+        Ok(agent.insert(config.build().into()).clone())
     }
 
     /// Describes `file` at `revision`.
@@ -94,8 +108,12 @@ impl<'a> Remote<'a> {
         // The length of an answer that redirects is its own, not the file's.
         let sizes: &[_] =
             if is_redirect { &["x-linked-size"] } else { &["x-linked-size", "content-length"] };
-        let size = field(sizes, |text| text.parse::<u64>().is_ok())?;
-        let size = size.parse().expect("checked just now");
+        let size = match field(sizes, |text| text.parse::<u64>().is_ok()) {
+            Ok(size) => Some(size.parse().expect("checked just now")),
+            // A proxy in between may leave it out.
+            Err(Error::BadAnswer { found: None, .. }) => None,
+            Err(error) => return Err(error),
+        };
         Ok(Description::File(Metadata { commit, etag, size }))
     }
 
@@ -118,6 +136,11 @@ impl<'a> Remote<'a> {
         Error::MissingRemoteFile { url: self.url(self.revision, file) }
     }
 
+    /// The error for an answer that doesn't tell a `file` that broke off from a whole one.
+    pub(super) fn without_length(&self, commit: &str, file: &str) -> Error {
+        Error::BadAnswer { url: self.url(commit, file), header: "content-length", found: None }
+    }
+
     /// The address of `file`; names are of checked characters, but for those of shards.
     fn url(&self, revision: &str, file: &str) -> String {
         let repo = Repo::with_revision(self.model_id.into(), RepoType::Model, revision.into());
@@ -127,8 +150,17 @@ impl<'a> Remote<'a> {
     /// Sends a request, following redirects until an answer of another kind; of a HEAD, until one that describes the
     /// file and redirects to another origin. Returns the answer and the address that gave it.
     fn send(&self, method: Method, url: &str, offset: u64) -> Result<(Response<Body>, Uri)> {
-        let unreachable =
-            |source: ureq::Error| Error::Unreachable { url: url.into(), source: source.into() };
+        let agent = self.agent()?;
+        let failed = |source: ureq::Error| match source {
+            source if is_untrusted(&source) => {
+                Error::Untrusted { url: url.into(), source: source.into() }
+            }
+            source => Error::Unreachable { url: url.into(), source: source.into() },
+        };
+        let timeout = match method {
+            Method::HEAD => self.hub.etag_timeout,
+            _ => self.hub.download_timeout,
+        };
         let hub: Uri = url.parse().map_err(|_| Error::Url { url: url.into() })?;
         if origin(&hub).is_none() {
             return Err(Error::Url { url: url.into() });
@@ -142,8 +174,14 @@ impl<'a> Remote<'a> {
             if offset > 0 {
                 request = request.header(header::RANGE, format!("bytes={offset}-"));
             }
-            let request = request.body(()).map_err(|error| unreachable(error.into()))?;
-            let response = self.agent.run(request).map_err(unreachable)?;
+            let request = request.body(()).map_err(|error| failed(error.into()))?;
+            let request = agent
+                .configure_request(request)
+                .timeout_connect(Some(timeout))
+                .timeout_recv_response(Some(timeout))
+                .timeout_per_read(Some(timeout))
+                .build();
+            let response = agent.run(request).map_err(failed)?;
             if !response.status().is_redirection() {
                 return Ok((response, target));
             }
@@ -171,26 +209,43 @@ impl<'a> Remote<'a> {
         let hub: Option<Uri> = url.parse().ok();
         let is_hubs = code.is_some() || hub.is_some_and(|hub| origin(&hub) == origin(from));
         let model_id = || self.model_id.to_owned();
-        let has_token = self.token.is_some();
+        let (has_token, is_withheld) = (self.token.is_some(), self.hub.is_token_withheld);
         match (status, code.unwrap_or_default()) {
             (200 | 206, _) => Ok(true),
             (_, b"RevisionNotFound") => {
                 Err(Error::NoSuchRevision { model_id: model_id(), revision: self.revision.into() })
             }
-            (401 | 403 | 404, _) if !is_hubs => Err(unclear(from, status)),
-            (_, b"GatedRepo") | (403, _) => Err(Error::Gated { model_id: model_id(), has_token }),
+            (401 | 403 | 404, _) if !is_hubs => Err(unclear(from, response)),
+            (_, b"GatedRepo") | (403, _) => {
+                Err(Error::Gated { model_id: model_id(), has_token, is_withheld })
+            }
             (_, b"RepoNotFound") | (401, _) => {
-                Err(Error::NoSuchModel { model_id: model_id(), url: url.into(), has_token })
+                let (model_id, url) = (model_id(), url.into());
+                Err(Error::NoSuchModel { model_id, url, has_token, is_withheld })
             }
             (404, _) => Ok(false),
-            _ => Err(unclear(from, status)),
+            _ => Err(unclear(from, response)),
         }
     }
 }
 
 /// The error for a status by the address `from` that says nothing of the model.
-fn unclear(from: &Uri, status: u16) -> Error {
-    Error::Status { url: without_query(&from.to_string()), status }
+fn unclear(from: &Uri, response: &Response<Body>) -> Error {
+    Error::Status {
+        url: without_query(&from.to_string()),
+        status: response.status().as_u16(),
+        retry_after: retry_after(response.headers()),
+    }
+}
+
+/// Whether a certificate is to blame.
+fn is_untrusted(error: &ureq::Error) -> bool {
+    let error = match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref().and_then(|error| error.downcast_ref()),
+        _ => None,
+    };
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// An address less its query, in which those of storage are signed.

@@ -8,10 +8,13 @@ use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::{Cache, CacheRepo, Repo};
 
-use super::names;
+use super::remote::Metadata;
+use super::retry::Stop;
+use super::{System, names};
 use crate::error::{Error, Result};
 
 /// The part of a cache that belongs to one model.
@@ -19,15 +22,17 @@ pub(super) struct Store {
     dir: PathBuf,
     locks_dir: PathBuf,
     layout: CacheRepo,
+    system: System,
 }
 
 impl Store {
-    pub(super) fn new(cache: &Cache, repo: Repo) -> Self {
+    pub(super) fn new(cache: &Cache, repo: Repo, system: System) -> Self {
         let folder_name = repo.folder_name();
         Self {
             dir: cache.path().join(&folder_name),
             locks_dir: cache.path().join(".locks").join(folder_name),
             layout: cache.repo(repo),
+            system,
         }
     }
 
@@ -41,11 +46,22 @@ impl Store {
         self.layout.blob_path(etag)
     }
 
-    /// Where the content of the file with this etag grows until it is whole: what was left there before, if its blob is
-    /// locked; else a file of the caller's own, since another process may be at it too.
-    pub(super) fn incomplete(&self, etag: &str, is_locked: bool) -> PathBuf {
-        let owner = if is_locked { String::new() } else { format!(".{}", unique()) };
-        self.layout.blob_path(&format!("{etag}{owner}.incomplete"))
+    /// Whether the content of the file that `metadata` describes is there.
+    pub(super) fn has_blob(&self, metadata: &Metadata) -> bool {
+        let is_whole = |len| metadata.size.is_none_or(|size| len == size);
+        self.blob(&metadata.etag)
+            .metadata()
+            .is_ok_and(|found| found.is_file() && is_whole(found.len()))
+    }
+
+    /// Where the content of the file with this etag grows until it is whole, and what is left of it stays.
+    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.layout.blob_path(&format!("{etag}.incomplete"))
+    }
+
+    /// As [`incomplete`](Self::incomplete), but under a name that nobody else has.
+    pub(super) fn own_incomplete(&self, etag: &str) -> PathBuf {
+        self.layout.blob_path(&format!("{etag}.{}.incomplete", unique()))
     }
 
     /// The commit that `revision` last stood for; itself if it is a commit.
@@ -86,43 +102,51 @@ impl Store {
     }
 
     /// Makes `file` in the snapshot of `commit` a name of the blob `etag`.
-    pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
-        let path = self.snapshot(commit).join(file);
-        #[cfg(unix)]
-        let create =
-            |path: &Path| std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), path);
-        // Links take a privilege elsewhere: the file moves in, as it does with Hugging Face's tools.
-        #[cfg(not(unix))]
-        let create = |path: &Path| fs::rename(self.blob(etag), path);
-        replace(&path, create)
+    ///
+    /// Where the file system has no links the blob moves in, as it does with Hugging Face's tools, or is copied if it
+    /// `is_shared`: then another snapshot may lead to it.
+    pub(super) fn link(&self, commit: &str, file: &str, etag: &str, is_shared: bool) -> Result<()> {
+        let blob = self.blob(etag);
+        replace(&self.snapshot(commit).join(file), |path| {
+            let original = Path::new("../../blobs").join(etag);
+            (self.system.symlink)(&original, path).or_else(|_| {
+                if is_shared { fs::copy(&blob, path).map(drop) } else { fs::rename(&blob, path) }
+            })
+        })
     }
 
     /// Locks the blob `etag` against other processes until the returned file is dropped.
-    /// Calls `waiting` once if another one holds the lock. `None` if the file system has no locks.
+    /// Calls `waiting` once if another one holds the lock. `None` if the file system has no locks, or `stop` is raised.
     ///
-    /// `try_lock` is [`File::try_lock`], or what a test has in its place.
+    /// A lock saves work. Nothing relies on it: on a network's file systems two machines may have the same one.
     pub(super) fn lock(
         &self,
         etag: &str,
-        try_lock: fn(&File) -> Result<(), TryLockError>,
+        stop: &Stop,
         waiting: impl FnOnce(),
     ) -> Result<Option<File>> {
         let path = self.locks_dir.join(format!("{etag}.lock"));
-        let lock = || {
+        let mut waiting = Some(waiting);
+        let mut lock = || {
             create_parent(&path)?;
             let file = File::options().write(true).create(true).truncate(false).open(&path)?;
-            let locked = match try_lock(&file) {
-                Ok(()) => Ok(()),
-                Err(TryLockError::WouldBlock) => {
-                    waiting();
-                    file.lock()
+            loop {
+                match (self.system.try_lock)(&file) {
+                    Ok(()) => return Ok(Some(file)),
+                    Err(TryLockError::WouldBlock) => {
+                        if let Some(waiting) = waiting.take() {
+                            waiting();
+                        }
+                        if stop.wait(Duration::from_millis(100)) {
+                            return Ok(None);
+                        }
+                    }
+                    Err(TryLockError::Error(error)) => match error.kind() {
+                        io::ErrorKind::Interrupted => {}
+                        _ if is_without_locks(&error) => return Ok(None),
+                        _ => return Err(error),
+                    },
                 }
-                Err(TryLockError::Error(error)) => Err(error),
-            };
-            match locked {
-                Ok(()) => Ok(Some(file)),
-                Err(error) if is_without_locks(&error) => Ok(None),
-                Err(error) => Err(error),
             }
         };
         lock().map_err(|source| write_error(&path, source))
@@ -139,9 +163,10 @@ fn is_without_locks(error: &io::Error) -> bool {
 pub(super) fn write_error(path: &Path, source: io::Error) -> Error {
     let path = path.to_path_buf();
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Error::DiskFull { path, source }
         }
+        io::ErrorKind::FileTooLarge => Error::FileTooLarge { path, source },
         _ => Error::Write { path, source },
     }
 }
@@ -156,7 +181,7 @@ fn unique() -> String {
 }
 
 /// Puts what `create` makes under the name `path`, in place of what is there, in one step.
-fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+pub(super) fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let temporary = path.with_file_name(format!(".{}.tmp", unique()));
     create_parent(path)
         .and_then(|()| create(&temporary))
@@ -189,7 +214,7 @@ mod tests {
             assert_eq!(matches!(error, Error::DiskFull { .. }), full, "{kind:?}");
         };
         check(io::ErrorKind::StorageFull, true);
-        check(io::ErrorKind::FileTooLarge, true);
+        check(io::ErrorKind::FileTooLarge, false);
         check(io::ErrorKind::QuotaExceeded, true);
         check(io::ErrorKind::PermissionDenied, false);
     }

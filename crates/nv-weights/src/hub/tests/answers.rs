@@ -2,16 +2,25 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tempfile::TempDir;
 
 use super::server::{Files, Reply, Request, Server, behave, sharded_model, single_file_model};
 use super::{
     COMMIT, MODEL, OLD_COMMIT, assert_downloaded, has_unfinished, repo_dir, tempdir, tree,
 };
+#[cfg(unix)]
+use crate::child;
 use crate::error::Error;
-use crate::hub::{Hub, MAX_ATTEMPTS};
+use crate::hub::Hub;
+use crate::hub::retry::MAX_ATTEMPTS;
+use crate::hub::roots::CertPaths;
 
 #[test]
 fn refusals_say_what_to_do() {
@@ -198,7 +207,9 @@ fn a_refusal_by_another_host_is_not_the_hubs() {
         });
         let error = server.hub(&tempdir()).download_model(MODEL, "main").unwrap_err();
         match &error {
-            Error::Status { url, status: found } => assert_eq!((url, *found), (&storage, status)),
+            Error::Status { url, status: found, .. } => {
+                assert_eq!((url, *found), (&storage, status))
+            }
             other => panic!("{other:?}"),
         }
         assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
@@ -310,7 +321,165 @@ fn a_server_that_falls_silent() {
         reply
     });
     let dir = tempdir();
-    let hub = Hub { timeout: Duration::from_millis(100), ..server.hub(&dir) };
+    let hub = Hub { etag_timeout: Duration::from_millis(100), ..server.hub(&dir) };
     let error = hub.download_model(MODEL, "main").unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert_eq!(server.requests().len(), MAX_ATTEMPTS as usize);
+
+    // The bytes of files have a limit of their own.
+    let hub = Hub { download_timeout: Duration::from_millis(100), ..server.hub(&dir) };
+    let error = hub.download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    let requests = server.requests();
+    assert_eq!(requests.iter().filter(|request| request.method == "HEAD").count(), 2);
+    assert_eq!(requests.iter().filter(|request| request.is_get("config.json")).count(), 5);
+}
+
+#[test]
+fn a_server_that_asks_for_a_pause_gets_it() {
+    let refuse_first = |headers: &'static [(&'static str, &str)], method: &'static str| {
+        let count = Mutex::new(0);
+        Server::start(single_file_model(), move |request, reply| {
+            let mut count = count.lock().unwrap();
+            let is_meant = request.method == method && request.path.ends_with("/model.safetensors");
+            *count += usize::from(is_meant);
+            if !is_meant || *count > 1 {
+                return reply;
+            }
+            let refusal = Reply::status(429);
+            headers.iter().fold(refusal, |refusal, (name, value)| refusal.with(name, *value))
+        })
+    };
+    const DATE: (&str, &str) = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT");
+    for method in ["HEAD", "GET"] {
+        let servers = [
+            refuse_first(&[("Retry-After", "1")], method),
+            refuse_first(&[("Retry-After", "Sun, 06 Nov 1994 08:49:38 GMT"), DATE], method),
+            refuse_first(&[("RateLimit", r#""api";r=0;t=1"#)], method),
+        ];
+        for server in servers {
+            let start = Instant::now();
+            let found = server.hub(&tempdir()).download_model(MODEL, "main");
+            assert!(start.elapsed() >= Duration::from_secs(1));
+            assert!(found.is_ok(), "{found:?}");
+        }
+        // A pause beyond reason is the user's to make.
+        let server = refuse_first(&[("Retry-After", "7380")], method);
+        let error = server.hub(&tempdir()).download_model(MODEL, "main").unwrap_err();
+        assert!(matches!(error, Error::Status { status: 429, .. }), "{error:?}");
+        assert!(error.to_string().contains("asks to come back in 2 h 3 min"), "{error}");
+    }
+}
+
+/// Answers that don't say how long they are, of which proxies make some.
+#[test]
+fn sizes_that_nobody_tells() {
+    let start = |change: fn(&Request, Reply) -> Reply| {
+        Server::start(single_file_model(), move |request, reply| change(request, reply))
+    };
+    let whole: [fn(&Request, Reply) -> Reply; 4] = [
+        |request, reply| Reply { unsized_body: request.method == "HEAD", ..reply },
+        |_, reply| Reply { is_chunked: true, ..reply },
+        // Of what has a hash nobody needs to know the size.
+        |request, reply| Reply { unsized_body: request.path.ends_with(".safetensors"), ..reply },
+        // What was described needs no second word.
+        |request, reply| Reply { unsized_body: request.method == "GET", ..reply },
+    ];
+    for change in whole {
+        let dir = tempdir();
+        let found = start(change).hub(&dir).download_model(MODEL, "main");
+        assert_downloaded(&found, &single_file_model());
+        assert!(!has_unfinished(&dir));
+    }
+    let check = |change: fn(&Request, Reply) -> Reply, expected: fn(&Error) -> bool| {
+        let dir = tempdir();
+        let error = start(change).hub(&dir).download_model(MODEL, "main").unwrap_err();
+        assert!(expected(&error), "{error:?}");
+        assert!(!repo_dir(&dir).join("refs").exists());
+    };
+    // A small file that may have broken off.
+    check(
+        |_, reply| Reply { unsized_body: true, ..reply },
+        |error| matches!(error, Error::BadAnswer { header: "content-length", .. }),
+    );
+    let interrupted: fn(&Error) -> bool = |error| matches!(error, Error::Interrupted { .. });
+    check(
+        |request, reply| Reply { unsized_body: request.method == "HEAD", cut: Some(1), ..reply },
+        interrupted,
+    );
+    check(|_, reply| Reply { is_chunked: true, cut: Some(1), ..reply }, interrupted);
+    check(
+        |request, reply| {
+            let is_cut = request.is_get("model.safetensors");
+            let unsized_body = request.path.ends_with(".safetensors");
+            Reply { unsized_body, cut: is_cut.then_some(500), ..reply }
+        },
+        |error| matches!(error, Error::Corrupt { .. }),
+    );
+}
+
+/// What answers in the place of a hub, as a proxy of a company does, and whom to trust.
+#[test]
+fn a_certificate_must_be_trusted() {
+    let fixture =
+        |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let chain = vec![CertificateDer::from_pem_file(fixture("leaf.pem")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(fixture("leaf.key")).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let server = Server::start_with_tls(single_file_model(), Arc::new(tls));
+    let hub = |dir: &TempDir, certificates: Option<CertPaths>| Hub {
+        certificates,
+        ..server.hub(dir).with_endpoint(format!("https://{}", server.address))
+    };
+    let dir = tempdir();
+    let error = hub(&dir, None).download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error:?}");
+    assert!(error.to_string().contains("set SSL_CERT_FILE"), "{error}");
+
+    let path = fixture("ca.pem");
+    let trusted = CertPaths { names: "SSL_CERT_FILE", file: Some(path), dirs: Vec::new() };
+    let found = hub(&dir, Some(trusted)).download_model(MODEL, "main");
+    assert_downloaded(&found, &single_file_model());
+    // What is in the cache needs nobody's certificate.
+    assert_downloaded(&hub(&dir, None).download_model(MODEL, "main"), &single_file_model());
+    let missing = CertPaths::file_or_dir("SSL_CERT_FILE", "/no/such/file.pem".into());
+    let offline = hub(&dir, Some(missing.clone())).with_offline(true);
+    assert_downloaded(&offline.download_model(MODEL, "main"), &single_file_model());
+    let error = hub(&tempdir(), Some(missing)).download_model(MODEL, "main").unwrap_err();
+    assert!(matches!(error, Error::Certificates { .. }), "{error:?}");
+}
+
+/// In a process of its own, whose environment says all.
+#[cfg(unix)]
+#[test]
+fn a_token_that_the_environment_withholds() {
+    if child::dir().is_some() {
+        let hub = Hub::from_env().unwrap();
+        let error = hub.download_model(MODEL, "main").unwrap_err().to_string();
+        assert!(error.contains("unset HF_HUB_DISABLE_IMPLICIT_TOKEN"), "{error}");
+        let error = hub.with_token(Some("given".into())).unwrap().download_model(MODEL, "main");
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("HF_TOKEN is valid"), "{error}");
+        return;
+    }
+    let dir = tempdir();
+    let server = Server::start(single_file_model(), |_, _| Reply::error(401, "RepoNotFound"));
+    let variables = format!(
+        "export HF_HUB_DISABLE_IMPLICIT_TOKEN=1 HF_TOKEN=secret HF_HUB_CACHE='{}' HF_ENDPOINT=http://{} \
+         NO_PROXY=127.0.0.1; unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE",
+        dir.path().display(),
+        server.address,
+    );
+    let name = "hub::tests::answers::a_token_that_the_environment_withholds";
+    child::passes(name, &variables, dir.path());
+    let requests = server.requests();
+    let shown: Vec<_> =
+        requests.iter().map(|request| request.headers.get("authorization")).collect();
+    assert_eq!(shown, [None, Some(&"Bearer given".to_owned())]);
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::Path;
+use std::sync::{Condvar, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::server::{Files, Reply, Server, safetensors, sha256, sharded_model, single_file_model};
+use super::server::{
+    Files, Reply, Server, many_shards, safetensors, sha256, sharded_model, single_file_model,
+};
 use super::{COMMIT, MODEL, OLD_COMMIT, assert_downloaded, has_unfinished, repo_dir, tempdir};
 use crate::error::Error;
-use crate::hub::Hub;
+use crate::hub::{Hub, System};
 
 #[test]
 fn a_model_is_downloaded_once() {
@@ -125,6 +129,85 @@ fn a_local_folder_stands_for_itself() {
     let file = dir.path().join("model.safetensors");
     let error = server.hub(&dir).download_model(file.to_str().unwrap(), "main").unwrap_err();
     assert!(matches!(&error, Error::NotAFolder { path } if *path == file), "{error}");
+}
+
+/// As on FAT, and on some networks' file systems.
+#[test]
+fn without_links_files_move_in() {
+    let dir = tempdir();
+    let server = Server::well_behaved(sharded_model());
+    let system =
+        System { symlink: |_, _| Err(io::ErrorKind::PermissionDenied.into()), ..System::default() };
+    let hub = Hub { system, ..server.hub(&dir) };
+    assert_downloaded(&hub.download_model(MODEL, "main"), &sharded_model());
+    let blobs = || fs::read_dir(repo_dir(&dir).join("blobs")).unwrap().count();
+    assert_eq!(blobs(), 0);
+    server.requests();
+    assert_downloaded(&hub.download_model(MODEL, COMMIT), &sharded_model());
+    assert!(server.requests().is_empty());
+    assert_downloaded(&hub.download_model(MODEL, "v1"), &sharded_model());
+    // A blob that another snapshot may lead to stays.
+    let dir = tempdir();
+    let hub = server.hub(&dir);
+    assert_downloaded(&hub.download_model(MODEL, "main"), &sharded_model());
+    let blobs = || fs::read_dir(repo_dir(&dir).join("blobs")).unwrap().count();
+    let before = blobs();
+    let hub = Hub { system, ..hub };
+    assert_downloaded(&hub.download_model(MODEL, "v1"), &sharded_model());
+    assert_downloaded(&hub.download_model(MODEL, "main"), &sharded_model());
+    assert_eq!(blobs(), before);
+    assert!(!has_unfinished(&dir));
+}
+
+const SHARDS: [&str; 4] = ["a.safetensors", "b.safetensors", "c.safetensors", "d.safetensors"];
+
+#[test]
+fn shards_are_downloaded_at_once() {
+    // Each is answered when all are asked for.
+    let asked = Mutex::new(0);
+    let all_asked = Condvar::new();
+    let server = Server::start(many_shards(&SHARDS), move |request, reply| {
+        if request.method == "GET" && request.path.ends_with(".safetensors") {
+            *asked.lock().unwrap() += 1;
+            all_asked.notify_all();
+            let (asked, wait) = all_asked
+                .wait_timeout_while(asked.lock().unwrap(), Duration::from_secs(2), |asked| {
+                    *asked < SHARDS.len()
+                })
+                .unwrap();
+            drop(asked);
+            if wait.timed_out() {
+                return Reply::status(404);
+            }
+        }
+        reply
+    });
+    let dir = tempdir();
+    assert_downloaded(&server.hub(&dir).download_model(MODEL, "main"), &many_shards(&SHARDS));
+    assert!(!has_unfinished(&dir));
+}
+
+#[test]
+fn the_first_error_ends_the_other_downloads() {
+    let server = Server::start(many_shards(&SHARDS), |request, reply| {
+        if request.is_get("b.safetensors") {
+            return Reply::error(404, "EntryNotFound");
+        }
+        if request.method == "GET" && request.path.ends_with(".safetensors") {
+            // Asked again and again, if nothing tells them to end.
+            return Reply { cut: Some(10), ..Reply::status(503).with("Retry-After", "60") };
+        }
+        reply
+    });
+    let dir = tempdir();
+    let start = Instant::now();
+    let error = server.hub(&dir).download_model(MODEL, "main").unwrap_err();
+    assert!(
+        matches!(&error, Error::MissingRemoteFile { url } if url.ends_with("b.safetensors")),
+        "{error}"
+    );
+    assert!(start.elapsed() < Duration::from_secs(30));
+    assert!(!repo_dir(&dir).join("refs").exists());
 }
 
 /// A relative path looks like a model's id.

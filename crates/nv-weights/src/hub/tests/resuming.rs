@@ -5,6 +5,9 @@ use std::io;
 #[cfg(target_os = "linux")]
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
 
 use super::server::{Reply, Request, Server, behave, sha256, single_file_model};
 use super::{MODEL, assert_downloaded, has_unfinished, repo_dir, tempdir, tree};
@@ -12,7 +15,7 @@ use super::{MODEL, assert_downloaded, has_unfinished, repo_dir, tempdir, tree};
 use crate::child;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::hub::Hub;
+use crate::hub::{Hub, System};
 
 #[test]
 fn a_download_that_broke_off_is_resumed() {
@@ -25,7 +28,7 @@ fn a_download_that_broke_off_is_resumed() {
     match hub.download_model(MODEL, "main") {
         Err(Error::Interrupted { file, expected, found, .. }) => {
             assert_eq!(file, "model.safetensors");
-            assert_eq!((expected, found), (size as u64, 750));
+            assert_eq!((expected, found), (Some(size as u64), 750));
         }
         other => panic!("{other:?}"),
     }
@@ -119,7 +122,10 @@ fn without_locks_every_download_has_a_file_of_its_own() {
         if request.is_get("model.safetensors") { Reply { cut: Some(10), ..reply } } else { reply }
     });
     let unlocked = |server: &Server| Hub {
-        try_lock: |_| Err(TryLockError::Error(io::ErrorKind::Unsupported.into())),
+        system: System {
+            try_lock: |_| Err(TryLockError::Error(io::ErrorKind::Unsupported.into())),
+            ..System::default()
+        },
         ..server.hub(&dir)
     };
     let error = unlocked(&breaking).download_model(MODEL, "main").unwrap_err();
@@ -133,6 +139,77 @@ fn without_locks_every_download_has_a_file_of_its_own() {
     let get = requests.iter().find(|request| request.is_get("model.safetensors")).unwrap();
     assert_eq!(get.offset(), None);
     assert_eq!(fs::read(other).unwrap(), [0; 300]);
+}
+
+/// Where two machines have the same lock, each downloads the file, and neither spoils the other's.
+#[cfg(unix)]
+#[test]
+fn locks_that_mean_nothing() {
+    let dir = tempdir();
+    let hub = |server: &Server| Hub {
+        system: System { try_lock: |_| Ok(()), ..System::default() },
+        ..server.hub(&dir)
+    };
+    let halfway = Arc::new(Barrier::new(2));
+    let slow = {
+        let halfway = Arc::clone(&halfway);
+        Server::start(single_file_model(), move |request, reply| {
+            let halfway = request.is_get("model.safetensors").then(|| Arc::clone(&halfway));
+            Reply { halfway, ..reply }
+        })
+    };
+    let hash = sha256(&single_file_model()["model.safetensors"]);
+    let unfinished = repo_dir(&dir).join("blobs").join(format!("{hash}.incomplete"));
+    // It can't resume, and breaks off.
+    let breaking = Server::start(single_file_model(), |request, reply| {
+        if !request.is_get("model.safetensors") {
+            return reply;
+        }
+        let mut request = request.clone();
+        request.headers.remove("range");
+        Reply { cut: Some(10), ..behave(&single_file_model(), &request) }
+    });
+    let well_behaved = Server::well_behaved(single_file_model());
+    thread::scope(|scope| {
+        let first = scope.spawn(|| hub(&slow).download_model(MODEL, "main"));
+        halfway.wait();
+        while !fs::metadata(&unfinished).is_ok_and(|found| found.len() > 100) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let error = hub(&breaking).download_model(MODEL, "main").unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+        // A third is whole before the first.
+        assert_downloaded(&hub(&well_behaved).download_model(MODEL, "main"), &single_file_model());
+        halfway.wait();
+        assert_downloaded(&first.join().unwrap(), &single_file_model());
+    });
+    let blob = repo_dir(&dir).join("blobs").join(hash);
+    assert_eq!(fs::read(blob).unwrap(), single_file_model()["model.safetensors"]);
+    assert!(!has_unfinished(&dir), "{:?}", tree(dir.path()));
+}
+
+/// Two that take turns at one file have it whole, whoever gets there first.
+#[test]
+fn two_that_write_to_one_file() {
+    let dir = tempdir();
+    // Each answer brings a bit more.
+    let server = Server::start(single_file_model(), |request, reply| {
+        if request.is_get("model.safetensors") { Reply { cut: Some(300), ..reply } } else { reply }
+    });
+    thread::scope(|scope| {
+        let calls: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let system = System { try_lock: |_| Ok(()), ..System::default() };
+                    Hub { system, ..server.hub(&dir) }.download_model(MODEL, "main")
+                })
+            })
+            .collect();
+        for call in calls {
+            assert_downloaded(&call.join().unwrap(), &single_file_model());
+        }
+    });
+    assert!(!has_unfinished(&dir), "{:?}", tree(dir.path()));
 }
 
 #[cfg(target_os = "linux")]
@@ -157,8 +234,9 @@ fn a_disk_that_fills_up_loses_nothing() {
         let address = fs::read_to_string(Path::new(&dir).join("address")).unwrap();
         let hub = Hub::new(Path::new(&dir).join("cache")).with_endpoint(address);
         let error = hub.download_model(MODEL, "main").unwrap_err();
-        assert!(matches!(error, Error::DiskFull { .. }), "{error:?}");
+        assert!(matches!(error, Error::FileTooLarge { .. }), "{error:?}");
         assert!(error.to_string().contains(".incomplete"), "{error}");
+        assert!(error.to_string().contains("`ulimit -f`"), "{error}");
         return;
     }
     let dir = tempdir();

@@ -1,10 +1,10 @@
 //! A hub on loopback that behaves, but where a test wants otherwise.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,6 +45,10 @@ pub(super) struct Reply {
     pub(super) is_dropped: bool,
     /// Send no `Content-Length`.
     pub(super) unsized_body: bool,
+    /// In one chunk.
+    pub(super) is_chunked: bool,
+    /// Wait here, twice, when half of the body is sent.
+    pub(super) halfway: Option<Arc<Barrier>>,
 }
 
 impl Reply {
@@ -72,6 +76,15 @@ pub(super) fn single_file_model() -> Files {
         ("tokenizer.json", b"{\"tokens\": 1}".to_vec()),
         ("model.safetensors", safetensors("w", 1000)),
     ])
+}
+
+/// A model of these shards, each with a tensor of its own name.
+pub(super) fn many_shards(names: &[&'static str]) -> Files {
+    let entries: Vec<_> = names.iter().map(|name| format!(r#""{name}": "{name}""#)).collect();
+    let index = format!(r#"{{"weight_map": {{{}}}}}"#, entries.join(", "));
+    let shards = names.iter().map(|name| (*name, safetensors(name, 1000)));
+    let config = [("config.json", b"{}".to_vec()), ("model.safetensors.index.json", index.into())];
+    config.into_iter().chain(shards).collect()
 }
 
 pub(super) fn sharded_model() -> Files {
@@ -147,6 +160,14 @@ impl Server {
         files: Files,
         misbehave: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        Self::start_on(files, misbehave, |stream| Box::new(stream))
+    }
+
+    fn start_on(
+        files: Files,
+        misbehave: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
+        connect: impl Fn(TcpStream) -> Box<dyn Connection> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -167,13 +188,29 @@ impl Server {
                         if stopped.load(Ordering::SeqCst) {
                             break;
                         }
-                        let answer = &answer;
-                        scope.spawn(move || serve(stream.unwrap(), answer));
+                        let (answer, connect) = (&answer, &connect);
+                        scope.spawn(move || {
+                            let stream = stream.unwrap();
+                            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                            serve(&mut connect(stream), answer);
+                        });
                     }
                 });
             }
         });
         Self { address, seen, stopped, thread: Some(thread) }
+    }
+
+    /// As a hub whose authority is nobody's but `tls`'s.
+    pub(super) fn start_with_tls(files: Files, tls: Arc<rustls::ServerConfig>) -> Self {
+        Self::start_on(
+            files,
+            |_, reply| reply,
+            move |stream| {
+                let connection = rustls::ServerConnection::new(Arc::clone(&tls)).unwrap();
+                Box::new(rustls::StreamOwned::new(connection, stream))
+            },
+        )
     }
 
     pub(super) fn well_behaved(files: Files) -> Self {
@@ -183,7 +220,8 @@ impl Server {
     /// A client of this server with an empty cache in `dir`.
     pub(super) fn hub(&self, dir: &TempDir) -> Hub {
         Hub {
-            timeout: Duration::from_secs(5),
+            etag_timeout: Duration::from_secs(5),
+            download_timeout: Duration::from_secs(5),
             pause: Duration::ZERO,
             ..Hub::new(cache(dir)).with_endpoint(format!("http://{}/", self.address))
         }
@@ -203,9 +241,12 @@ impl Drop for Server {
     }
 }
 
+trait Connection: Read + Write {}
+
+impl<T: Read + Write> Connection for T {}
+
 /// Answers one request and closes the connection. A client that goes away early is no error.
-fn serve(mut stream: TcpStream, answer: impl Fn(Request) -> Reply) {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+fn serve(stream: &mut dyn Connection, answer: impl Fn(Request) -> Reply) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -232,15 +273,35 @@ fn serve(mut stream: TcpStream, answer: impl Fn(Request) -> Reply) {
     }
     let mut headers = reply.headers;
     headers.push(("Connection", "close".into()));
-    if !reply.unsized_body {
+    if reply.is_chunked {
+        headers.push(("Transfer-Encoding", "chunked".into()));
+    } else if !reply.unsized_body {
         headers.push(("Content-Length", reply.body.len().to_string()));
     }
     let lines: Vec<_> =
         headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let mut bytes =
-        format!("HTTP/1.1 {} Status\r\n{}\r\n", reply.status, lines.concat()).into_bytes();
-    if !is_head {
-        bytes.extend(reply.body.iter().take(reply.cut.unwrap_or(usize::MAX)));
-    }
-    let _ = stream.write_all(&bytes);
+    let head = format!("HTTP/1.1 {} Status\r\n{}\r\n", reply.status, lines.concat()).into_bytes();
+    let body = &reply.body[..reply.cut.unwrap_or(usize::MAX).min(reply.body.len())];
+    let (half, rest) = body.split_at(body.len() / 2);
+    let send = || -> io::Result<()> {
+        stream.write_all(&head)?;
+        if is_head {
+            return stream.flush();
+        }
+        if reply.is_chunked {
+            stream.write_all(format!("{:x}\r\n", reply.body.len()).as_bytes())?;
+        }
+        stream.write_all(half)?;
+        stream.flush()?;
+        if let Some(barrier) = reply.halfway {
+            barrier.wait();
+            barrier.wait();
+        }
+        stream.write_all(rest)?;
+        if reply.is_chunked && reply.cut.is_none() {
+            stream.write_all(b"\r\n0\r\n\r\n")?;
+        }
+        stream.flush()
+    };
+    let _ = send();
 }
