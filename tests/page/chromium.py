@@ -134,6 +134,10 @@ class Tab:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
+    def touch(self, enabled):
+        """Has a finger in place of a mouse, or no longer."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=enabled, maxTouchPoints=1)
+
     def screenshot(self, path):
         # What has changed is drawn in the next frame.
         self.run("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => resolve(1))))")

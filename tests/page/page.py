@@ -81,6 +81,9 @@ class Page(unittest.TestCase):
     def note(self):
         return self.tab.run(f"{ANSWER}.querySelector('.note').textContent")
 
+    def message(self):
+        return self.tab.run("document.getElementById('message').value")
+
     def errors(self):
         return self.tab.run("[...document.querySelectorAll('.error')].map((box) => box.firstChild.textContent)")
 
@@ -125,6 +128,50 @@ class Demo(Page):
         self.assertFalse(self.tab.run("!!document.querySelector('article')"))
         self.assertEqual(self.tab.run("document.getElementById('max_tokens').value"), "8")
 
+    def test_two_tabs_have_a_conversation_each(self):
+        self.set("max_tokens", 4)
+        self.ask("In the beginning")
+        text = self.answer()
+        first, self.tab = self.tab, browser.tab()
+        # The second goes on from what was said last, and then its own way.
+        self.open()
+        self.assertEqual(self.answer(), text)
+        self.tab.click("#clear")
+        self.ask("And God said")
+        other = self.answer()
+        self.open()
+        self.assertEqual(self.answer(), other)
+        self.assertEqual(self.tab.run("document.querySelectorAll('article').length"), 2)
+        self.tab.close()
+        self.tab = first
+        self.open()
+        self.assertEqual(self.answer(), text)
+        self.assertEqual(self.tab.run("document.querySelector('article.user .body').innerText"), "In the beginning")
+        # What is kept for the next tab is what was kept last.
+        self.ask("And")
+        self.answer()
+        third = browser.tab()
+        self.tab = third
+        self.open()
+        self.assertEqual(self.tab.run("document.querySelectorAll('article').length"), 4)
+        self.tab.close()
+        self.tab = first
+
+    def test_on_a_phone_enter_begins_a_line_and_the_button_sends(self):
+        self.tab.look(360, 640, "light")
+        self.tab.touch(True)
+        self.open()
+        self.set("max_tokens", 4)
+        self.tab.run("document.getElementById('message').focus()")
+        self.tab.write("one")
+        self.tab.press("Enter")
+        self.tab.write("two")
+        self.assertEqual(self.tab.run("document.getElementById('message').value"), "one\ntwo")
+        self.tab.click("#send")
+        self.answer()
+        self.assertEqual(self.tab.run("document.querySelector('article.user .body').innerText"), "one\ntwo")
+        self.tab.touch(False)
+
     def test_shift_enter_begins_a_line(self):
         self.set("max_tokens", 4)
         self.tab.write("one")
@@ -166,7 +213,7 @@ class Scripted(Page):
 
     def open(self):
         super().open()
-        if self.tab.run("!sessionStorage.length"):
+        if self.tab.run("!sessionStorage.getItem('nano-vllm-rs')"):
             self.tab.wait("document.activeElement.id === 'key'")
             self.tab.write("key")
             self.tab.press("Enter")
@@ -227,14 +274,16 @@ class Scripted(Page):
         self.assertEqual(self.tab.run("document.querySelectorAll('img, article script, article a').length"), 0)
 
     def test_errors_stand_where_they_happen(self):
-        self.set("top_p", 0)
+        self.set("seed", "1e30")
         self.ask("<say>Hi</say>")
         self.tab.wait("!!document.querySelector('.error')")
-        self.assertEqual(self.errors(), ["top_p: expected a number above 0 and up to 1, found 0"])
-        self.set("top_p", "")
+        self.assertEqual(len(self.errors()), 1)
+        self.assertIn("seed", self.errors()[0])
+        self.set("seed", "")
         self.tab.click(".error button")
         self.assertEqual(self.answer(), "Hi")
         self.assertEqual(self.errors(), [])
+        self.assertEqual(self.message(), "")
 
         # What can't be right is not sent.
         num_requests = len(self.tab.requests)
@@ -242,6 +291,36 @@ class Scripted(Page):
         self.ask("<say>Ho</say>")
         self.tab.wait("document.getElementById('settings').open && document.activeElement.id === 'max_tokens'")
         self.assertNotIn(self.address + "/v1/chat/completions", self.tab.requests[num_requests:])
+
+    def test_a_message_that_fails_is_taken_back(self):
+        self.ask("<say>One</say>")
+        self.assertEqual(self.answer(), "One")
+        self.set("seed", "1e30")
+        self.ask("<say>Bad</say>")
+        self.tab.wait("!!document.querySelector('.error')")
+        self.set("seed", "")
+        # What was written is there to be changed, and is no part of what later messages bring along.
+        self.assertEqual(self.message(), "<say>Bad</say>")
+        self.assertEqual(self.tab.run("document.querySelectorAll('article').length"), 2)
+        self.tab.run("document.getElementById('sampling').dispatchEvent(new Event('change'))")
+        self.open()
+        self.assertEqual(self.message(), "<say>Bad</say>")
+        self.tab.run("document.getElementById('message').value = ''")
+        self.ask("<say>Two</say>")
+        self.assertEqual(self.answer(), "Two")
+        roles = "JSON.parse(sessionStorage.getItem('nano-vllm-rs/conversation')).messages.map((m) => m.role)"
+        self.assertEqual(self.tab.run(roles), ["user", "assistant", "user", "assistant"])
+        self.assertNotIn("Bad", self.tab.run("Object.values(localStorage).join()"))
+
+        # What an older page kept, or one that was closed before the answer came.
+        self.tab.run("""
+            kept = JSON.stringify({ messages: [
+                { role: "user", content: "lost" }, { role: "user", content: "<say>Old</say>" }, { role: "assistant", content: "Old" },
+                { role: "user", content: "unanswered" }] });
+            sessionStorage.setItem('nano-vllm-rs/conversation', kept)""")
+        self.open()
+        self.assertEqual(self.tab.run("document.querySelectorAll('article').length"), 2)
+        self.assertEqual(self.message(), "unanswered")
 
     def test_it_looks_right(self):
         os.makedirs(SCREENSHOTS, exist_ok=True)
