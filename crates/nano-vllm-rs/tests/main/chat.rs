@@ -271,6 +271,21 @@ mod terminal {
         assert_eq!(terminal.end(), Some(0));
     }
 
+    /// As a terminal without bracketed paste sends what is pasted.
+    #[test]
+    fn lines_that_come_at_once_are_messages_in_turn() {
+        let mut terminal = Terminal::start("--temperature 0 --max-tokens 4");
+        terminal.expect("> ");
+        let many: String = (1..=300).map(|i| format!("/set top_k {i}\r")).collect();
+        terminal.press(&format!("/set top_k 1000\rIn the beginning\r{many}/set top_p 0.5\r"));
+        for i in std::iter::once(1000).chain(1..=300) {
+            terminal.expect(&format!("top_k               {i}\r\n"));
+        }
+        terminal.expect("top_p               0.5");
+        terminal.press("\x04");
+        assert_eq!(terminal.end(), Some(0));
+    }
+
     #[test]
     fn lines_are_edited_and_remembered() {
         let mut terminal = Terminal::start("--temperature 0 --max-tokens 4");

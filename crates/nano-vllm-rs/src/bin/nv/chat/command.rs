@@ -13,7 +13,8 @@ pub(super) const HELP: &str = r#"/reset              begin a new conversation; t
 /quit               end, as Ctrl-D does
 /help               this
 
-A line that ends in \ goes on in the next one. Text between """ and """ may have many lines.
+A line that ends in \ goes on in the next one. Text between """ and """ may have many lines. What is pasted is one message, where the
+terminal tells pasted text from typed; else each of its lines is one.
 A message that begins with / is written with two of them. Ctrl-C stops an answer."#;
 
 /// A line as what it asks for.
