@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use candle_core::{DType, Tensor};
+use nv_weights::Dtype;
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -17,7 +18,7 @@ pub enum Error {
     Config(#[from] nv_config::Error),
     /// The weights are not the ones that the config asks for.
     #[error("the checkpoint does not match its config:{0}")]
-    Tensors(TensorReport),
+    Tensors(Box<TensorReport>),
     /// The asked-for compute dtype is not one the graph runs in.
     #[error("dtype {found:?} is not supported; use F32 or BF16")]
     DType {
@@ -128,6 +129,8 @@ pub struct TensorReport {
     pub missing: Vec<String>,
     /// Present with another shape.
     pub misshapen: Vec<Misshapen>,
+    /// Stored in a dtype that the graph doesn't compute from, with that dtype.
+    pub unsupported: Vec<(String, Dtype)>,
     /// Present though the config has no use for them.
     pub unexpected: Vec<String>,
     /// What the metadata of files say that tensors are stored as, by their names, if under others.
@@ -137,13 +140,17 @@ pub struct TensorReport {
 impl TensorReport {
     /// Whether config and checkpoint agree.
     pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.misshapen.is_empty() && self.unexpected.is_empty()
+        let Self { missing, misshapen, unsupported, unexpected, stored_as: _ } = self;
+        missing.is_empty()
+            && misshapen.is_empty()
+            && unsupported.is_empty()
+            && unexpected.is_empty()
     }
 
     /// # Errors
     /// [`Error::Tensors`] if config and checkpoint don't agree.
     pub(crate) fn into_result(self) -> Result<()> {
-        if self.is_empty() { Ok(()) } else { Err(Error::Tensors(self)) }
+        if self.is_empty() { Ok(()) } else { Err(Error::Tensors(Box::new(self))) }
     }
 
     /// A name as a report shows it.
@@ -167,8 +174,14 @@ impl fmt::Display for TensorReport {
         let quoted = |names: &[String]| -> Vec<String> {
             names.iter().map(|name| self.quoted(name)).collect()
         };
+        let unsupported: Vec<String> = self
+            .unsupported
+            .iter()
+            .map(|(name, dtype)| format!("{} ({dtype})", self.quoted(name)))
+            .collect();
         list(f, "missing", &quoted(&self.missing))?;
         list(f, "of another shape", &misshapen)?;
+        list(f, "of another dtype than BF16, F16, F32 and F64", &unsupported)?;
         list(f, "unexpected", &quoted(&self.unexpected))
     }
 }
@@ -196,14 +209,16 @@ mod tests {
         let report = TensorReport {
             missing: (0..10).map(|i| format!("m{i}")).collect(),
             misshapen: vec![Misshapen { name: "s".into(), expected: vec![2, 3], found: vec![3] }],
+            unsupported: vec![("d".into(), Dtype::I8)],
             unexpected: vec!["u".into()],
             stored_as: [("m0", "gone"), ("s", "t")].map(|(a, b)| (a.into(), b.into())).into(),
         };
         assert_eq!(
-            Error::Tensors(report).to_string(),
+            Error::Tensors(Box::new(report)).to_string(),
             "the checkpoint does not match its config:\
              \n  10 missing: `m0` (stored as `gone`), `m1`, `m2`, `m3`, `m4`, `m5`, `m6`, `m7` and 2 more\
              \n  1 of another shape: `s` (stored as `t`) (expected [2, 3], found [3])\
+             \n  1 of another dtype than BF16, F16, F32 and F64: `d` (I8)\
              \n  1 unexpected: `u`"
         );
     }

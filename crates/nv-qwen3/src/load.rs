@@ -112,13 +112,14 @@ pub(crate) fn sources_in(
     sources
 }
 
-/// Compares the names and shapes of `checkpoint` with those that `config` implies, reading no weight.
+/// Compares names, shapes and dtypes of `checkpoint` with those that `config` implies, reading no weight.
 ///
 /// Two kinds of tensors may be there though the config doesn't imply them: the `lm_head.weight` of a tied model, which is
 /// used then, and the `rotary_emb.inv_freq` buffers of old exports, which are not.
 ///
 /// # Errors
-/// [`Error::Tensors`](crate::Error::Tensors) with every missing, misshapen and unexpected tensor.
+/// [`Error::Tensors`](crate::Error::Tensors) with every missing, misshapen and unexpected tensor, and those of an
+/// unsupported dtype.
 pub fn check_tensors(config: &Qwen3Config, checkpoint: &Checkpoint) -> Result<()> {
     let mut report = TensorReport::default();
     let mut used = BTreeSet::new();
@@ -130,6 +131,9 @@ pub fn check_tensors(config: &Qwen3Config, checkpoint: &Checkpoint) -> Result<()
             None => report.missing.push(name),
             Some(view) => {
                 used.insert(view.name());
+                if view.float_dtype().is_err() {
+                    report.unsupported.push((name.clone(), view.dtype()));
+                }
                 if view.shape() != shape {
                     let found = view.shape().to_vec();
                     report.misshapen.push(Misshapen { name, expected: shape, found });
@@ -363,7 +367,7 @@ mod tests {
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         match Weights::from_var_builder(&config(""), &vb, Ops::Candle(Device::Cpu)) {
             Ok(_) => TensorReport::default(),
-            Err(Error::Tensors(report)) => report,
+            Err(Error::Tensors(report)) => *report,
             Err(other) => panic!("{other}"),
         }
     }
@@ -627,7 +631,7 @@ mod tests {
                     "model.layers.0.self_attn.q_proj.bias".into(),
                     "model.layers.1.mlp.up_proj.weight".into()
                 ],
-                stored_as: BTreeMap::new(),
+                ..TensorReport::default()
             }
         );
     }

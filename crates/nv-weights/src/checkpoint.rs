@@ -223,6 +223,23 @@ impl<'a> TensorView<'a> {
         self.info.dtype
     }
 
+    /// The dtype in candle's terms.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedDtype`] unless it is BF16, F16, F32 or F64, which the `VarBuilder` converts.
+    pub fn float_dtype(&self) -> Result<DType> {
+        match self.dtype() {
+            Dtype::BF16 => Ok(DType::BF16),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F64 => Ok(DType::F64),
+            dtype => {
+                let (path, name) = (self.path().into(), self.name().into());
+                Err(Error::UnsupportedDtype { path, name, dtype })
+            }
+        }
+    }
+
     /// The shape; empty for a scalar.
     pub fn shape(&self) -> &'a [usize] {
         &self.info.shape

@@ -577,9 +577,9 @@ fn no_token(advice: &str, is_withheld: bool) -> String {
 fn wait(pause: Duration) -> String {
     let minutes = pause.as_secs().div_ceil(60);
     match pause.as_secs() {
-        seconds @ ..120 => format!("{seconds} s"),
-        ..7_200 => format!("{minutes} min"),
-        ..172_800 => format!("{} h {} min", minutes / 60, minutes % 60),
+        seconds @ 0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{minutes} min"),
+        7_200..172_800 => format!("{} h {} min", minutes / 60, minutes % 60),
         _ => format!("{} d {} h", minutes / 1_440, minutes / 60 % 24),
     }
 }

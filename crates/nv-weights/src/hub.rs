@@ -70,10 +70,9 @@ pub struct Hub {
     endpoint: Option<String>,
     token: Option<String>,
     offline: bool,
-    progress: bool,
-    /// The environment asks that no token is shown, or no progress.
+    progress: Progress,
+    /// The environment asks that no token is shown.
     is_token_withheld: bool,
-    is_progress_disabled: bool,
     /// Longest wait for the description of a file, and for a connection to ask for it.
     etag_timeout: Duration,
     /// Longest wait for the next byte of a file, and for a connection to ask for it.
@@ -83,6 +82,15 @@ pub struct Hub {
     /// Wait before the second attempt of a transfer; doubles with each further one.
     pause: Duration,
     system: System,
+}
+
+/// Whether progress is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Hidden,
+    Shown,
+    /// Hidden, whatever the caller says: the environment asks for it.
+    Disabled,
 }
 
 /// What not every file system can do: [`System::default`], but for tests of those without.
@@ -112,9 +120,8 @@ impl Hub {
             endpoint: None,
             token: None,
             offline: false,
-            progress: false,
+            progress: Progress::Hidden,
             is_token_withheld: false,
-            is_progress_disabled: false,
             etag_timeout: DEFAULT_TIMEOUT,
             download_timeout: DEFAULT_TIMEOUT,
             certificates: None,
@@ -139,7 +146,7 @@ impl Hub {
             endpoint: settings.endpoint,
             offline: settings.offline,
             is_token_withheld: settings.no_token,
-            is_progress_disabled: settings.no_progress,
+            progress: if settings.no_progress { Progress::Disabled } else { Progress::Hidden },
             etag_timeout: settings.etag_timeout.unwrap_or(hub.etag_timeout),
             download_timeout: settings.download_timeout.unwrap_or(hub.download_timeout),
             certificates: settings.certificates,
@@ -177,7 +184,11 @@ impl Hub {
     /// `HF_HUB_DISABLE_PROGRESS_BARS` says so.
     #[must_use]
     pub fn with_progress(mut self, progress: bool) -> Self {
-        self.progress = progress;
+        self.progress = match self.progress {
+            Progress::Disabled => Progress::Disabled,
+            _ if progress => Progress::Shown,
+            _ => Progress::Hidden,
+        };
         self
     }
 
@@ -349,7 +360,7 @@ impl Download<'_> {
 
     /// A message about `file`, and a bar beside it if there are so many bytes to come.
     fn progress_bar(&self, file: &str, size: Option<u64>) -> ProgressBar {
-        if !self.hub.progress || self.hub.is_progress_disabled {
+        if self.hub.progress != Progress::Shown {
             return ProgressBar::hidden();
         }
         let style = ProgressStyle::with_template(match size {
@@ -406,6 +417,7 @@ impl Download<'_> {
         })?;
         // Whoever had the lock may have brought it.
         if self.store.has(commit, file) {
+            bar.finish_and_clear();
             return Ok(true);
         }
         let is_cached = self.store.has_blob(&metadata);

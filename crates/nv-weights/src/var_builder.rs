@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{Error, Result};
@@ -74,19 +73,7 @@ impl SimpleBackend for Backend {
 
 /// Copies `view` to `device`, aligned or not, and converts it to `dtype`, rounding to nearest even.
 fn copy(view: TensorView<'_>, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-    let stored = match view.dtype() {
-        Dtype::BF16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-        Dtype::F32 => DType::F32,
-        Dtype::F64 => DType::F64,
-        dtype => {
-            return Err(candle_core::Error::wrap(Error::UnsupportedDtype {
-                path: view.path().into(),
-                name: view.name().into(),
-                dtype,
-            }));
-        }
-    };
+    let stored = view.float_dtype().map_err(candle_core::Error::wrap)?;
     Tensor::from_raw_buffer(view.bytes(), stored, view.shape(), device)?.to_dtype(dtype)
 }
 

@@ -276,7 +276,8 @@ mod terminal {
     fn lines_that_come_at_once_are_messages_in_turn() {
         let mut terminal = Terminal::start("--temperature 0 --max-tokens 4");
         terminal.expect("> ");
-        let many: String = (1..=300).map(|i| format!("/set top_k {i}\r")).collect();
+        let many: Vec<_> = (1..=300).map(|i| format!("/set top_k {i}\r")).collect();
+        let many = many.concat();
         terminal.press(&format!("/set top_k 1000\rIn the beginning\r{many}/set top_p 0.5\r"));
         for i in std::iter::once(1000).chain(1..=300) {
             terminal.expect(&format!("top_k               {i}\r\n"));

@@ -1,10 +1,14 @@
 //! Models by their ids, from a hub on loopback.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output};
 use std::thread;
 
-use crate::nv::{command, stderr};
+use tempfile::TempDir;
+
+use crate::nv::stderr;
 
 const COMMIT: &str = "1111111111111111111111111111111111111111";
 
@@ -44,23 +48,41 @@ fn serve(listener: &TcpListener, config: &str) -> Vec<String> {
     }
 }
 
-#[test]
-fn a_model_of_another_kind_is_refused_before_its_weights_are_fetched() {
-    let config = r#"{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}"#;
+/// Runs `nv inspect owner/model` after the commands `limits` of a shell, with a hub that serves `config`.
+fn inspect(config: &'static str, limits: &str) -> (Output, Vec<String>, TempDir) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let hub = thread::spawn(move || serve(&listener, config));
-
     let home = tempfile::tempdir().unwrap();
-    let mut command = command(&["inspect", "owner/moe"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{limits} exec \"$0\" inspect owner/model")]);
+    command.arg(env!("CARGO_BIN_EXE_nv")).env_remove("NV_ISA").env_remove("RUST_LOG");
     command.env_remove("HF_HUB_OFFLINE").env_remove("TRANSFORMERS_OFFLINE");
     command.env("HF_ENDPOINT", format!("http://{address}")).env("NO_PROXY", "127.0.0.1");
     let output = command.env("HF_HUB_CACHE", home.path()).output().unwrap();
+    TcpStream::connect(address).unwrap().write_all(b"GET /end HTTP/1.1\r\n\r\n").unwrap();
+    (output, hub.join().unwrap(), home)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_download_that_a_limit_cuts_is_told() {
+    let config: &str = Box::leak(format!("{{{:9000}}}", "").into_boxed_str());
+    let (output, _, home) = inspect(config, "ulimit -f 1;");
+    let found = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{found}");
+    assert!(found.contains("error: cannot write ") && found.contains("`ulimit -f`"), "{found}");
+    let dir = home.path().join("models--owner--model");
+    assert!(!dir.join("refs").exists() && !dir.join("snapshots").join(COMMIT).exists());
+    assert_eq!(fs::read_dir(dir.join("blobs")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_model_of_another_kind_is_refused_before_its_weights_are_fetched() {
+    let config = r#"{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}"#;
+    let (output, paths, _home) = inspect(config, "");
     let found = stderr(&output);
     assert!(found.contains("`model_type`: \"qwen3_moe\" is not supported"), "{found}");
-
-    TcpStream::connect(address).unwrap().write_all(b"GET /end HTTP/1.1\r\n\r\n").unwrap();
-    let paths = hub.join().unwrap();
     assert!(!paths.is_empty());
     assert!(paths.iter().all(|path| path.ends_with("/config.json")), "{paths:?}");
 }

@@ -334,6 +334,62 @@ fn inspect_fails_on_tensors_that_are_not_the_configs() {
     );
 }
 
+/// What `generate` refuses, `inspect` refuses with the same words.
+#[test]
+fn inspect_fails_on_what_generate_refuses() {
+    // One tensor said to be of another dtype, in as many bytes.
+    let demo_with_i16 = || {
+        let dir = model_with(&[]);
+        let path = dir.path().join("model.safetensors");
+        let mut weights = fs::read(&path).unwrap();
+        let dtype = weights.windows(6).position(|bytes| bytes == br#""BF16""#).unwrap();
+        weights[dtype..dtype + 6].copy_from_slice(br#" "I16""#);
+        fs::write(path, weights).unwrap();
+        dir
+    };
+    let check = |dir: TempDir, expected: &[&str]| {
+        let inspected = nv(&["inspect", str(dir.path())]);
+        let found = stderr(&inspected);
+        assert_eq!(inspected.status.code(), Some(1), "{found}");
+        assert!(String::from_utf8_lossy(&inspected.stdout).contains("vocab_size"), "{found}");
+        let problems = found.lines().filter(|line| line.starts_with("error: "));
+        assert_eq!(problems.count(), expected.len(), "{found}");
+        for expected in expected {
+            assert!(found.contains(expected), "{expected}: {found}");
+        }
+        let generated = nv(&["generate", PROMPT, "--model", str(dir.path()), "--max-tokens", "1"]);
+        let refused = stderr(&generated);
+        assert_eq!(generated.status.code(), Some(1), "{refused}");
+        assert!(expected.iter().any(|expected| refused.contains(expected)), "{refused}");
+    };
+    check(demo_with_i16(), &["1 of another dtype than BF16, F16, F32 and F64: `"]);
+    check(
+        model_with(&[("generation_config.json", Some(r#"{"repetition_penalty": 0}"#))]),
+        &["`repetition_penalty`"],
+    );
+    check(model_with(&[("generation_config.json", Some("<html>"))]), &["generation_config.json"]);
+    check(model_with(&[("tokenizer.json", Some("{}"))]), &["tokenizer.json"]);
+    check(model_with(&[("tokenizer.json", None)]), &["tokenizer.json"]);
+    check(model_with(&[("chat_template.jinja", Some("{% if %}"))]), &["chat_template.jinja"]);
+    check(model_with(&[("tokenizer_config.json", Some("[]x"))]), &["tokenizer_config.json"]);
+    let refusing = "{{ raise_exception('no users here') }}";
+    check(model_with(&[("chat_template.jinja", Some(refusing))]), &["no users here"]);
+    // A token that the model has no embedding for.
+    let tokenizer = fs::read_to_string(demo().join("tokenizer.json")).unwrap();
+    let other = tokenizer.replacen(r#""H": 39,"#, r#""H": 60000,"#, 1);
+    assert_ne!(other, tokenizer);
+    let files = [("tokenizer.json", Some(&*other)), ("chat_template.jinja", Some("H"))];
+    check(model_with(&files), &["token 60000 has no logit"]);
+    check(
+        model_with(&[
+            ("generation_config.json", Some(r#"{"repetition_penalty": -1}"#)),
+            ("tokenizer.json", Some("")),
+            ("chat_template.jinja", Some("{{")),
+        ]),
+        &["`repetition_penalty`", "tokenizer.json", "chat_template.jinja"],
+    );
+}
+
 /// Starts a long generation and waits for its first byte.
 fn start(options: &[&str]) -> Child {
     let args = [&["generate", PROMPT, "--seed", "1", "--max-tokens", "1000"], options].concat();

@@ -1,6 +1,7 @@
 //! `--trace`: what each step of the engine takes.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -26,6 +27,47 @@ fn a_trace_has_every_step_and_its_parts() {
     assert!(begun("step") >= 5 && begun("step") == begun("schedule"));
     let tokens = events.iter().filter_map(|event| event["args"]["tokens"].as_str());
     assert!(tokens.map(|tokens| tokens.parse::<usize>().unwrap()).max() > Some(1));
+}
+
+#[test]
+fn only_a_trace_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.json");
+    let trace = |path: &Path| {
+        nv(&["generate", "a", "--max-tokens", "1", "--trace", path.to_str().unwrap()])
+    };
+    for precious in ["prompts\n", "{}", "[1]", "[", "[\n{\"role\": \"user\"}]", " "] {
+        fs::write(&path, precious).unwrap();
+        let output = trace(&path);
+        let is_kept = fs::read_to_string(&path).unwrap() == precious;
+        // As much of a trace as there can be of one.
+        let is_trace = precious == "[";
+        assert_eq!((output.status.success(), is_kept), (is_trace, !is_trace), "{precious}");
+        if !is_trace {
+            assert!(output.stdout.is_empty());
+            let expected = format!("--trace would overwrite {}, which is not a", path.display());
+            assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+        }
+    }
+    fs::write(&path, "").unwrap();
+    for _ in 0..2 {
+        let output = trace(&path);
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str::<Vec<Value>>(&fs::read_to_string(&path).unwrap()).unwrap();
+    }
+    // One without an event too.
+    let output = nv(&["completions", "bash", "--trace", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(trace(&path).status.success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_trace_that_breaks_off_is_told() {
+    let output = nv(&["generate", "a", "--max-tokens", "2", "--trace", "/dev/full"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot write /dev/full") && !said.contains("panicked"), "{said}");
 }
 
 #[test]

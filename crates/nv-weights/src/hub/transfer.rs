@@ -152,6 +152,7 @@ impl<'a> Target<'a> {
         if self.size.is_none() && !is_chunked(&response) && !self.has_sha256() {
             return Err(self.download.remote.without_length(self.commit, self.file));
         }
+        self.bar.set_message(self.file.to_owned());
         if let Some(size) = self.size {
             self.bar.set_length(size);
         }

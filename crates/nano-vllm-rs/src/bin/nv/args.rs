@@ -35,7 +35,8 @@ pub(crate) struct Args {
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
 
-    /// Write what each step of the engine takes to this file, in the form that Chrome and Perfetto show.
+    /// Write what each step of the engine takes to this file, in the form that Chrome and Perfetto show. A trace that is there is
+    /// overwritten, another file is not.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 
@@ -160,9 +161,10 @@ impl GenerateArgs {
     }
 }
 
-/// Show what a model is: its config, its tensors, the memory that it takes.
+/// Show what a model is: its config, its tensors, the memory that it takes; and why it can't be run, if it can't.
 ///
-/// No more than the config and the headers of the weight files are read. A model of the hub is downloaded first.
+/// Of the weight files, only the headers are read. What generate, chat and serve would refuse is told on stderr, every problem at
+/// once, and the exit code is 1. A model of the hub is downloaded first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
     /// Folder or Hugging Face id of the model.

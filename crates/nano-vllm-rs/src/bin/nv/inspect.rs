@@ -1,4 +1,4 @@
-//! `nv inspect`: what a model is made of, from its config and the headers of its weight files.
+//! `nv inspect`: what a model is made of, from its config and the headers of its weight files, and whether it can be run.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use nano_vllm_rs::config::{Dtype, RopeScaling};
 use nano_vllm_rs::model::Qwen3Config;
-use nano_vllm_rs::qwen3::check_tensors;
 use nano_vllm_rs::weights::Checkpoint;
 
 use crate::args::InspectArgs;
@@ -28,8 +27,11 @@ pub(crate) fn run(args: &InspectArgs, verbose: bool) -> Result<ExitCode> {
         write!(out, "\n{}", copies::table(config, checkpoint, model.dtype(None)))?;
     }
     out.flush()?;
-    check_tensors(config, checkpoint)?;
-    Ok(ExitCode::SUCCESS)
+    let problems = model.problems();
+    for problem in &problems {
+        crate::say_error(problem);
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The fields that shape the model, under Hugging Face's names.

@@ -20,12 +20,14 @@ mod serve;
 mod table;
 mod tensor_names;
 
-use std::error::Error;
+use std::error::Error as StdError;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
+#[cfg(unix)]
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use args::{Args, Command};
 
 /// The activations of each step are megabytes that come and go: an allocator that keeps them for the next step saves
@@ -35,17 +37,29 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let args = Args::read();
-    let result = log::start(&args).and_then(|_log| run(args));
+    fail_at_file_size_limit();
+    let result = log::start(&args).and_then(|log| {
+        let code = run(args);
+        let finished = log.finish();
+        code.and_then(|code| finished.map(|()| code))
+    });
     match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            let causes = error.chain().skip(1);
-            say(causes.fold(format!("error: {error}"), |text, cause| {
-                format!("{text}\n  caused by: {cause}")
-            }));
+            say_error(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Has writes beyond `ulimit -f` fail, so that an error says which: by default the system ends the process.
+fn fail_at_file_size_limit() {
+    #[cfg(unix)]
+    {
+        use signal_hook::{consts::SIGXFSZ, flag};
+        // Nobody looks at the flag: that the signal is heard is enough. If it can't be, it is as before.
+        let _ = flag::register(SIGXFSZ, Arc::default());
     }
 }
 
@@ -67,7 +81,14 @@ fn say(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Says what went wrong, and why.
+fn say_error(error: &Error) {
+    let causes = error.chain().skip(1);
+    say(causes
+        .fold(format!("error: {error}"), |text, cause| format!("{text}\n  caused by: {cause}")));
+}
+
 /// Whether the reader of our output has seen enough.
-fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+fn is_broken_pipe(error: &(dyn StdError + 'static)) -> bool {
     error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe)
 }

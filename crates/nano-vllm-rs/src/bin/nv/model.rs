@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use nano_vllm_rs::config::{Dtype, GenerationConfig};
+use nano_vllm_rs::engine;
 use nano_vllm_rs::model::{
     Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, load_config,
 };
-use nano_vllm_rs::qwen3::config_warnings;
+use nano_vllm_rs::qwen3::{check_tensors, config_warnings};
 use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
 use nano_vllm_rs::weights::{self, Checkpoint, Hub};
 
-use crate::args::{DeviceArg, DtypeArg};
+use crate::args::{DeviceArg, DtypeArg, SamplingArgs};
+use crate::generate::Prompt;
 use crate::say;
 
 /// The checkpoint that runs unless another is asked for.
@@ -60,6 +62,35 @@ impl Model {
             "This is the demo checkpoint, a very small model. A larger one: {larger}"
         ));
         Self::open(DEMO, None)
+    }
+
+    /// Every reason why a command would refuse to run the model, found by what those commands call themselves. Reads no weight.
+    pub(crate) fn problems(&self) -> Vec<Error> {
+        let tensors = check_tensors(&self.config, &self.checkpoint).map_err(Error::from);
+        let tokenizer = self.tokenizer();
+        let template = self.chat_template();
+        let prompt = match (&tokenizer, &template) {
+            (Ok(tokenizer), Ok(template)) => self.check_prompt(template.as_ref(), tokenizer),
+            // That is a problem of its own.
+            _ => Ok(()),
+        };
+        let generation_config = self.generation_config();
+        let sampling =
+            generation_config.and_then(|config| SamplingArgs::default().params(&config).map(drop));
+        let results = [tensors, tokenizer.map(drop), template.map(drop), prompt, sampling];
+        results.into_iter().filter_map(Result::err).collect()
+    }
+
+    /// Whether the model can be asked anything at all.
+    fn check_prompt(&self, template: Option<&ChatTemplate>, tokenizer: &Tokenizer) -> Result<()> {
+        let prompt = Prompt::Answer("Hello!".to_owned()).encode(template, tokenizer);
+        let prompt = prompt.context("cannot turn a message into a prompt")?;
+        let num_logits = self.config.vocab_size;
+        match prompt.into_iter().find(|&token_id| token_id as usize >= num_logits) {
+            Some(token_id) => Err(engine::Error::TokenId { token_id, num_logits })
+                .context("the tokenizer is not the model's"),
+            None => Ok(()),
+        }
     }
 
     /// What the makers of the model recommend; if they don't say, greedy with the config's end tokens.

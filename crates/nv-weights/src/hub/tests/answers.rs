@@ -208,7 +208,7 @@ fn a_refusal_by_another_host_is_not_the_hubs() {
         let error = server.hub(&tempdir()).download_model(MODEL, "main").unwrap_err();
         match &error {
             Error::Status { url, status: found, .. } => {
-                assert_eq!((url, *found), (&storage, status))
+                assert_eq!((url, *found), (&storage, status));
             }
             other => panic!("{other:?}"),
         }
@@ -337,6 +337,7 @@ fn a_server_that_falls_silent() {
 
 #[test]
 fn a_server_that_asks_for_a_pause_gets_it() {
+    const DATE: (&str, &str) = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT");
     let refuse_first = |headers: &'static [(&'static str, &str)], method: &'static str| {
         let count = Mutex::new(0);
         Server::start(single_file_model(), move |request, reply| {
@@ -350,7 +351,6 @@ fn a_server_that_asks_for_a_pause_gets_it() {
             headers.iter().fold(refusal, |refusal, (name, value)| refusal.with(name, *value))
         })
     };
-    const DATE: (&str, &str) = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT");
     for method in ["HEAD", "GET"] {
         let servers = [
             refuse_first(&[("Retry-After", "1")], method),
@@ -374,9 +374,7 @@ fn a_server_that_asks_for_a_pause_gets_it() {
 /// Answers that don't say how long they are, of which proxies make some.
 #[test]
 fn sizes_that_nobody_tells() {
-    let start = |change: fn(&Request, Reply) -> Reply| {
-        Server::start(single_file_model(), move |request, reply| change(request, reply))
-    };
+    let start = |change: fn(&Request, Reply) -> Reply| Server::start(single_file_model(), change);
     let whole: [fn(&Request, Reply) -> Reply; 4] = [
         |request, reply| Reply { unsized_body: request.method == "HEAD", ..reply },
         |_, reply| Reply { is_chunked: true, ..reply },

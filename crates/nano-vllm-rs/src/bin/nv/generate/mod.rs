@@ -22,6 +22,7 @@ use crate::model::{Model, PREFILL_CHUNK};
 use crate::{copies, interrupt, say};
 use answer::Job;
 use prompts::Input;
+pub(crate) use prompts::Prompt;
 
 /// How to run a larger one.
 const LARGER: &str =

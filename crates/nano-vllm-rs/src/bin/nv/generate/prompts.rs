@@ -23,7 +23,7 @@ pub(super) struct Input {
 
 /// What is to be answered or continued.
 #[derive(Debug, PartialEq)]
-pub(super) enum Prompt {
+pub(crate) enum Prompt {
     /// By the chat template, if there is one.
     Answer(String),
     /// As it stands.
@@ -122,7 +122,11 @@ fn read_request(line: &str, sampling: &SamplingArgs) -> Result<(Prompt, Sampling
 }
 
 impl Prompt {
-    fn encode(
+    /// The tokens that the model is to go on from.
+    ///
+    /// # Errors
+    /// If a text has no tokens, or the template refuses a conversation.
+    pub(crate) fn encode(
         &self,
         template: Option<&ChatTemplate>,
         tokenizer: &Tokenizer,
