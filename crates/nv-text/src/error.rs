@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+/// What the reason says at most, in characters, why a grammar can't be used.
+const MAX_REASON: usize = 600;
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -102,8 +105,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// What a reason repeats of what was asked is cut in the middle.
     pub(crate) fn grammar(reason: impl Into<String>) -> Self {
-        Self::Grammar { reason: reason.into() }
+        let mut reason = reason.into();
+        let num_chars = reason.chars().count();
+        if num_chars > MAX_REASON {
+            let half = MAX_REASON / 2;
+            let head: String = reason.chars().take(half).collect();
+            let tail: String = reason.chars().skip(num_chars - half).collect();
+            reason = format!("{head} … {tail}");
+        }
+        Self::Grammar { reason }
     }
 
     /// Puts the path of the file it is about into an error.

@@ -94,3 +94,29 @@ pub(super) fn count(value: &Value) -> Option<u64> {
 pub(super) fn is_true(schema: &Value) -> bool {
     *schema == Value::Bool(true) || *schema == json!({})
 }
+
+/// What the value of a keyword that is held should be, if it isn't.
+pub(super) fn expected_instead(keyword: &str, value: &Value) -> Option<&'static str> {
+    let is_number = value.is_number() || big_integer(value).is_some();
+    let are_strings = |values: &Vec<Value>| values.iter().all(Value::is_string);
+    let (is_right, expected) = match keyword {
+        "minimum" | "maximum" | "multipleOf" => (is_number, "a number"),
+        "exclusiveMinimum" | "exclusiveMaximum" => (is_number || value.is_boolean(), "a number"),
+        "enum" | "prefixItems" => (value.is_array(), "a list"),
+        "required" => (value.as_array().is_some_and(are_strings), "a list of names"),
+        "type" => {
+            let is_right = value.is_string() || value.as_array().is_some_and(are_strings);
+            (is_right, "a type or a list of types")
+        }
+        _ => return None,
+    };
+    (!is_right).then_some(expected)
+}
+
+/// Whether two values are equal: numbers are, however they are written.
+pub(super) fn is_same(one: &Value, other: &Value) -> bool {
+    match (Decimal::of(one), Decimal::of(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
+}

@@ -8,9 +8,6 @@ use llguidance::toktrie::TokenId;
 
 use crate::error::{Error, Result};
 
-/// What an error says at most, in characters: it may repeat what was asked, with the reason before or behind.
-const MAX_REASON: usize = 600;
-
 /// What a [`Grammar`](crate::Grammar) says of the tokens of a text. Clones share it.
 #[derive(Clone)]
 pub struct CompiledGrammar {
@@ -105,12 +102,5 @@ pub(super) fn refusal(text: &str) -> Error {
         return Error::grammar(reason);
     }
     let text = text.split("\n<").next().unwrap_or_default().trim();
-    let num_chars = text.chars().count();
-    if num_chars <= MAX_REASON {
-        return Error::grammar(text);
-    }
-    let half = MAX_REASON / 2;
-    let head: String = text.chars().take(half).collect();
-    let tail: String = text.chars().skip(num_chars - half).collect();
-    Error::grammar(format!("{head} … {tail}"))
+    Error::grammar(text)
 }

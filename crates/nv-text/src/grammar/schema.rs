@@ -11,12 +11,16 @@ use llguidance::derivre::{RegexAst, RegexBuilder};
 use llguidance::regex_to_lark;
 use serde_json::{Map, Value, json};
 
-use super::keywords::{FORMATS, HELD, LONGEST, NOT_HELD, TYPES, count, has_no_effect, is_true};
+use super::keywords::{
+    FORMATS, HELD, LONGEST, NOT_HELD, TYPES, count, expected_instead, has_no_effect, is_same,
+    is_true,
+};
 use super::number::{self, Bounds, Decimal, is_big};
 use super::placeholders::{MARK, Placeholders};
 use super::references::{References, ResourceIndex};
 use super::schema_checks::{
-    APPLICATORS, ESCAPES, check_cycles, check_intersections, is_open, needs_controls,
+    APPLICATORS, ESCAPES, check_cycles, check_intersections, exclude_each_other, is_open,
+    needs_controls,
 };
 use crate::big_integer::big_integer;
 use crate::error::{Error, Result};
@@ -160,33 +164,15 @@ impl<'a> Writer<'a, '_> {
                 return Ok(None);
             }
             "allOf" | "anyOf" | "oneOf" | "items" | "prefixItems" if value.is_array() => {
-                let schemas = value.as_array().into_iter().flatten().enumerate();
-                let tag = fields.get("discriminator").and_then(|it| it.get("propertyName"));
-                let tag = tag.and_then(Value::as_str);
-                let written = schemas.map(|(index, schema)| {
-                    self.within(&[keyword, &index.to_string()], |it| match keyword {
-                        "oneOf" => it.option(schema, resource, tag),
-                        _ => it.schema(schema, resource),
-                    })
-                });
-                written.collect::<Result<Vec<_>>>()?.into()
+                self.list(keyword, value, fields, resource)?
+            }
+            "allOf" | "anyOf" | "oneOf" => {
+                return Err(self.refusal(keyword, format!("expected a list, found {value}")));
             }
             "items" | "additionalItems" | "additionalProperties" => {
                 self.within(&[keyword], |it| it.schema(value, resource))?
             }
-            "$ref" => {
-                let found = value.as_str().and_then(|it| self.references.find(it, resource));
-                let Some((target, resource)) = found else {
-                    let reason = format!("expected a part of this schema, found {value}");
-                    return Err(self.refusal(keyword, reason));
-                };
-                let index = *self.by_target.entry(ptr::from_ref(target)).or_insert_with(|| {
-                    let reference = value.as_str().unwrap_or_default().to_owned();
-                    self.definitions.push((target, resource, reference));
-                    self.definitions.len() - 1
-                });
-                format!("#/$defs/{index}").into()
-            }
+            "$ref" => self.definition(value, resource)?,
             // As OpenAPI 3.0 has it: only beside a type.
             "type" if fields.get("nullable") == Some(&Value::Bool(true)) => match value {
                 Value::String(name) => json!([name, "null"]),
@@ -207,24 +193,27 @@ impl<'a> Writer<'a, '_> {
                 self.check_pattern(keyword, pattern)?;
                 value.clone()
             }
-            "minLength" | "minItems" | "minProperties" => match count(value) {
-                Some(LONGEST..) => {
-                    return Err(self.refusal(keyword, format!("no text has {value}")));
+            "minLength" | "minItems" | "minProperties" | "maxLength" | "maxItems"
+            | "maxProperties" => match count(value) {
+                Some(LONGEST..) if keyword.starts_with("max") => return Ok(None),
+                Some(count @ ..LONGEST) => count.into(),
+                _ => {
+                    let reason = format!("expected an integer from 0 to 2^31, found {value}");
+                    return Err(self.refusal(keyword, reason));
                 }
-                Some(count) => count.into(),
-                None => value.clone(),
-            },
-            "maxLength" | "maxItems" | "maxProperties" => match count(value) {
-                Some(LONGEST..) => return Ok(None),
-                Some(count) => count.into(),
-                None => value.clone(),
             },
             "unevaluatedProperties" | "unevaluatedItems"
                 if !APPLICATORS.into_iter().any(has) && !is_true(value) =>
             {
                 self.within(&[keyword], |it| it.schema(value, resource))?
             }
-            _ if HELD.contains(&keyword) => value.clone(),
+            _ if HELD.contains(&keyword) => {
+                if let Some(expected) = expected_instead(keyword, value) {
+                    let reason = format!("expected {expected}, found {value}");
+                    return Err(self.refusal(keyword, reason));
+                }
+                value.clone()
+            }
             _ if NOT_HELD.contains(&keyword) => {
                 if !has_no_effect(keyword, value, fields) {
                     return Err(self.refusal(keyword, "texts can't be held to it, leave it out"));
@@ -233,6 +222,45 @@ impl<'a> Writer<'a, '_> {
             }
             _ => return Ok(None),
         }))
+    }
+
+    /// The schemas of a keyword that has several.
+    fn list(
+        &mut self,
+        keyword: &str,
+        schemas: &'a Value,
+        fields: &'a Map<String, Value>,
+        resource: ResourceIndex,
+    ) -> Result<Value> {
+        let schemas = schemas.as_array().into_iter().flatten().enumerate();
+        let tag = fields.get("discriminator").and_then(|it| it.get("propertyName"));
+        let tag = tag.and_then(Value::as_str);
+        let written = schemas.map(|(index, schema)| {
+            self.within(&[keyword, &index.to_string()], |it| match keyword {
+                "oneOf" => it.option(schema, resource, tag),
+                _ => it.schema(schema, resource),
+            })
+        });
+        let written = written.collect::<Result<Vec<_>>>()?;
+        if keyword == "oneOf" && exclude_each_other(&written) {
+            return Ok(json!([{"anyOf": written}]));
+        }
+        Ok(written.into())
+    }
+
+    /// A reference to the definition of what is referred to.
+    fn definition(&mut self, reference: &Value, resource: ResourceIndex) -> Result<Value> {
+        let found = reference.as_str().and_then(|it| self.references.find(it, resource));
+        let Some((target, resource)) = found else {
+            let reason = format!("expected a part of this schema, found {reference}");
+            return Err(self.refusal("$ref", reason));
+        };
+        let index = *self.by_target.entry(ptr::from_ref(target)).or_insert_with(|| {
+            let reference = reference.as_str().unwrap_or_default().to_owned();
+            self.definitions.push((target, resource, reference));
+            self.definitions.len() - 1
+        });
+        Ok(format!("#/$defs/{index}").into())
     }
 
     fn check_pattern(&self, keyword: &str, pattern: &str) -> Result<()> {
@@ -498,13 +526,6 @@ fn any_of(mut options: Vec<Value>) -> Value {
             options.extend(last);
             json!({"anyOf": options})
         }
-    }
-}
-
-fn is_same(one: &Value, other: &Value) -> bool {
-    match (Decimal::of(one), Decimal::of(other)) {
-        (Some(one), Some(other)) => one == other,
-        _ => one == other,
     }
 }
 

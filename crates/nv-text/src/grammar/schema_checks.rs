@@ -6,6 +6,7 @@ use llguidance::derivre::{JsonQuoteOptions, RegexAst, RegexBuilder};
 use llguidance::regex_to_lark;
 use serde_json::{Map, Value, json};
 
+use super::keywords::is_same;
 use crate::error::{Error, Result};
 
 /// All but that by a number: so that a key, or any text, is written in one way only.
@@ -30,6 +31,30 @@ fn parts(schema: &Value) -> Vec<&Value> {
         }
     }
     parts
+}
+
+/// Whether no two of these schemas of objects fit one value, as each requires another value of some property.
+pub(super) fn exclude_each_other(schemas: &[Value]) -> bool {
+    let values = |schema: &Value, name: &Value| -> Option<Vec<Value>> {
+        let is_required = schema.get("required")?.as_array()?.contains(name);
+        let property = schema.get("properties")?.get(name.as_str()?)?;
+        let values = match (property.get("const"), property.get("enum")) {
+            (Some(value), _) => vec![value.clone()],
+            (None, values) => values?.as_array()?.clone(),
+        };
+        (is_required && schema["type"] == "object").then_some(values)
+    };
+    let exclude = |one: &Value, other: &Value| {
+        let names = one.get("required").and_then(Value::as_array).into_iter().flatten();
+        names.into_iter().any(|name| match (values(one, name), values(other, name)) {
+            (Some(one), Some(other)) => {
+                !one.iter().any(|value| other.iter().any(|it| is_same(value, it)))
+            }
+            _ => false,
+        })
+    };
+    let rest = |index| schemas[index + 1..].iter();
+    schemas.iter().enumerate().all(|(index, one)| rest(index).all(|other| exclude(one, other)))
 }
 
 /// Whether an object may have keys beside those that it lists.

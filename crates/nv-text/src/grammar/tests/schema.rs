@@ -113,6 +113,16 @@ fn bounds_of_floats_are_excluded_where_they_are() {
 }
 
 #[test]
+fn integers_may_be_written_as_floats() {
+    check_texts(r#"{"type": "integer", "const": 1.0}"#, &["1"], &["2"]);
+    check_texts(r#"{"enum": [1e2, -0.0, 1e-2]}"#, &["100", "0.01"], &["10", "1"]);
+    check_texts(r#"{"const": -0}"#, &["0"], &["1"]);
+    check_texts(r#"{"const": 1e22}"#, &["10000000000000000000000"], &["1"]);
+    check_texts(r#"{"type": "integer", "minimum": 1.5, "maximum": 3e0}"#, &["2", "3"], &["1", "4"]);
+    refuse(json!({"type": "integer", "enum": [1.5]}), "");
+}
+
+#[test]
 fn what_cannot_be_held_together_with_large_integers_is_refused() {
     let big = json!({"type": "integer", "maximum": i64::MAX});
     refuse(json!({"allOf": [big, {"multipleOf": 5}]}), "`allOf`");
@@ -347,6 +357,26 @@ fn what_changes_the_texts_and_cannot_be_held_is_refused_by_name() {
         "`$ref`",
     );
     refuse(json!({"minLength": u64::MAX}), "`minLength`");
+    for (keyword, value) in [
+        ("anyOf", json!({"type": "null"})),
+        ("allOf", json!(5)),
+        ("oneOf", json!("a")),
+        ("prefixItems", json!({})),
+        ("enum", json!("a")),
+        ("required", json!(true)),
+        ("required", json!([1])),
+        ("type", json!(["string", 5])),
+        ("minimum", json!("5")),
+        ("exclusiveMaximum", json!([])),
+        ("multipleOf", json!(true)),
+        ("maxItems", json!(-1)),
+        ("minLength", json!(1.5)),
+        ("pattern", json!("(?!a)b")),
+        ("pattern", json!(5)),
+        ("$ref", json!("x".repeat(5000))),
+    ] {
+        refuse(json!({"items": {keyword: value}}), &format!("`{keyword}` in `#/items`: "));
+    }
 }
 
 #[test]
@@ -446,6 +476,19 @@ fn schemas_of_which_one_must_fit_may_be_references() {
         ],
         &[r#"{"kind": "cat"}"#, r#"{"lives": 9}"#, "{}", r#"{"kind": "bird"}"#],
     );
+    // Of numbers, too.
+    let versions = r##"{"oneOf": [{"$ref": "#/$defs/One"}, {"$ref": "#/$defs/Two"}], "$defs": {
+        "One": {"type": "object", "properties": {"v": {"const": 1}, "a": {"type": "null"}}, "required": ["v"]},
+        "Two": {"type": "object", "properties": {"v": {"enum": [2, 3.0]}}, "required": ["v"], "additionalProperties": false}}}"##;
+    check_texts(
+        versions,
+        &[r#"{"v": 1, "a": null}"#, r#"{"v": 2}"#, r#"{"v": 3}"#],
+        &[r#"{"v": 1, "a": 2}"#, r#"{"v": 4}"#, r#"{"v": 2, "a": null}"#],
+    );
+    let alike =
+        json!({"type": "object", "properties": {"v": {"enum": [1, "a"]}}, "required": ["v"]});
+    let other = json!({"type": "object", "properties": {"v": {"const": 1.0}}, "required": ["v"]});
+    refuse(json!({"oneOf": [alike, other]}), "`oneOf`: expected schemas");
     let circle = json!({"$defs": {"E": {"oneOf": [{"$ref": "#/$defs/E"}, {"type": "null"}]}}, "$ref": "#/$defs/E"});
     refuse(circle, "");
 }
