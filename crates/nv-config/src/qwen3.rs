@@ -153,7 +153,7 @@ impl Qwen3Config {
     fn from_fields(fields: Fields<'_>) -> Result<Self> {
         // First, so that another model's file is refused for what it is, not for a field that it lacks.
         let model_type = fields.get_or("model_type", "qwen3".to_owned())?;
-        let architectures = fields.get_or("architectures", Vec::new())?;
+        let architectures: Vec<String> = fields.get_if_valid("architectures").unwrap_or_default();
         check_model(&model_type, &architectures)?;
         check_quantization(&fields)?;
 
@@ -164,14 +164,36 @@ impl Qwen3Config {
             return Err(Error::unsupported("per_layer_config", found, "layers that are alike"));
         }
 
-        let mut defaults = Defaults { fields: &fields, guessed: Vec::new() };
-        let tie_word_embeddings = defaults.get_or("tie_word_embeddings", true, "false")?;
-        let max_position_embeddings = defaults.get_or("max_position_embeddings", 40960, "32768")?;
+        let mut warnings = Vec::new();
+        let mut guess = |field, assumed: &dyn Display, transformers: &str| {
+            let (assumed, transformers) = (assumed.to_string(), transformers.to_owned());
+            warnings.push(ConfigWarning::Guessed { field, assumed, transformers });
+        };
+        let tie_word_embeddings = fields.get("tie_word_embeddings")?.unwrap_or_else(|| {
+            guess("tie_word_embeddings", &true, "false");
+            true
+        });
+        let given: Option<usize> = fields.get("max_position_embeddings")?;
+        let max_position_embeddings = given.unwrap_or(DEFAULT_MAX_POSITION_EMBEDDINGS);
         let rope = Rope::from_fields(&fields, max_position_embeddings)?;
-        let mut warnings = defaults.guessed;
-        if rope.theta.is_none() {
-            warnings.push(guessed("rope_theta", DEFAULT_ROPE_THETA, "10000"));
-        }
+        let max_position_embeddings = match (given, rope.context_len, &rope.scaling) {
+            (None, Some(context_len), _) => context_len,
+            (_, _, scaling) => {
+                if given.is_none() {
+                    guess("max_position_embeddings", &DEFAULT_MAX_POSITION_EMBEDDINGS, "32768");
+                }
+                match scaling {
+                    Some(RopeScaling::Yarn(yarn)) => {
+                        max_position_embeddings.max(yarn.context_len())
+                    }
+                    None => max_position_embeddings,
+                }
+            }
+        };
+        let rope_theta = rope.theta.unwrap_or_else(|| {
+            guess("rope_theta", &DEFAULT_ROPE_THETA, "10000");
+            DEFAULT_ROPE_THETA
+        });
         warnings.extend(rope.warnings);
 
         let num_attention_heads = fields.require("num_attention_heads")?;
@@ -203,11 +225,8 @@ impl Qwen3Config {
             },
             head_dim: fields.get_or("head_dim", 128)?,
             rms_norm_eps: fields.get_or("rms_norm_eps", 1e-6)?,
-            rope_theta: rope.theta.unwrap_or(DEFAULT_ROPE_THETA),
-            max_position_embeddings: match &rope.scaling {
-                Some(RopeScaling::Yarn(yarn)) => max_position_embeddings.max(yarn.context_len()),
-                None => max_position_embeddings,
-            },
+            rope_theta,
+            max_position_embeddings,
             rope_scaling: rope.scaling,
             tie_word_embeddings,
             hidden_act: match fields.get_or("hidden_act", SILU.to_owned())?.as_str() {
@@ -372,33 +391,9 @@ impl Qwen3Config {
 
 const SILU: &str = "silu";
 const FULL_ATTENTION: &str = "full_attention";
+// Qwen3's own, not those of transformers: each that stands in for a missing field is noted.
 const DEFAULT_ROPE_THETA: f64 = 1e6;
-
-/// Fields whose default is Qwen3's own, not that of transformers: each that is missing is noted.
-struct Defaults<'a, 'b> {
-    fields: &'a Fields<'b>,
-    guessed: Vec<ConfigWarning>,
-}
-
-impl Defaults<'_, '_> {
-    fn get_or<T: Field + Display>(
-        &mut self,
-        field: &'static str,
-        default: T,
-        transformers: &str,
-    ) -> Result<T> {
-        let given = self.fields.get(field)?;
-        if given.is_none() {
-            self.guessed.push(guessed(field, &default, transformers));
-        }
-        Ok(given.unwrap_or(default))
-    }
-}
-
-fn guessed(field: &'static str, assumed: impl ToString, transformers: &str) -> ConfigWarning {
-    let (assumed, transformers) = (assumed.to_string(), transformers.to_owned());
-    ConfigWarning::Guessed { field, assumed, transformers }
-}
+const DEFAULT_MAX_POSITION_EMBEDDINGS: usize = 40960;
 
 /// `sliding_window` and `max_window_layers` of a model that uses them.
 fn sliding_window(fields: &Fields) -> Result<(Option<usize>, Option<usize>)> {
@@ -488,6 +483,11 @@ mod tests {
             Ok(config) => panic!("{fields} gave {config:?}"),
             Err(error) => assert_eq!(error.to_string(), expected, "{fields}"),
         }
+    }
+
+    fn guessed(field: &'static str, assumed: &str, transformers: &str) -> ConfigWarning {
+        let (assumed, transformers) = (assumed.to_owned(), transformers.to_owned());
+        ConfigWarning::Guessed { field, assumed, transformers }
     }
 
     fn published(name: &str) -> Qwen3Config {
@@ -589,9 +589,9 @@ mod tests {
             architectures: vec![],
             model_type: "qwen3".to_owned(),
             warnings: vec![
-                guessed("tie_word_embeddings", true, "false"),
-                guessed("max_position_embeddings", 40960, "32768"),
-                guessed("rope_theta", 1_000_000, "10000"),
+                guessed("tie_word_embeddings", "true", "false"),
+                guessed("max_position_embeddings", "40960", "32768"),
+                guessed("rope_theta", "1000000", "10000"),
             ],
         };
         let optional = [
@@ -749,6 +749,9 @@ mod tests {
             json!({"rope_scaling": {"type": "dynamic", "factor": 1.0}}),
             json!({"rope_scaling": {"rope_type": "llama3", "factor": 1, "low_freq_factor": 1.0}}),
             json!({"original_max_position_embeddings": 64}),
+            json!({"rope_scaling": false, "rope_parameters": []}),
+            json!({"rope_scaling": "", "rope_parameters": 0}),
+            json!({"architectures": {"0": "Qwen3ForCausalLM"}}),
             json!({"per_layer_config": {}}),
             json!({"attention_dropout": "x", "initializer_range": null, "use_cache": "maybe"}),
         ] {
@@ -942,6 +945,19 @@ mod tests {
         check(40960, lengths, 40960);
         check(40960, json!({"rope_type": "yarn", "factor": 4.0}), 163_840);
         check(40960, json!({"rope_type": "default"}), 40960);
+
+        // What the file says in other words is no guess.
+        let check = |scaling: Value, expected: usize, is_guessed: bool| {
+            let config = parse(json!({"rope_theta": 1e6, "rope_scaling": scaling})).unwrap();
+            assert_eq!(config.max_position_embeddings, expected, "{scaling}");
+            let guess = guessed("max_position_embeddings", "40960", "32768");
+            assert_eq!(config.warnings.contains(&guess), is_guessed, "{scaling}");
+        };
+        let whole = json!({"type": "yarn", "factor": 2, "original_max_position_embeddings": 8192});
+        check(whole, 16384, false);
+        check(json!({"type": "yarn", "factor": 2.0}), 81920, true);
+        check(json!({"type": "yarn", "original_max_position_embeddings": 8192}), 40960, true);
+        check(json!({"factor": 2, "original_max_position_embeddings": 8192}), 40960, true);
     }
 
     #[test]

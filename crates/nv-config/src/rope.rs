@@ -3,6 +3,8 @@
 //! Reads the three spellings that checkpoints use: `rope_theta` with `rope_scaling` (transformers 4), the same
 //! with `type` for `rope_type`, and `rope_parameters` (transformers 5). It knows nothing of angles and tensors.
 
+use serde_json::Value;
+
 use crate::error::{Error, Result};
 use crate::json::{Fields, agreed, describe};
 use crate::warning::ConfigWarning;
@@ -117,6 +119,8 @@ impl Yarn {
 pub(crate) struct Rope {
     pub(crate) theta: Option<f64>,
     pub(crate) scaling: Option<RopeScaling>,
+    /// The longest context, in tokens, if the file gives all that it follows from.
+    pub(crate) context_len: Option<usize>,
     pub(crate) warnings: Vec<ConfigWarning>,
 }
 
@@ -145,15 +149,41 @@ impl Rope {
         let mut thetas = vec![config.get_spelling("rope_theta")?];
         let mut scalings = Vec::new();
         let mut warnings = Vec::new();
+        let mut is_context_given = false;
         for key in ["rope_scaling", "rope_parameters"] {
+            if config.value(key).is_some_and(is_empty) {
+                continue;
+            }
             let Some(fields) = config.object(key)? else { continue };
+            is_context_given |= fields.value("factor").is_some()
+                && [&fields, config]
+                    .iter()
+                    .any(|f| f.value(ORIGINAL_MAX_POSITION_EMBEDDINGS).is_some());
             full_rotation(&fields)?;
             thetas.push(fields.get_spelling("rope_theta")?);
             let scaling =
                 scaling_from_fields(&fields, config, max_position_embeddings, &mut warnings)?;
             scalings.push(Some(config.spelling(key, scaling)));
         }
-        Ok(Self { theta: agreed(thetas)?, scaling: agreed(scalings)?.flatten(), warnings })
+        let scaling = agreed(scalings)?.flatten();
+        let context_len = match &scaling {
+            Some(RopeScaling::Yarn(yarn)) if is_context_given => {
+                Some(yarn.context_len()).filter(|&len| len > 0)
+            }
+            _ => None,
+        };
+        Ok(Self { theta: agreed(thetas)?, scaling, context_len, warnings })
+    }
+}
+
+/// Whether a value is false in Python, which transformers takes for none.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Bool(is_true) => !is_true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Null | Value::Object(_) => false,
     }
 }
 
