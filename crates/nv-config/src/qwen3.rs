@@ -157,6 +157,9 @@ impl Qwen3Config {
         check_model(&model_type, &architectures)?;
         check_quantization(&fields)?;
 
+        if !fields.get_or("is_causal", true)? {
+            return Err(Error::unsupported("is_causal", false, "true"));
+        }
         if let Some(Value::Object(layers)) = fields.value("per_layer_config")
             && !layers.is_empty()
         {
@@ -1107,6 +1110,8 @@ mod tests {
             "rope_parameters.full_attention`: {\"rope_theta\":10000.0} is not supported, only rope_type, \
              type, rope_theta, partial_rotary_factor, finetuned with rope type \"default\"",
         );
+        // Which has every token attend to all others in transformers 5.
+        check(json!({"is_causal": false}), "is_causal`: false is not supported, only true");
         check(
             json!({"per_layer_config": {"0": {"intermediate_size": 16}}}),
             "per_layer_config`: an object of 1 layers is not supported, only layers that are alike",
