@@ -13,6 +13,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::refusals::Refusals;
 use crate::server::ServerConfig;
 use crate::write_timeout::WriteTimeout;
 
@@ -64,8 +65,8 @@ impl Connections {
             tracing::debug!(%error, "small packets may wait");
         }
         let service = TowerToHyperService::new(self.router.clone());
-        let stream = TokioIo::new(WriteTimeout::new(stream, self.write_timeout));
-        let connection = self.http.serve_connection(stream, service);
+        let stream = WriteTimeout::new(stream, self.write_timeout);
+        let connection = self.http.serve_connection(TokioIo::new(Refusals::new(stream)), service);
         let connection = self.open.watch(connection);
         async {
             if let Err(error) = connection.await {

@@ -9,6 +9,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::shortened::{MESSAGE, VALUE, shortened};
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -25,10 +27,22 @@ pub enum Error {
         /// Where it ends to make sense.
         reason: String,
     },
-    /// The body of a request says that it is something else than JSON.
-    #[error("expected `content-type: application/json`, found {found}")]
-    ContentType {
-        /// What the header says.
+    /// The head of a request is not as HTTP has it.
+    #[error("the head of the request is malformed: {reason}")]
+    Head {
+        /// What HTTP calls it.
+        status: StatusCode,
+        /// What was expected.
+        reason: &'static str,
+    },
+    /// A header of a request is missing, or has a value that it can't have here.
+    #[error("header `{header}`: expected {expected}, found {}", shortened(found, VALUE))]
+    Header {
+        /// Which one.
+        header: &'static str,
+        /// What would have been right.
+        expected: &'static str,
+        /// What was found.
         found: String,
     },
     /// The body of a request is longer than the server reads.
@@ -83,7 +97,7 @@ pub enum Error {
         max_model_len: usize,
     },
     /// A request names a model that isn't served.
-    #[error("the model `{model}` does not exist: this server has {served}")]
+    #[error("the model `{}` does not exist: this server has {served}", shortened(model, VALUE))]
     UnknownModel {
         /// What was asked for.
         model: String,
@@ -93,14 +107,24 @@ pub enum Error {
     /// A request comes without the key that the server asks for.
     #[error("no valid API key: expected the header `authorization: Bearer KEY`")]
     Unauthorized,
+    /// A path names something by what is no text.
+    #[error("the path {} is no UTF-8 when its escapes are decoded", shortened(path, VALUE))]
+    Path {
+        /// The path, as it came.
+        path: String,
+    },
     /// There is nothing under the path.
-    #[error("there is nothing at {path}: see /openapi.json")]
+    #[error("there is nothing at {}: see /openapi.json", shortened(path, VALUE))]
     NotFound {
         /// The path.
         path: String,
     },
     /// The path takes other methods.
-    #[error("{path} does not take {method}: see /openapi.json")]
+    #[error(
+        "{} does not take {}: see /openapi.json",
+        shortened(path, VALUE),
+        shortened(method, VALUE)
+    )]
     Method {
         /// The method.
         method: String,
@@ -201,10 +225,13 @@ impl Error {
             // What every token is ruled out by is the request; so is what is too complex to follow.
             Self::Json { .. }
             | Self::Body { .. }
+            | Self::Path { .. }
+            | Self::Header { header: "host", .. }
             | Self::Engine(Engine::NoChoice { .. } | Engine::Constraint { .. }) => {
                 Meaning::invalid(None)
             }
-            Self::ContentType { .. } => Meaning::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            Self::Head { status, .. } => Meaning::invalid_as(*status),
+            Self::Header { .. } => Meaning::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE),
             Self::BodyTooLarge { .. } => Meaning::invalid_as(StatusCode::PAYLOAD_TOO_LARGE),
             Self::BodyTimeout { .. } => Meaning::invalid_as(StatusCode::REQUEST_TIMEOUT),
             Self::Field { field, .. } | Self::Text(Text::Field { field, .. }) => {
@@ -259,12 +286,15 @@ impl Error {
     /// The error in the OpenAI API's form, which streams use too. Logs what a client isn't told.
     pub(crate) fn to_json(&self) -> Value {
         let Meaning { status, kind, param, code } = self.meaning();
+        let text = self.with_causes();
+        let text = shortened(&text, MESSAGE);
         let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(error = self.with_causes(), "request failed");
-            "the server failed on the request; its log says more, under the request's id".to_owned()
+            tracing::error!(error = &*text, "request failed");
+            "the server failed on the request; its log says more, under the request's id"
         } else {
-            self.with_causes()
+            &text
         };
+        let param = param.as_deref().map(|param| shortened(param, VALUE));
         json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
     }
 

@@ -4,7 +4,7 @@
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::header;
+use axum::http::{HeaderName, header};
 use nv_text::{big_integer, json_from_str, rounded};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -12,9 +12,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::server::Server;
-
-/// What an error repeats of a value at most, in characters.
-const MAX_REASON: usize = 200;
+use crate::shortened::{VALUE, shortened};
 
 /// The fields of a JSON object that were not taken yet.
 #[derive(Debug)]
@@ -50,7 +48,10 @@ impl Fields {
                     path if path.starts_with('[') => format!("{name}{path}"),
                     path => format!("{name}.{path}"),
                 };
-                Err(Error::Field { field, reason: shortened(&error.into_inner().to_string()) })
+                Err(Error::Field {
+                    field,
+                    reason: shortened(&error.into_inner().to_string(), VALUE).into_owned(),
+                })
             }
         }
     }
@@ -107,11 +108,11 @@ impl Fields {
         Ok(())
     }
 
-    /// Ends the reading: fields that nobody knows are ignored, as vLLM does, but not in silence.
+    /// Ends the reading: fields that nobody knows are ignored, as vLLM does, but not in silence. Their names are the
+    /// client's words, which the log doesn't repeat.
     pub(crate) fn finish(self) {
         if !self.0.is_empty() {
-            let names: Vec<_> = self.0.keys().map(String::as_str).collect();
-            tracing::warn!(fields = shortened(&names.join(", ")), "unknown fields ignored");
+            tracing::warn!(num_fields = self.0.len(), "unknown fields ignored");
         }
     }
 }
@@ -121,14 +122,14 @@ impl FromRequest<Server> for Fields {
 
     async fn from_request(request: Request, server: &Server) -> Result<Self> {
         // A page of another origin can't send this without asking first.
-        let content_type = request.headers().get(header::CONTENT_TYPE);
-        let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()));
-        let media_type = content_type.as_deref().unwrap_or_default().split(';').next();
-        let media_type = media_type.unwrap_or_default().trim();
-        if !media_type.eq_ignore_ascii_case("application/json") {
-            let found =
-                content_type.map_or_else(|| "nothing".to_owned(), |text| format!("`{text}`"));
-            return Err(Error::ContentType { found: shortened(&found) });
+        let is_json = |value: &str| {
+            let media_type = value.split(';').next().unwrap_or_default();
+            media_type.trim().eq_ignore_ascii_case("application/json")
+        };
+        check_header(&request, &header::CONTENT_TYPE, "application/json", is_json)?;
+        if request.headers().contains_key(header::CONTENT_ENCODING) {
+            let is_plain = |value: &str| value.trim().eq_ignore_ascii_case("identity");
+            check_header(&request, &header::CONTENT_ENCODING, "identity, or none", is_plain)?;
         }
         let limit = server.config().read_timeout;
         let body = timeout(limit, Bytes::from_request(request, server)).await;
@@ -143,6 +144,24 @@ impl FromRequest<Server> for Fields {
     }
 }
 
+/// Refuses a request of which a header isn't as expected, or isn't there.
+fn check_header(
+    request: &Request,
+    header: &'static HeaderName,
+    expected: &'static str,
+    is_right: impl FnOnce(&str) -> bool,
+) -> Result<()> {
+    let value = request.headers().get(header);
+    let value = value.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    match value {
+        Some(value) if is_right(&value) => Ok(()),
+        value => {
+            let found = value.map_or_else(|| "nothing".to_owned(), |value| format!("`{value}`"));
+            Err(Error::Header { header: header.as_str(), expected, found })
+        }
+    }
+}
+
 /// What a JSON value is.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
@@ -153,14 +172,6 @@ pub(crate) fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
-    }
-}
-
-/// A message without the long texts that a value in it may hold.
-fn shortened(reason: &str) -> String {
-    match reason.char_indices().nth(MAX_REASON) {
-        Some((end, _)) => format!("{}…", &reason[..end]),
-        None => reason.to_owned(),
     }
 }
 
@@ -230,6 +241,7 @@ mod tests {
     fn long_values_are_not_repeated() {
         let json = format!(r#"{{"a": "{}"}}"#, "é".repeat(5000));
         let error = fields(&json).take::<u32>("a").unwrap_err().to_string();
-        assert!(error.chars().count() < 250 && error.ends_with('…'), "{error}");
+        assert!(error.chars().count() < 250 && error.ends_with("expected u32"), "{error}");
+        assert!(error.contains("… (5037 characters) …"), "{error}");
     }
 }

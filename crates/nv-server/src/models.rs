@@ -1,10 +1,12 @@
 //! `/v1/models`: what is served.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::http::Uri;
 use serde_json::{Value, json};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::server::Server;
 
 pub(crate) async fn list(State(server): State<Server>) -> Json<Value> {
@@ -15,8 +17,10 @@ pub(crate) async fn list(State(server): State<Server>) -> Json<Value> {
 
 pub(crate) async fn get(
     State(server): State<Server>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
+    uri: Uri,
 ) -> Result<Json<Value>> {
+    let Path(name) = name.map_err(|_| Error::Path { path: uri.path().to_owned() })?;
     server.check_model(Some(&name))?;
     Ok(Json(model(&server, &name)))
 }

@@ -11,8 +11,9 @@ use axum::response::Response;
 use tracing::Instrument;
 
 use crate::ids::unique_id;
+use crate::shortened::{VALUE, shortened};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest id that is taken from a client.
 const MAX_ID_BYTES: usize = 128;
@@ -21,11 +22,13 @@ const MAX_ID_BYTES: usize = 128;
 pub(crate) async fn log(request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_plain(id)).cloned();
     let id = id.unwrap_or_else(|| {
-        HeaderValue::try_from(unique_id("req-")).unwrap_or(HeaderValue::from_static("req-"))
+        HeaderValue::try_from(new_id()).unwrap_or(HeaderValue::from_static("req-"))
     });
     let request_id = id.to_str().unwrap_or_default();
     let span = tracing::info_span!("request", request_id);
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // Both are whatever a client likes.
+    let method = shortened(request.method().as_str(), VALUE).into_owned();
+    let path = shortened(request.uri().path(), VALUE).into_owned();
     let start = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
     tracing::info!(
@@ -38,6 +41,11 @@ pub(crate) async fn log(request: Request, next: Next) -> Response {
     );
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// An id for a request that brings none.
+pub(crate) fn new_id() -> String {
+    unique_id("req-")
 }
 
 /// Whether an id can stand in a log as it is.

@@ -10,7 +10,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::error::{Error, Result};
 use crate::server::Server;
-use crate::{auth, chat, completions, health, metrics, models, request_log, tokenize};
+use crate::{auth, chat, completions, health, host, metrics, models, request_log, tokenize};
 
 const PAGE: &str = include_str!("../assets/page.html");
 /// What the page may do; by the hashes in itself it allows its own script and style alone.
@@ -24,8 +24,8 @@ const OPENAPI: &str = include_str!("../assets/openapi.json");
 /// If it has API keys, they are asked for under `/v1` and by `/tokenize` and `/detokenize`; the page, its description
 /// and what says how the server is doing are open.
 ///
-/// Who brings the socket keeps it from clients that send no whole head or don't read: of
-/// [`ServerConfig`](crate::ServerConfig), [`run`](crate::run) alone heeds `write_timeout`, and `read_timeout` for heads.
+/// The socket's owner closes connections that send no whole head or don't read, and checks that requests name a host:
+/// of [`ServerConfig`](crate::ServerConfig), [`run`](crate::run) alone heeds `write_timeout`, and `read_timeout` for heads.
 ///
 /// ```
 /// use nv_server::{Server, router};
@@ -42,6 +42,17 @@ const OPENAPI: &str = include_str!("../assets/openapi.json");
 /// # Errors
 /// [`Error::Setting`] if an origin of [`cors_origins`](crate::ServerConfig::cors_origins) can't stand in a header.
 pub fn router(server: Server) -> Result<Router> {
+    let routes = routes(&server)?;
+    Ok(routes.layer(from_fn(request_log::log)).with_state(server))
+}
+
+/// As [`router`], for a socket of this crate.
+pub(crate) fn router_of_socket(server: Server) -> Result<Router> {
+    let routes = routes(&server)?.layer(from_fn(host::check));
+    Ok(routes.layer(from_fn(request_log::log)).with_state(server))
+}
+
+fn routes(server: &Server) -> Result<Router<Server>> {
     let cors = cors(&server.config().cors_origins)?;
     let max_body_bytes = server.config().max_body_bytes;
     let api = Router::new()
@@ -64,11 +75,10 @@ pub fn router(server: Server) -> Result<Router> {
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         .layer(DefaultBodyLimit::max(max_body_bytes));
-    let router = match cors {
+    Ok(match cors {
         Some(cors) => router.layer(cors),
         None => router,
-    };
-    Ok(router.layer(from_fn(request_log::log)).with_state(server))
+    })
 }
 
 async fn page() -> impl IntoResponse {

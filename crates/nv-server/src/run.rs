@@ -7,7 +7,7 @@ use tokio::runtime::Builder;
 
 use crate::connections::Connections;
 use crate::error::{Error, Result};
-use crate::router::router;
+use crate::router::router_of_socket;
 use crate::server::Server;
 
 /// Threads that talk to clients; the engine has its own.
@@ -28,7 +28,7 @@ pub enum Outcome {
 /// `listening` is called once with the address, which has the port that the system chose if `port` is 0.
 ///
 /// # Errors
-/// [`Error::Listen`] if the address can't be had; [`Error::Setting`] as [`router`]; [`Error::Serve`] if the system
+/// [`Error::Listen`] if the address can't be had; [`Error::Setting`] as [`router`](crate::router); [`Error::Serve`] if the system
 /// refuses threads or signals.
 ///
 /// # Panics
@@ -44,7 +44,7 @@ pub fn run(
     let runtime = builder.worker_threads(NUM_THREADS).enable_all().build().map_err(serve)?;
     let outcome = runtime.block_on(async {
         let listen = |source| Error::Listen { address: format!("{host}:{port}"), source };
-        let router = router(server.clone())?;
+        let router = router_of_socket(server.clone())?;
         let mut signals = Signals::new().map_err(serve)?;
         let listener = TcpListener::bind((host, port)).await.map_err(listen)?;
         listening(listener.local_addr().map_err(listen)?);

@@ -97,6 +97,37 @@ fn the_demo_answers_and_its_log_keeps_the_words_to_itself() {
 }
 
 #[test]
+fn what_clients_make_up_is_logged_neither_by_name_nor_at_length() {
+    let serving = Serving::start(&[]);
+    let send = |method: &str, path: &str, headers: &str, body: &serde_json::Value| {
+        let headers = format!("content-type: application/json\r\n{headers}");
+        let body = body.to_string();
+        client::receive(client::send(serving.address, method, path, &headers, body.as_bytes()))
+    };
+    let long = "Shem".repeat(1000);
+    let body = json!({"prompt": "a", "Ham": 1, "Japheth\n ERROR forged: yes": [], &long: null});
+    assert_eq!(send("POST", "/tokenize", "", &body).status, 200);
+    let body = json!({"prompt": "a", "model": long, "temperature": long, &long: long});
+    assert_eq!(send("POST", "/v1/completions", "", &body).status, 404);
+    assert_eq!(send(&long, &format!("/{long}"), "", &json!({})).status, 404);
+    for id in [&long, "forged\tid", "\u{e4}"] {
+        let answer = send("GET", "/version", &format!("x-request-id: {id}\r\n"), &json!({}));
+        assert!(answer.header("x-request-id").unwrap().starts_with("req-"), "{answer:?}");
+    }
+    serving.signal("-TERM");
+    let (code, log) = serving.end();
+    assert_eq!(code, Some(0), "{log}");
+    let warning = log.lines().find(|line| line.contains("WARN")).unwrap();
+    assert!(warning.ends_with("unknown fields ignored num_fields=3"), "{warning}");
+    for made_up in ["Ham", "Japheth", "forged", "\u{e4}"] {
+        assert!(!log.contains(made_up), "{log}");
+    }
+    assert!(log.lines().all(|line| line.len() < 1000), "{log}");
+    // The path, for its operator to see what clients get wrong.
+    assert!(log.contains("path=\"/Shem") && log.contains("(4001 characters)"), "{log}");
+}
+
+#[test]
 fn sigterm_lets_requests_end_and_takes_no_more() {
     let serving = Serving::start(&[]);
     let running = client::start(serving.address, "/v1/completions", &long(300));

@@ -45,13 +45,18 @@ pub(crate) fn send(
     headers: &str,
     body: &[u8],
 ) -> TcpStream {
-    let mut connection = TcpStream::connect(address).unwrap();
-    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
-    connection.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    send_bytes(address, &[head.as_bytes(), body].concat())
+}
+
+/// Sends whatever it may be.
+pub(crate) fn send_bytes(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    connection.write_all(bytes).unwrap();
     connection
 }
 

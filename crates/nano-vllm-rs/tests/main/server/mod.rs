@@ -4,6 +4,7 @@ mod bad_requests;
 mod chat;
 pub(crate) mod client;
 mod completions;
+mod http;
 mod limits;
 mod paths;
 mod scripted;
