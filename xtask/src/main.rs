@@ -41,7 +41,7 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Serve the demo checkpoint to many clients at once, some of which go away, and report what they got
     Load(load::Args),
-    /// Test the server with the official Python client of the OpenAI API
+    /// Test the server with clients of the OpenAI API, and against its own description
     Openai,
     /// Measure what the server costs beside its engine
     Overhead(overhead::Args),

@@ -1,4 +1,4 @@
-//! `cargo xtask openai`: the official Python client of the OpenAI API against the server.
+//! `cargo xtask openai`: clients of the OpenAI API against the server, and the server against its own description.
 //!
 //! Needs Python 3 with `venv`, and the Python Package Index the first time.
 
@@ -13,7 +13,7 @@ use crate::{python, root};
 /// Runs the tests in `tests/openai`.
 ///
 /// # Errors
-/// If there is no Python, the client can't be installed, a server doesn't start, or a test fails.
+/// If there is no Python, the packages can't be installed, a server doesn't start, or a test fails.
 pub fn run(out: &mut dyn Write) -> Result<()> {
     let dir = root().join("tests/openai");
     let python = python::with_requirements("openai", &dir.join("requirements.txt"))?;
@@ -23,10 +23,14 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
     let demo = Served::start(["--bin", "nv"], "dev", &[&demo[..], &quiet].concat())?;
     let scripted = Served::start(["--example", "scripted_server"], "dev", &[])?;
     writeln!(out, "demo at {}, scripted at {}", demo.address, scripted.address)?;
-    python::run(
-        Command::new(python)
-            .arg(dir.join("client.py"))
-            .env("NV_DEMO", format!("http://{}", demo.address))
-            .env("NV_SCRIPTED", format!("http://{}", scripted.address)),
-    )
+    // The official client; requests of others; schemathesis.
+    for program in ["client.py", "clients.py", "document.py"] {
+        python::run(
+            Command::new(&python)
+                .arg(dir.join(program))
+                .env("NV_DEMO", format!("http://{}", demo.address))
+                .env("NV_SCRIPTED", format!("http://{}", scripted.address)),
+        )?;
+    }
+    Ok(())
 }

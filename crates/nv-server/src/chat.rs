@@ -218,6 +218,9 @@ fn tools(fields: &mut Fields, server: &Server) -> Result<Vec<Value>> {
         check(".type", kind, r#"the string "function""#, kind == Some(&"function".into()))?;
         let name = get("/function/name");
         check(".function.name", name, "a string", name.is_some_and(Value::is_string))?;
+        let parameters = get("/function/parameters");
+        let is_right = parameters.is_none_or(|it| it.is_object() || it.is_null());
+        check(".function.parameters", parameters, "an object", is_right)?;
     }
     Ok(tools)
 }
