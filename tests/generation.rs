@@ -14,7 +14,7 @@ use xtask::reference::Reference;
 #[test]
 fn the_greedy_text_of_the_demo_is_that_of_transformers() {
     let files = ModelFiles::from_dir(xtask::root().join("assets/demo")).unwrap();
-    let tokenizer = Tokenizer::from_file(files.tokenizer.unwrap()).unwrap();
+    let tokenizer = Tokenizer::from_dir(&files.dir).unwrap();
     let config = load_config(&files.config).unwrap();
     let checkpoint = Arc::new(Checkpoint::open(&files.weights).unwrap());
     let model =

@@ -8,12 +8,13 @@ use super::scratch;
 /// Bytes that begin with `{"` are a `tokenizer_config.json`, others a template. A template that compiles renders to a text
 /// or an error.
 pub fn chat_template(data: &[u8]) {
-    let is_json = data.starts_with(b"{\"");
-    let path =
-        scratch::write(if is_json { "tokenizer_config.json" } else { "chat_template.jinja" }, data);
-    let (tokenizer_config, template) =
-        if is_json { (Some(&*path), None) } else { (None, Some(&*path)) };
-    let template = match ChatTemplate::load(tokenizer_config, template) {
+    const CONFIG: &str = "tokenizer_config.json";
+    const TEMPLATE: &str = "chat_template.jinja";
+    let (name, other) =
+        if data.starts_with(b"{\"") { (CONFIG, TEMPLATE) } else { (TEMPLATE, CONFIG) };
+    let path = scratch::write(name, data);
+    let _ = std::fs::remove_file(scratch::dir().join(other));
+    let template = match ChatTemplate::from_dir(scratch::dir()) {
         Ok(Some(template)) => template,
         Ok(None) => return,
         Err(error) => return scratch::assert_names(&error, &path),

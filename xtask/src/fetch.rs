@@ -21,11 +21,8 @@ pub struct Args {
 /// If the download fails; the error says what to do.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let files = download_model(&args.model, &args.revision)?;
-    let optional =
-        [files.tokenizer, files.tokenizer_config, files.chat_template, files.generation_config];
-    for path in
-        [files.config].into_iter().chain(files.weights).chain(optional.into_iter().flatten())
-    {
+    let paths = [files.config].into_iter().chain(files.weights).chain(files.text);
+    for path in paths.chain(files.generation_config) {
         writeln!(out, "{}", path.display())?;
     }
     Ok(())

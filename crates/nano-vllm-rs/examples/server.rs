@@ -21,11 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::new(model, EngineConfig { max_num_seqs: 16, ..EngineConfig::default() })?;
     let recommended = GenerationConfig::of_model(files.generation_config.as_deref(), &config)?;
     let served = ServedModel {
-        tokenizer: Tokenizer::from_file(files.tokenizer.ok_or("the model has no tokenizer")?)?,
-        chat_template: ChatTemplate::load(
-            files.tokenizer_config.as_deref(),
-            files.chat_template.as_deref(),
-        )?,
+        tokenizer: Tokenizer::from_dir(&files.dir)?,
+        chat_template: ChatTemplate::from_dir(&files.dir)?,
         generation_config: recommended,
     };
     let server = Server::new(engine, served, ServerConfig::new("my-model"))?;

@@ -31,7 +31,7 @@
 //! let vb = load_safetensors(&files.weights, DType::F32, &Device::Cpu)?;
 //! let model = Qwen3ForCausalLM::new(&config, vb)?;
 //!
-//! let tokenizer = Tokenizer::from_file(files.tokenizer.ok_or("the model has no tokenizer")?)?;
+//! let tokenizer = Tokenizer::from_dir(&files.dir)?;
 //! let prompt = tokenizer.encode("In the beginning", true)?;
 //! let params = SamplingParams::default().with_max_tokens(8)?;
 //! let kv_cache_memory = KvCacheMemory::Bytes(64 << 20);

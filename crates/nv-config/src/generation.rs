@@ -1,6 +1,6 @@
 //! `generation_config.json`: how a model's makers want it sampled.
 //!
-//! Says what the file says, with the config's end tokens if it names none; what to do where it is silent is the sampler's business.
+//! Says what the file says, with the config's end tokens if it names none, and the tokenizer's beside them; what to do where it is silent is the sampler's business.
 
 use std::path::Path;
 
@@ -70,6 +70,14 @@ impl GenerationConfig {
             recommended.eos_token_id.clone_from(&config.eos_token_id);
         }
         Ok(recommended)
+    }
+
+    /// Has the tokenizer's own `eos_token` end a text too, besides those that are named here, as vLLM has it.
+    #[must_use]
+    pub fn with_eos_token(mut self, eos_token_id: Option<u32>) -> Self {
+        let missing = eos_token_id.filter(|token_id| !self.eos_token_id.contains(token_id));
+        self.eos_token_id.extend(missing);
+        self
     }
 
     /// Checks everything that deserialising checks.
@@ -211,6 +219,18 @@ mod tests {
         let silent = GenerationConfig { eos_token_id: vec![5], ..GenerationConfig::default() };
         assert_eq!(of_model(None), silent);
         assert!(GenerationConfig::of_model(Some(folder), &config).is_err());
+    }
+
+    #[test]
+    fn the_tokenizers_own_end_counts_once() {
+        let ends = |eos_token| {
+            let config =
+                GenerationConfig { eos_token_id: vec![7, 5], ..GenerationConfig::default() };
+            config.with_eos_token(eos_token).eos_token_id
+        };
+        assert_eq!(ends(None), [7, 5]);
+        assert_eq!(ends(Some(5)), [7, 5]);
+        assert_eq!(ends(Some(9)), [7, 5, 9]);
     }
 
     #[test]

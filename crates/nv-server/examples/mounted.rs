@@ -61,11 +61,8 @@ fn server(files: ModelFiles) -> Result<Server, Box<dyn Error>> {
     };
     let recommended = GenerationConfig::of_model(files.generation_config.as_deref(), &config)?;
     let served = ServedModel {
-        tokenizer: Tokenizer::from_file(files.tokenizer.ok_or("the model has no tokenizer")?)?,
-        chat_template: ChatTemplate::load(
-            files.tokenizer_config.as_deref(),
-            files.chat_template.as_deref(),
-        )?,
+        tokenizer: Tokenizer::from_dir(&files.dir)?,
+        chat_template: ChatTemplate::from_dir(&files.dir)?,
         generation_config: recommended,
     };
     Ok(Server::new(Engine::new(model, engine_config)?, served, ServerConfig::new("my-model"))?)

@@ -25,7 +25,7 @@ pub struct ServedModel {
     pub tokenizer: Tokenizer,
     /// Turns conversations into text. Without one, the model goes on with the messages, each in a line of its own.
     pub chat_template: Option<ChatTemplate>,
-    /// How tokens are chosen where a request says nothing, and which ones end a text.
+    /// How tokens are chosen where a request says nothing, and which ones end a text; so does the tokenizer's `eos_token`.
     pub generation_config: GenerationConfig,
 }
 
@@ -129,6 +129,9 @@ impl Server {
             Some(template) => template.clone(),
             None => ChatTemplate::new(PLAIN_TEMPLATE)?,
         };
+        let eos_token_id = model.tokenizer.eos_token_id();
+        let generation_config = model.generation_config.with_eos_token(eos_token_id);
+        let model = ServedModel { generation_config, ..model };
         // The thread ends when it is told to, or when the last handle is gone.
         let (engine, _thread) = EngineHandle::spawn(engine)?;
         Ok(Self(Arc::new(Inner {

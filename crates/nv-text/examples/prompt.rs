@@ -11,8 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(dir), Some(message)) = (args.next().map(PathBuf::from), args.next()) else {
         return Err("usage: prompt FOLDER MESSAGE".into());
     };
-    let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
-    let template = ChatTemplate::load(Some(&dir.join("tokenizer_config.json")), None)?;
+    let tokenizer = Tokenizer::from_dir(&dir)?;
+    let template = ChatTemplate::from_dir(&dir)?;
     let prompt = match template {
         Some(template) => {
             let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };

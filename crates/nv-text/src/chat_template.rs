@@ -3,9 +3,9 @@
 //! A checkpoint brings a Jinja template for this; it is rendered here as transformers renders it. It knows
 //! nothing of tokens.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt;
-use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
@@ -20,6 +20,7 @@ use crate::big_integer::for_template;
 use crate::error::{Error, Result};
 use crate::json::tojson;
 use crate::message::ChatMessage;
+use crate::tokenizer_config::{TokenizerConfig, read_if_there};
 
 /// The template that is used unless another is called for.
 const DEFAULT: &str = "default";
@@ -27,13 +28,12 @@ const DEFAULT: &str = "default";
 /// The template that is used for conversations with tools, if a checkpoint has one of this name.
 const TOOL_USE: &str = "tool_use";
 
+/// The folder of templates that have a name.
+const ADDITIONAL: &str = "additional_chat_templates";
+
 /// What a render may spend, in instructions of the template engine and pieces of 64 bytes: enough for ten thousand
 /// messages, and an end to a template that never stops.
 const FUEL: u64 = 10_000_000;
-
-/// The fields of `tokenizer_config.json` that templates can read, under the same names.
-const SPECIAL_TOKENS: &[&str] =
-    &["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What a render is given besides the messages. The default is that of transformers.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -80,40 +80,46 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Compile`] if it isn't valid Jinja.
     pub fn new(source: &str) -> Result<Self> {
-        let mut template = Self { environment: environment(), special_tokens: Map::new() };
+        let mut template = Self::empty();
         template.add(DEFAULT, source)?;
         Ok(template)
     }
 
-    /// The template of a checkpoint, given those of its files that exist; `None` if they hold none.
+    /// The template of the model in the folder `dir`; `None` if its files hold none.
     ///
-    /// `chat_template` (`chat_template.jinja`) goes before the field `chat_template` of `tokenizer_config`
-    /// (`tokenizer_config.json`), which is a template or a list of `{"name": …, "template": …}`. Of such a list,
-    /// `tool_use` serves conversations with tools and `default` all others. The special tokens of
-    /// `tokenizer_config` are variables in either.
+    /// `tool_use` serves conversations with tools and `default` all others. `chat_template.jinja` is the default, and
+    /// `additional_chat_templates` has others in files of their names; the field `chat_template` of `tokenizer_config.json`,
+    /// which is a template or has several by their names, counts where no file says what the default is. Special
+    /// tokens are variables in all of them, such as `eos_token`.
     ///
     /// # Errors
     /// [`Error::Read`] if a file can't be read; [`Error::File`] around [`Error::Json`],
     /// [`Error::Field`] or [`Error::Compile`] if its content is not usable.
-    pub fn load(
-        tokenizer_config: Option<&Path>,
-        chat_template: Option<&Path>,
-    ) -> Result<Option<Self>> {
-        let mut special_tokens = Map::new();
-        let mut template = None;
-        if let Some(path) = tokenizer_config {
-            let config = serde_json::from_str(&read(path)?)
-                .map_err(|source| Error::Json { source }.in_file(path))?;
-            special_tokens = special_tokens_of(&config);
-            if chat_template.is_none() {
-                template = Self::from_field(config.get("chat_template"))
-                    .map_err(|error| error.in_file(path))?;
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Option<Self>> {
+        let dir = dir.as_ref();
+        let config = TokenizerConfig::from_dir(dir)?;
+        let mut template = Self::empty();
+        let additional = |name| dir.join(ADDITIONAL).join(format!("{name}.jinja"));
+        let files = [
+            (DEFAULT, dir.join("chat_template.jinja")),
+            (DEFAULT, additional(DEFAULT)),
+            (TOOL_USE, additional(TOOL_USE)),
+        ];
+        for (name, path) in files {
+            if let Some(source) = read_if_there(&path)? {
+                template.add(name, &source).map_err(|error| error.in_file(path))?;
             }
         }
-        if let Some(path) = chat_template {
-            template = Some(Self::new(&read(path)?).map_err(|error| error.in_file(path))?);
+        if !template.has(DEFAULT) {
+            let field = config.field("chat_template");
+            template.add_field(field).map_err(|error| error.in_file(config.path()))?;
         }
-        Ok(template.map(|template| Self { special_tokens, ..template }))
+        if !template.has(DEFAULT) {
+            return Ok(None);
+        }
+        let token = |(name, content): (&str, &str)| (name.to_owned(), content.into());
+        template.special_tokens = config.special_tokens().map(token).collect();
+        Ok(Some(template))
     }
 
     /// Renders a conversation.
@@ -140,34 +146,47 @@ impl ChatTemplate {
         template.and_then(|template| caught(|| template.render(variables))).map_err(render_error)
     }
 
-    fn from_field(field: Option<&Value>) -> Result<Option<Self>> {
-        let unexpected = |expected, found| {
-            let field = "chat_template".to_owned();
-            Error::Field { field, expected, found }
-        };
-        let named = match field {
-            None | Some(Value::Null) => return Ok(None),
-            Some(Value::String(source)) => return Self::new(source).map(Some),
+    fn empty() -> Self {
+        Self { environment: environment(), special_tokens: Map::new() }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.environment.get_template(name).is_ok()
+    }
+
+    /// Adds the templates of a field `chat_template`, but for those that there are.
+    fn add_field(&mut self, field: Option<&Value>) -> Result<()> {
+        let named: Option<BTreeMap<&str, &str>> = match field {
+            None => return Ok(()),
+            Some(Value::String(source)) => Some([(DEFAULT, source.as_str())].into()),
             Some(Value::Array(items)) => items
                 .iter()
                 .map(|item| Some((item["name"].as_str()?, item["template"].as_str()?)))
-                .collect::<Option<Vec<_>>>(),
+                .collect(),
+            Some(Value::Object(templates)) => templates
+                .iter()
+                .map(|(name, template)| Some((name.as_str(), template.as_str()?)))
+                .collect(),
             Some(_) => None,
+        };
+        let unexpected = |expected, found| {
+            let field = "chat_template".to_owned();
+            Error::Field { field, expected, found }
         };
         let named = named.ok_or_else(|| {
             let expected = r#"a template or a list of {"name", "template"}"#;
             unexpected(expected, field.map(Value::to_string).unwrap_or_default())
         })?;
-        let find = |wanted| named.iter().find(|(name, _)| *name == wanted);
-        let Some((_, default)) = find(DEFAULT) else {
-            let names: Vec<_> = named.iter().map(|(name, _)| *name).collect();
+        if !named.contains_key(DEFAULT) {
+            let names: Vec<_> = named.into_keys().collect();
             return Err(unexpected(r#"one called "default""#, format!("{names:?}")));
-        };
-        let mut template = Self::new(default)?;
-        if let Some((_, tool_use)) = find(TOOL_USE) {
-            template.add(TOOL_USE, tool_use)?;
         }
-        Ok(Some(template))
+        for name in [DEFAULT, TOOL_USE] {
+            if let (false, Some(source)) = (self.has(name), named.get(name)) {
+                self.add(name, source)?;
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
@@ -273,22 +292,10 @@ fn render_error(error: minijinja::Error) -> Error {
     Error::Render { source: error }
 }
 
-/// The special tokens of a `tokenizer_config.json`, each written as a string or as `{"content": …}`.
-fn special_tokens_of(config: &Map<String, Value>) -> Map<String, Value> {
-    let token = |name: &&str| {
-        let field = config.get(*name)?;
-        let content = field.as_str().or_else(|| field.get("content")?.as_str())?;
-        Some(((*name).to_owned(), content.into()))
-    };
-    SPECIAL_TOKENS.iter().filter_map(token).collect()
-}
-
-fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde::Deserialize;
     use serde_json::json;
 
@@ -477,34 +484,71 @@ mod tests {
     #[test]
     fn files_are_found_out_in_order() {
         let dir = tempfile::tempdir().unwrap();
-        let config_path = dir.path().join("tokenizer_config.json");
-        let jinja_path = dir.path().join("chat_template.jinja");
-        fs::write(&jinja_path, "jinja {{ eos_token }}{{ pad_token }}").unwrap();
-        let check = |config: Value, jinja: bool, tools: &[Value], expected: Option<&str>| {
-            fs::write(&config_path, config.to_string()).unwrap();
-            let jinja = jinja.then_some(jinja_path.as_path());
-            let template = ChatTemplate::load(Some(&config_path), jinja).unwrap();
-            let options = ChatOptions { tools: tools.to_vec(), ..ChatOptions::default() };
-            let text = template.map(|template| template.render(&[], &options).unwrap());
-            assert_eq!(text.as_deref(), expected, "{config}");
+        let check = |files: &[(&str, &str)], expected: Option<&str>, with_tools: Option<&str>| {
+            fs::create_dir(dir.path().join(ADDITIONAL)).unwrap();
+            for (name, content) in files {
+                fs::write(dir.path().join(name), content).unwrap();
+            }
+            let template = ChatTemplate::from_dir(&dir).unwrap();
+            let check = |tools: &[Value], expected: Option<&str>| {
+                let options = ChatOptions { tools: tools.to_vec(), ..ChatOptions::default() };
+                let template = template.as_ref();
+                let text = template.map(|template| template.render(&[], &options).unwrap());
+                assert_eq!(text.as_deref(), expected, "{files:?}");
+            };
+            check(&[], expected);
+            check(&[json!({})], with_tools);
+            for (name, _) in files {
+                fs::remove_file(dir.path().join(name)).unwrap();
+            }
+            fs::remove_dir(dir.path().join(ADDITIONAL)).unwrap();
         };
-        check(json!({}), false, &[], None);
-        check(json!({ "chat_template": null }), false, &[], None);
-        check(json!({"chat_template": "field"}), false, &[], Some("field"));
-        check(json!({"chat_template": "field"}), true, &[], Some("jinja "));
-        let tokens =
-            json!({"eos_token": "<e>", "pad_token": {"content": "<p>"}, "bos_token": null});
-        check(tokens, true, &[], Some("jinja <e><p>"));
-        let named = json!({"chat_template": [
-            {"name": "tool_use", "template": "with {{ tools | length }}"},
-            {"name": "default", "template": "without"},
-        ]});
-        check(named.clone(), false, &[], Some("without"));
-        check(named, false, &[json!({})], Some("with 1"));
+        let config = "tokenizer_config.json";
+        let jinja = ("chat_template.jinja", "jinja");
+        let default = ("additional_chat_templates/default.jinja", "default");
+        let tool_use = ("additional_chat_templates/tool_use.jinja", "with {{ tools | length }}");
+        let rag = ("additional_chat_templates/rag.jinja", "{{ broken");
+        let field = (config, r#"{"chat_template": "field"}"#);
+        let list = r#"{"chat_template": [{"name": "tool_use", "template": "listed"},
+            {"name": "default", "template": "first"}, {"name": "default", "template": "last"}]}"#;
+        let object = r#"{"chat_template": {"tool_use": "listed", "default": "last", "rag": "{{"}}"#;
 
-        let without_config = ChatTemplate::load(None, Some(&jinja_path)).unwrap().unwrap();
-        assert_eq!(without_config.render(&[], &ChatOptions::default()).unwrap(), "jinja ");
-        assert!(ChatTemplate::load(None, None).unwrap().is_none());
+        check(&[], None, None);
+        check(&[(config, "{}")], None, None);
+        check(&[(config, r#"{"chat_template": null}"#)], None, None);
+        check(&[tool_use, rag], None, None);
+        check(&[field], Some("field"), Some("field"));
+        check(&[field, jinja, rag], Some("jinja"), Some("jinja"));
+        check(&[jinja, tool_use], Some("jinja"), Some("with 1"));
+        check(&[jinja, default], Some("default"), Some("default"));
+        check(&[(config, list)], Some("last"), Some("listed"));
+        check(&[(config, object)], Some("last"), Some("listed"));
+        // Of a file and the list, the file counts; where it is the default, the list counts for nothing.
+        check(&[(config, list), tool_use], Some("last"), Some("with 1"));
+        check(&[(config, list), jinja], Some("jinja"), Some("jinja"));
+        check(&[field, tool_use], Some("field"), Some("with 1"));
+    }
+
+    #[test]
+    fn special_tokens_are_variables() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name, content: Value| {
+            fs::write(dir.path().join(name), content.to_string()).unwrap();
+        };
+        let source = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ image_token }}";
+        fs::write(dir.path().join("chat_template.jinja"), source).unwrap();
+        let check = |expected: &str| {
+            let template = ChatTemplate::from_dir(&dir).unwrap().unwrap();
+            assert_eq!(template.render(&[], &ChatOptions::default()).unwrap(), expected);
+        };
+        check("<|endoftext|><|endoftext|>");
+        write(
+            "tokenizer_config.json",
+            json!({"eos_token": "<e>", "pad_token": {"content": "<p>"}, "bos_token": null, "image_token": "<i>"}),
+        );
+        check("<e><p><i>");
+        write("special_tokens_map.json", json!({"eos_token": "<E>", "bos_token": "<b>"}));
+        check("<b><E><p><i>");
     }
 
     #[test]
@@ -520,25 +564,42 @@ mod tests {
     #[test]
     fn unusable_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tokenizer_config.json");
-        let check = |content: &str, cause: &str| {
+        let check = |name: &str, content: &str, cause: &str| {
+            let path = dir.path().join(name);
             fs::write(&path, content).unwrap();
-            let error = ChatTemplate::load(Some(&path), None).unwrap_err();
+            let error = ChatTemplate::from_dir(&dir).unwrap_err();
             assert_eq!(error.to_string(), format!("cannot use {}", path.display()));
             assert_eq!(error.source().unwrap().to_string(), cause);
+            fs::remove_file(path).unwrap();
         };
-        check("[]", "not a JSON object; download it again if it came from a hub");
+        let config = "tokenizer_config.json";
+        check(config, "[]", "not a JSON object; download it again if it came from a hub");
         let field = r#"field `chat_template`: expected a template or a list of {"name", "template"}, found"#;
-        check(r#"{"chat_template": 7}"#, &format!("{field} 7"));
-        check(r#"{"chat_template": [{"name": "x"}]}"#, &format!("{field} [{{\"name\":\"x\"}}]"));
+        check(config, r#"{"chat_template": 7}"#, &format!("{field} 7"));
         check(
+            config,
+            r#"{"chat_template": [{"name": "x"}]}"#,
+            &format!("{field} [{{\"name\":\"x\"}}]"),
+        );
+        check(
+            config,
+            r#"{"chat_template": {"default": null}}"#,
+            &format!("{field} {{\"default\":null}}"),
+        );
+        check(
+            config,
             r#"{"chat_template": [{"name": "rag", "template": ""}]}"#,
             r#"field `chat_template`: expected one called "default", found ["rag"]"#,
         );
-        check(r#"{"chat_template": "{{"}"#, "the chat template does not compile");
+        let broken = "the chat template does not compile";
+        check(config, r#"{"chat_template": "{{"}"#, broken);
+        check("chat_template.jinja", "{{", broken);
+        fs::create_dir(dir.path().join(ADDITIONAL)).unwrap();
+        check("additional_chat_templates/tool_use.jinja", "{{", broken);
 
-        let missing = dir.path().join("missing");
-        let error = ChatTemplate::load(None, Some(&missing)).unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot read {}", missing.display()));
+        let folder = dir.path().join("chat_template.jinja");
+        fs::create_dir(&folder).unwrap();
+        let error = ChatTemplate::from_dir(&dir).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read {}", folder.display()));
     }
 }

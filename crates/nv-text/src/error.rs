@@ -29,6 +29,20 @@ pub enum Error {
         /// What was refused: one of the variants below.
         source: Box<Error>,
     },
+    /// A folder has no tokenizer.
+    #[error("{} has neither tokenizer.json nor vocab.json with merges.txt, and text needs one of them", dir.display())]
+    NoTokenizer {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A line of `merges.txt` is no merge of tokens.
+    #[error("line {line}: expected two tokens of vocab.json that make a third, found {found:?}")]
+    Merge {
+        /// Counted from 1.
+        line: usize,
+        /// What is there.
+        found: String,
+    },
     /// The bytes are not a `tokenizer.json`.
     #[error("not a tokenizer; download it again if it came from a hub")]
     Tokenizer {

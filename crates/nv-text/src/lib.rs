@@ -1,6 +1,6 @@
 //! Text in and out of a Qwen3 checkpoint.
 //!
-//! [`Tokenizer`] turns text into token ids and back, as `tokenizer.json` has it. [`ChatTemplate`] turns a
+//! [`Tokenizer`] turns text into token ids and back, as the files in a model's folder have it. [`ChatTemplate`] turns a
 //! conversation, [`ChatMessage`]s as the OpenAI API has them, into the text that the model continues. What the model
 //! generates goes the other way as it comes: [`TokenStream`] turns ids into text, [`StopStrings`] ends it,
 //! [`ChatParser`] takes it apart into reasoning, content and tool calls.
@@ -15,9 +15,8 @@
 //!
 //! # fn generate(ids: &[u32]) -> impl Iterator<Item = u32> { ids.to_vec().into_iter() }
 //! let dir = Path::new("Qwen3-0.6B");
-//! let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
-//! let template = ChatTemplate::load(Some(&dir.join("tokenizer_config.json")), None)?
-//!     .expect("Qwen3 has a chat template");
+//! let tokenizer = Tokenizer::from_dir(dir)?;
+//! let template = ChatTemplate::from_dir(dir)?.expect("Qwen3 has a chat template");
 //!
 //! let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
 //! let prompt = template.render(&[ChatMessage::new("user", "Hello!")], &options)?;
@@ -58,10 +57,13 @@ mod grammar;
 mod json;
 mod literals;
 mod message;
+mod pre_tokenizer;
 mod stop;
 mod stream;
 mod tokenizer;
+mod tokenizer_config;
 mod tool_call;
+mod vocab_files;
 
 pub use big_integer::{big_integer, json_from_str, rounded};
 pub use chat_delta::{ChatAnswer, ChatDelta, GeneratedToolCall};

@@ -8,8 +8,17 @@ use crate::index::ShardIndex;
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
-pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const VOCAB: [&str; 2] = ["vocab.json", "merges.txt"];
+/// What goes with a tokenizer.
+pub(crate) const TEXT: [&str; 6] = [
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/default.jinja",
+    "additional_chat_templates/tool_use.jinja",
+];
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -17,16 +26,15 @@ pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelFiles {
+    /// The folder of them all.
+    pub dir: PathBuf,
     /// `config.json`.
     pub config: PathBuf,
     /// The weights: `model.safetensors`, or every shard of `model.safetensors.index.json`, sorted by name.
     pub weights: Vec<PathBuf>,
-    /// `tokenizer.json`; a model without one can still be run on token ids.
-    pub tokenizer: Option<PathBuf>,
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<PathBuf>,
-    /// `chat_template.jinja`; older models keep their template in `tokenizer_config.json`.
-    pub chat_template: Option<PathBuf>,
+    /// The files that say how text becomes tokens: `tokenizer.json`, or `vocab.json` and `merges.txt`; `tokenizer_config.json` and
+    /// older ones beside it; the chat templates. A model without any can still be run on token ids.
+    pub text: Vec<PathBuf>,
     /// `generation_config.json`.
     pub generation_config: Option<PathBuf>,
 }
@@ -45,6 +53,10 @@ impl ModelFiles {
         let dir = dir.as_ref();
         let find = |file| Some(dir.join(file)).filter(|path| path.is_file());
         let missing = |file| Error::MissingFile { dir: dir.into(), file };
+        let tokenizer = match find(TOKENIZER) {
+            Some(tokenizer) => vec![tokenizer],
+            None => VOCAB.into_iter().filter_map(find).collect(),
+        };
         Ok(Self {
             config: find(CONFIG).ok_or_else(|| missing(CONFIG))?,
             weights: match (find(WEIGHTS), find(WEIGHTS_INDEX)) {
@@ -52,10 +64,9 @@ impl ModelFiles {
                 (None, Some(index)) => ShardIndex::read(&index)?.checked_shards()?,
                 (None, None) => return Err(Error::NoWeights { dir: dir.into() }),
             },
-            tokenizer: find(TOKENIZER),
-            tokenizer_config: find(TOKENIZER_CONFIG),
-            chat_template: find(CHAT_TEMPLATE),
+            text: tokenizer.into_iter().chain(TEXT.into_iter().filter_map(find)).collect(),
             generation_config: find(GENERATION_CONFIG),
+            dir: dir.into(),
         })
     }
 }
@@ -88,24 +99,29 @@ mod tests {
 
     #[test]
     fn a_folder_with_everything() {
-        let others = [TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
-        let dir = folder(&others.map(|name| (name, &b""[..])));
-        write(&dir, WEIGHTS, &shard(&["a"]));
+        let dir = folder(&[(GENERATION_CONFIG, b""), (TOKENIZER, b""), (WEIGHTS, &shard(&["a"]))]);
+        fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+        for name in TEXT.into_iter().chain(VOCAB) {
+            write(&dir, name, b"");
+        }
         let path = |name| dir.path().join(name);
         let expected = ModelFiles {
+            dir: dir.path().into(),
             config: path(CONFIG),
             weights: vec![path(WEIGHTS)],
-            tokenizer: Some(path(TOKENIZER)),
-            tokenizer_config: Some(path(TOKENIZER_CONFIG)),
-            chat_template: Some(path(CHAT_TEMPLATE)),
+            text: [TOKENIZER].into_iter().chain(TEXT).map(path).collect(),
             generation_config: Some(path(GENERATION_CONFIG)),
         };
         assert_eq!(ModelFiles::from_dir(&dir).unwrap(), expected);
-        for name in others {
-            fs::remove_file(path(name)).unwrap();
+        fs::remove_file(path(TOKENIZER)).unwrap();
+        let text: Vec<_> = VOCAB.into_iter().chain(TEXT).map(path).collect();
+        assert_eq!(ModelFiles::from_dir(&dir).unwrap().text, text);
+        for name in text.into_iter().chain([path(GENERATION_CONFIG)]) {
+            fs::remove_file(name).unwrap();
         }
         let files = ModelFiles::from_dir(&dir).unwrap();
-        assert_eq!((files.tokenizer, files.weights), (None, vec![path(WEIGHTS)]));
+        assert_eq!((files.text, files.weights), (vec![], vec![path(WEIGHTS)]));
+        assert_eq!(files.generation_config, None);
         // The single file wins, as in transformers.
         write(&dir, WEIGHTS_INDEX, b"not looked at");
         assert_eq!(ModelFiles::from_dir(&dir).unwrap().weights, [path(WEIGHTS)]);

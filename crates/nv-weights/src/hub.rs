@@ -35,10 +35,6 @@ use retry::{Stop, is_outage};
 use roots::CertPaths;
 use store::Store;
 
-/// Files that a model has or has not, besides its config and its weights.
-const OPTIONAL_FILES: [&str; 4] =
-    [files::GENERATION_CONFIG, files::TOKENIZER, files::TOKENIZER_CONFIG, files::CHAT_TEMPLATE];
-
 /// How long an answer is waited for unless the environment says.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -300,7 +296,11 @@ impl Download<'_> {
 
     /// Fetches all files of `commit` but its config.
     fn complete(&self, commit: &str) -> Result<ModelFiles> {
-        together::for_each(&OPTIONAL_FILES, &self.stop, |file| self.fetch(commit, file).map(drop))?;
+        let has_tokenizer = self.fetch(commit, files::TOKENIZER)?;
+        let vocab = files::VOCAB.into_iter().filter(|_| !has_tokenizer);
+        let others: Vec<&str> =
+            vocab.chain(files::TEXT).chain([files::GENERATION_CONFIG]).collect();
+        together::for_each(&others, &self.stop, |file| self.fetch(commit, file).map(drop))?;
         if !self.fetch(commit, files::WEIGHTS)? {
             self.require(commit, files::WEIGHTS_INDEX)?;
             let index = ShardIndex::read(&self.store.snapshot(commit).join(files::WEIGHTS_INDEX))?;

@@ -37,6 +37,7 @@ fn wide_model() -> (TempDir, PathBuf) {
     let recipe = Recipe { config: config_path, seed: 0, max_shard_bytes: usize::MAX };
     recipe.write(&model).unwrap();
     fs::copy(demo().join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    fs::write(model.join("tokenizer_config.json"), r#"{"eos_token": null}"#).unwrap();
     (dir, model)
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use nano_vllm_rs::text::Tokenizer;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{demo, greedy_reference};
@@ -133,16 +134,21 @@ fn the_model_says_how_it_is_sampled_and_where_it_ends() {
 
     let (prompt, token_ids) = greedy_reference();
     let end = token_ids[2];
-    let config = format!(r#"{{"eos_token_id": [2022, {end}]}}"#);
-    let dir = model_with(&[("generation_config.json", Some(&config))]);
     let tokenizer = Tokenizer::from_file(demo().join("tokenizer.json")).unwrap();
     let prompt = tokenizer.decode(&prompt, false);
-    let output = nv(&["generate", &prompt, "--model", str(dir.path()), "--dtype", "f32"]);
-    let stderr = stderr(&output);
-    let end = format!("; ended by {}\n", tokenizer.id_to_token(end).unwrap());
-    assert!(stderr.contains("generated: 2 tokens"), "{stderr}");
-    assert!(stderr.ends_with(&end), "{stderr}");
-    assert_eq!(output.stdout, (tokenizer.decode(&token_ids[..2], true) + "\n").as_bytes());
+    let end_token = tokenizer.id_to_token(end).unwrap();
+    let named = json!({"eos_token_id": [2022, end]}).to_string();
+    // The tokenizer's own end counts beside those that are named.
+    let its_own = json!({"eos_token": end_token}).to_string();
+    for (file, content) in [("generation_config.json", named), ("tokenizer_config.json", its_own)] {
+        let dir = model_with(&[(file, Some(&content))]);
+        let options = ["--model", str(dir.path()), "--dtype", "f32", "--temperature", "0"];
+        let output = nv(&[&["generate", &prompt], &options[..]].concat());
+        let stderr = stderr(&output);
+        assert!(stderr.contains("generated: 2 tokens"), "{file}: {stderr}");
+        assert!(stderr.ends_with(&format!("; ended by {end_token}\n")), "{file}: {stderr}");
+        assert_eq!(output.stdout, (tokenizer.decode(&token_ids[..2], true) + "\n").as_bytes());
+    }
 }
 
 #[test]
@@ -252,7 +258,13 @@ fn errors_say_what_is_wrong_and_why() {
         ),
     );
     let dir = model_with(&[("tokenizer.json", None)]);
-    generate(&["--model", str(dir.path())], "the model has no tokenizer.json, and text needs one");
+    generate(
+        &["--model", str(dir.path())],
+        &format!(
+            "{} has neither tokenizer.json nor vocab.json with merges.txt, and text needs one of them",
+            dir.path().display(),
+        ),
+    );
     let long = "word ".repeat(2000);
     check_error(
         &["generate", &long],

@@ -288,10 +288,10 @@ fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     (from == to || to == "https").then_some(next)
 }
 
-/// `name` as one part of an address's path.
+/// `name`, which may lie in a folder, as the end of an address's path.
 fn percent_encode(name: &str) -> String {
     let encode = |byte: u8| match byte {
-        b'-' | b'_' | b'.' | b'~' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+        b'/' | b'-' | b'_' | b'.' | b'~' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
             char::from(byte).to_string()
         }
         _ => format!("%{byte:02X}"),

@@ -108,8 +108,10 @@ impl Store {
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str, is_shared: bool) -> Result<()> {
         let blob = self.blob(etag);
         replace(&self.snapshot(commit).join(file), |path| {
-            let original = Path::new("../../blobs").join(etag);
-            (self.system.symlink)(&original, path).or_else(|_| {
+            // A file may lie in a folder of the snapshot.
+            let up = "../".repeat(2 + file.matches('/').count());
+            let original = format!("{up}blobs/{etag}");
+            (self.system.symlink)(Path::new(&original), path).or_else(|_| {
                 if is_shared { fs::copy(&blob, path).map(drop) } else { fs::rename(&blob, path) }
             })
         })

@@ -100,14 +100,11 @@ impl Model {
     }
 
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.files.tokenizer.as_ref();
-        let path = path.context("the model has no tokenizer.json, and text needs one")?;
-        Ok(Tokenizer::from_file(path)?)
+        Ok(Tokenizer::from_dir(&self.files.dir)?)
     }
 
     pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        let files = &self.files;
-        Ok(ChatTemplate::load(files.tokenizer_config.as_deref(), files.chat_template.as_deref())?)
+        Ok(ChatTemplate::from_dir(&self.files.dir)?)
     }
 
     /// What to compute in if the user says `dtype`; else the config says, or what the weights are stored in.

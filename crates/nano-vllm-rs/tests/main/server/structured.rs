@@ -34,7 +34,7 @@ fn demo_server() -> SocketAddr {
             ..EngineConfig::default()
         };
         let model = Qwen3ForCausalLM::new(&config, vb).unwrap();
-        let tokenizer = Tokenizer::from_file(files.tokenizer.unwrap()).unwrap();
+        let tokenizer = Tokenizer::from_dir(&files.dir).unwrap();
         let end = tokenizer.token_to_id("<|endoftext|>").unwrap();
         let served = ServedModel {
             tokenizer,

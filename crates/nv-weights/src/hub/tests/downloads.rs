@@ -87,6 +87,39 @@ fn the_cache_has_the_layout_of_other_tools() {
 }
 
 #[test]
+fn what_goes_with_a_tokenizer_is_downloaded_too() {
+    let text = [
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "additional_chat_templates/default.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    ];
+    let vocab = ["merges.txt", "vocab.json"];
+    let with = |names: &[&'static str]| -> Files {
+        // The server tells files apart by their lengths.
+        let text = names.iter().enumerate().map(|(index, &name)| (name, vec![b'x'; 10 + index]));
+        let weights = ("model.safetensors", safetensors("w", 5));
+        text.chain([("config.json", b"{}".to_vec()), weights]).collect()
+    };
+    for names in [[&text[..], &vocab[..]].concat(), [&text[..], &["tokenizer.json"]].concat()] {
+        let dir = tempdir();
+        let files = with(&names);
+        let server = Server::well_behaved(files.clone());
+        let hub = server.hub(&dir);
+        assert_downloaded(&hub.download_model(MODEL, "main"), &files);
+        assert_downloaded(&hub.with_offline(true).download_model(MODEL, "main"), &files);
+    }
+    // The vocabulary comes with tokenizer.json, if there is one.
+    let server = Server::well_behaved(with(&[&vocab[..], &["tokenizer.json"]].concat()));
+    let dir = tempdir();
+    let found = server.hub(&dir).download_model(MODEL, "main").unwrap();
+    assert_eq!(found.text, [found.dir.join("tokenizer.json")]);
+    assert!(!server.requests().iter().any(|request| request.path.ends_with("/vocab.json")));
+}
+
+#[test]
 fn a_revision_is_honoured() {
     let dir = tempdir();
     let server = Server::start(single_file_model(), |request, reply| {

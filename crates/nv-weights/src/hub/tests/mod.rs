@@ -66,5 +66,9 @@ fn assert_downloaded(found: &Result<ModelFiles>, files: &Files) {
     let found_weights: Vec<_> =
         found.weights.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(found_weights, weights.into_iter().copied().collect::<Vec<_>>());
-    assert_eq!(found.tokenizer.is_some(), files.contains_key("tokenizer.json"));
+    let is_text = |name: &&&str| {
+        !["config.json", "generation_config.json"].contains(*name) && !name.contains("safetensors")
+    };
+    let mut text = files.keys().filter(is_text).map(|name| snapshot.join(name));
+    assert!(text.all(|path| found.text.contains(&path)), "{:?}", found.text);
 }

@@ -14,6 +14,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use nano_vllm_rs::config::GenerationConfig;
 use nano_vllm_rs::engine::{Engine, EngineConfig, KvCacheMemory};
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 
@@ -43,7 +44,8 @@ pub(crate) fn run(args: &ChatArgs, verbose: bool) -> Result<ExitCode> {
     let text = || Ok((model.tokenizer()?, model.chat_template()?));
     let (text, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
     let (tokenizer, template) = text?;
-    let settings = settings(args, &model, template.is_some())?;
+    let recommended = model.generation_config()?.with_eos_token(tokenizer.eos_token_id());
+    let settings = settings(args, &recommended, template.is_some())?;
     let engine = engine(qwen3?)?;
     if verbose {
         say(copies::report(&model, args.dtype, args.device));
@@ -84,11 +86,14 @@ fn engine(qwen3: Qwen3ForCausalLM) -> Result<Engine> {
     Ok(Engine::new(qwen3, config)?)
 }
 
-fn settings(args: &ChatArgs, model: &Model, has_template: bool) -> Result<Settings> {
-    let recommended = model.generation_config()?;
+fn settings(
+    args: &ChatArgs,
+    recommended: &GenerationConfig,
+    has_template: bool,
+) -> Result<Settings> {
     let untaught = if has_template { NO_LIMIT } else { UNTAUGHT_MAX_TOKENS };
     let max_tokens = args.max_tokens.or(recommended.max_new_tokens).unwrap_or(untaught);
-    let params = args.sampling().params(&recommended)?.with_max_tokens(max_tokens)?;
+    let params = args.sampling().params(recommended)?.with_max_tokens(max_tokens)?;
     Ok(Settings::new(params, args.seed))
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let text = || load_text(&model, &inputs);
     let (text, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
     let Text { tokenizer, prompts } = text?;
-    let recommended = model.generation_config()?;
+    let recommended = model.generation_config()?.with_eos_token(tokenizer.eos_token_id());
     let job = |(input, prompt)| Job::new(input, prompt, &recommended);
     let mut jobs: Vec<Job> = inputs.into_iter().zip(prompts).map(job).collect();
     // A single text without more to tell is shown as it comes; its errors are the command's.
