@@ -169,6 +169,8 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
         },
         has_logprobs,
         has_prompt_logprobs: params.sampling.prompt_logprobs().is_some(),
+        return_tokens_as_token_ids: params.return_tokens_as_token_ids,
+        prompt_token_ids: params.return_token_ids.then(|| token_ids.clone()),
     };
     let request = params.request(token_ids, max_tokens, &server)?;
     let mut generation = Generation::start(&server, vec![request], &params.text).await?;

@@ -1,6 +1,6 @@
 //! What a chat is answered: whole, or in chunks.
 
-use nv_engine::TokenLogprobs;
+use nv_engine::{TokenId, TokenLogprobs};
 use nv_text::{ChatAnswer, ChatDelta, ChatParser};
 use serde::Serialize;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::choice::{Finish, Piece};
 use crate::generation::Usage;
 use crate::ids::unique_id;
-use crate::logprobs::{ChatLogprobs, prompt_logprobs};
+use crate::logprobs::{ChatLogprobs, Spelling, prompt_logprobs};
 use crate::params::Delivery;
 use crate::server::{Server, unix_time};
 use crate::sse::Chunks;
@@ -16,6 +16,7 @@ use crate::usage::{ChunkUsage, StopReason, UsageJson};
 
 /// What answers are taken apart by, and what they hold.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the request")]
 pub(crate) struct Form {
     /// For an answer that has not begun.
     pub(crate) parser: ChatParser,
@@ -25,6 +26,9 @@ pub(crate) struct Form {
     pub(crate) call_finish_reason: &'static str,
     pub(crate) has_logprobs: bool,
     pub(crate) has_prompt_logprobs: bool,
+    pub(crate) return_tokens_as_token_ids: bool,
+    /// The tokens of the prompt, if those of answers are asked for too.
+    pub(crate) prompt_token_ids: Option<Vec<TokenId>>,
 }
 
 /// Answers that are put together, to be sent whole.
@@ -33,6 +37,8 @@ pub(crate) struct ChatAnswers {
     server: Server,
     has_prompt_logprobs: bool,
     prompt_logprobs: Vec<TokenLogprobs>,
+    as_token_ids: bool,
+    prompt_token_ids: Option<Vec<TokenId>>,
     answers: Vec<Answer>,
 }
 
@@ -41,6 +47,8 @@ struct Answer {
     deltas: Deltas,
     gathered: ChatAnswer,
     logprobs: Option<ChatLogprobs>,
+    /// If they are asked for.
+    token_ids: Option<Vec<TokenId>>,
     finish: Option<Finish>,
 }
 
@@ -64,6 +72,8 @@ pub(crate) struct ChatCompletion {
     usage: UsageJson,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<TokenId>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +83,8 @@ struct ChatChoice {
     logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
     stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,13 +156,16 @@ impl ChatAnswers {
             deltas: Deltas::new(&form),
             gathered: ChatAnswer::default(),
             logprobs: form.has_logprobs.then(ChatLogprobs::default),
+            token_ids: form.prompt_token_ids.is_some().then(Vec::new),
             finish: None,
         };
         Self {
             server,
             has_prompt_logprobs: form.has_prompt_logprobs,
             prompt_logprobs: Vec::new(),
+            as_token_ids: form.return_tokens_as_token_ids,
             answers: std::iter::repeat_with(answer).take(num_choices).collect(),
+            prompt_token_ids: form.prompt_token_ids,
         }
     }
 
@@ -158,7 +173,12 @@ impl ChatAnswers {
         let answer = &mut self.answers[piece.index];
         answer.gathered.extend(answer.deltas.push(&piece));
         if let Some(logprobs) = &mut answer.logprobs {
-            logprobs.extend(&piece.tokens, self.server.tokenizer());
+            let as_token_ids = self.as_token_ids;
+            let spelling = Spelling { tokenizer: self.server.tokenizer(), as_token_ids };
+            logprobs.extend(&piece.tokens, spelling);
+        }
+        if let Some(token_ids) = &mut answer.token_ids {
+            token_ids.extend(piece.token_ids);
         }
         self.prompt_logprobs.extend(piece.prompt_logprobs);
         answer.finish = piece.finish.or(answer.finish.take());
@@ -176,13 +196,14 @@ impl ChatAnswers {
             choices: self.answers.into_iter().enumerate().map(Answer::into_choice).collect(),
             usage: usage.into(),
             prompt_logprobs,
+            prompt_token_ids: self.prompt_token_ids,
         }
     }
 }
 
 impl Answer {
     fn into_choice((index, answer): (usize, Self)) -> ChatChoice {
-        let Self { deltas, gathered, logprobs, finish } = answer;
+        let Self { deltas, gathered, logprobs, token_ids, finish } = answer;
         let finish = finish.unwrap_or(Finish::Length);
         let ChatAnswer { reasoning_content, content, tool_calls } = gathered;
         let is_only_calls = content.is_empty() && !tool_calls.is_empty();
@@ -203,6 +224,7 @@ impl Answer {
             logprobs,
             finish_reason: deltas.finish_reason(&finish),
             stop_reason: StopReason::of(&finish),
+            token_ids,
         }
     }
 }
@@ -214,6 +236,8 @@ pub(crate) struct ChatChunks {
     id: String,
     created: u64,
     has_logprobs: bool,
+    as_token_ids: bool,
+    prompt_token_ids: Option<Vec<TokenId>>,
     delivery: Delivery,
     answers: Vec<Deltas>,
 }
@@ -227,6 +251,8 @@ struct Chunk<'a> {
     choices: Vec<ChunkChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<ChunkUsage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
 }
 
 #[derive(Debug, Serialize)]
@@ -237,6 +263,8 @@ struct ChunkChoice {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -275,12 +303,17 @@ impl ChatChunks {
             id: unique_id("chatcmpl-"),
             created: unix_time(),
             has_logprobs: form.has_logprobs,
+            as_token_ids: form.return_tokens_as_token_ids,
             delivery,
             answers: (0..num_choices).map(|_| Deltas::new(&form)).collect(),
+            prompt_token_ids: form.prompt_token_ids,
         }
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Usage) -> String {
+        let is_first = |choice: &ChunkChoice| choice.delta.role.is_some();
+        let prompt_token_ids =
+            self.prompt_token_ids.as_deref().filter(|_| choices.iter().any(is_first));
         let usage = ChunkUsage::new(usage, choices.is_empty(), self.delivery);
         crate::sse::to_json(&Chunk {
             id: &self.id,
@@ -289,6 +322,7 @@ impl ChatChunks {
             model: self.server.model_name(),
             choices,
             usage,
+            prompt_token_ids,
         })
     }
 }
@@ -304,6 +338,7 @@ impl Chunks for ChatChunks {
                 logprobs: None,
                 finish_reason: None,
                 stop_reason: None,
+                token_ids: None,
             };
             self.chunk(vec![choice], usage)
         };
@@ -316,10 +351,14 @@ impl Chunks for ChatChunks {
             self.answers[index].push(&piece).into_iter().map(Delta::from).collect();
         let mut logprobs = (self.has_logprobs && !piece.tokens.is_empty()).then(|| {
             let mut logprobs = ChatLogprobs::default();
-            logprobs.extend(&piece.tokens, self.server.tokenizer());
+            let (tokenizer, as_token_ids) = (self.server.tokenizer(), self.as_token_ids);
+            logprobs.extend(&piece.tokens, Spelling { tokenizer, as_token_ids });
             logprobs
         });
-        if deltas.is_empty() && (logprobs.is_some() || piece.finish.is_some()) {
+        let mut token_ids = Some(piece.token_ids)
+            .filter(|token_ids| self.prompt_token_ids.is_some() && !token_ids.is_empty());
+        let has_tokens = logprobs.is_some() || token_ids.is_some();
+        if deltas.is_empty() && (has_tokens || piece.finish.is_some()) {
             deltas.push(Delta::default());
         }
         let num_deltas = deltas.len();
@@ -331,6 +370,7 @@ impl Chunks for ChatChunks {
                 logprobs: logprobs.take(),
                 finish_reason: finish.map(|finish| self.answers[index].finish_reason(finish)),
                 stop_reason: finish.and_then(StopReason::of),
+                token_ids: token_ids.take(),
             };
             self.chunk(vec![choice], usage)
         };

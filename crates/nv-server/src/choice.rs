@@ -29,6 +29,8 @@ pub(crate) struct Piece {
     pub(crate) text: String,
     /// The tokens that came, their text being certain or not.
     pub(crate) tokens: Vec<PieceToken>,
+    /// Those and the token that ended the text, if one did.
+    pub(crate) token_ids: Vec<TokenId>,
     /// For the next tokens of the prompt, from its second on.
     pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
     /// How it ended, in its last piece.
@@ -94,6 +96,7 @@ impl Choice {
     fn push_token(&mut self, token_id: TokenId, piece: &mut Piece) {
         let Some((tokens, stop)) = &mut self.stages else { return };
         self.num_tokens += 1;
+        piece.token_ids.push(token_id);
         let text = tokens.push(token_id);
         self.text_offset += text.chars().count();
         if self.num_tokens <= self.params.min_tokens {
@@ -120,6 +123,7 @@ impl Choice {
                 self.push_token(token_id, piece);
             } else if !self.is_finished() {
                 self.num_tokens += 1;
+                piece.token_ids.push(token_id);
             }
             finish = if is_asked_for { Finish::StopToken(token_id) } else { Finish::Eos };
         }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::choice::{Finish, Piece};
 use crate::generation::Usage;
 use crate::ids::unique_id;
-use crate::logprobs::{CompletionLogprobs, prompt_logprobs};
+use crate::logprobs::{CompletionLogprobs, Spelling, prompt_logprobs};
 use crate::params::Delivery;
 use crate::server::{Server, unix_time};
 use crate::sse::{self, Chunks};
@@ -18,6 +18,8 @@ use crate::usage::{ChunkUsage, StopReason};
 pub(crate) struct Prompt {
     pub(crate) text: String,
     pub(crate) token_ids: Vec<TokenId>,
+    /// Characters of the text before each token; none where nobody asks.
+    pub(crate) text_offsets: Vec<usize>,
 }
 
 /// What answers hold.
@@ -33,6 +35,8 @@ pub(crate) struct Form {
     pub(crate) has_prompt_logprobs: bool,
     /// Whether what is generated is left out.
     pub(crate) is_only_prompt: bool,
+    pub(crate) return_token_ids: bool,
+    pub(crate) return_tokens_as_token_ids: bool,
 }
 
 /// Answers that are put together, to be sent whole.
@@ -71,6 +75,10 @@ struct CompletionChoice {
     stop_reason: Option<StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
 }
 
 impl Form {
@@ -80,6 +88,16 @@ impl Form {
 
     fn num_choices(&self) -> usize {
         self.n * self.prompts.len()
+    }
+
+    /// The tokens of the prompt, if they are asked for.
+    fn prompt_token_ids(&self, index: usize) -> Option<Vec<TokenId>> {
+        self.return_token_ids.then(|| self.prompt(index).token_ids.clone())
+    }
+
+    fn spelling<'a>(&self, server: &'a Server) -> Spelling<'a> {
+        let as_token_ids = self.return_tokens_as_token_ids;
+        Spelling { tokenizer: server.tokenizer(), as_token_ids }
     }
 
     /// Characters before the continuation.
@@ -124,7 +142,7 @@ impl CompletionAnswers {
     }
 
     fn choice(&self, index: usize, answer: &Answer) -> CompletionChoice {
-        let (form, tokenizer) = (&self.form, self.server.tokenizer());
+        let (form, spelling) = (&self.form, self.form.spelling(&self.server));
         let prompt = form.prompt(index);
         let of_prompt = &self.prompt_logprobs[index / form.n];
         let echoed = if form.echo { &*prompt.text } else { "" };
@@ -132,10 +150,10 @@ impl CompletionAnswers {
         let logprobs = form.has_logprobs.then(|| {
             let mut logprobs = CompletionLogprobs::default();
             if form.echo {
-                logprobs.extend_prompt(&prompt.token_ids, of_prompt, tokenizer);
+                logprobs.extend_prompt(prompt, of_prompt, spelling);
             }
             for piece in &answer.pieces {
-                logprobs.extend(&piece.tokens, form.offset(index), tokenizer);
+                logprobs.extend(&piece.tokens, form.offset(index), spelling);
             }
             logprobs
         });
@@ -147,7 +165,11 @@ impl CompletionAnswers {
             stop_reason: answer.finish.as_ref().and_then(StopReason::of),
             prompt_logprobs: form
                 .has_prompt_logprobs
-                .then(|| prompt_logprobs(of_prompt, tokenizer)),
+                .then(|| prompt_logprobs(of_prompt, spelling.tokenizer)),
+            prompt_token_ids: form.prompt_token_ids(index),
+            token_ids: form.return_token_ids.then(|| {
+                answer.pieces.iter().flat_map(|piece| &piece.token_ids).copied().collect()
+            }),
         }
     }
 }
@@ -182,26 +204,34 @@ impl CompletionChunks {
 
 impl Chunks for CompletionChunks {
     fn begin(&mut self, usage: Usage) -> Vec<String> {
-        let num_echoed = if self.form.echo { self.form.num_choices() } else { 0 };
-        let echo = |index| CompletionChoice {
+        let form = &self.form;
+        let is_told = form.echo || form.return_token_ids;
+        let prompt = |index| CompletionChoice {
             index,
-            text: self.form.prompt(index).text.clone(),
+            text: if form.echo { form.prompt(index).text.clone() } else { String::new() },
             logprobs: None,
             finish_reason: None,
             stop_reason: None,
             prompt_logprobs: None,
+            prompt_token_ids: form.prompt_token_ids(index),
+            token_ids: form.return_token_ids.then(Vec::new),
         };
-        (0..num_echoed).map(|index| self.chunk(Some(echo(index)), usage)).collect()
+        let told = 0..if is_told { form.num_choices() } else { 0 };
+        told.map(|index| self.chunk(Some(prompt(index)), usage)).collect()
     }
 
     fn push(&mut self, piece: Piece, usage: Usage) -> Vec<String> {
-        let Piece { index, text, tokens, finish, .. } = piece;
+        let Piece { index, text, tokens, token_ids, finish, .. } = piece;
         let logprobs = (self.form.has_logprobs && !tokens.is_empty()).then(|| {
             let mut logprobs = CompletionLogprobs::default();
-            logprobs.extend(&tokens, self.form.offset(index), self.server.tokenizer());
+            let spelling = self.form.spelling(&self.server);
+            logprobs.extend(&tokens, self.form.offset(index), spelling);
             logprobs
         });
-        if text.is_empty() && logprobs.is_none() && finish.is_none() {
+        let token_ids = self.form.return_token_ids.then_some(token_ids);
+        let has_tokens =
+            logprobs.is_some() || token_ids.as_ref().is_some_and(|ids| !ids.is_empty());
+        if text.is_empty() && !has_tokens && finish.is_none() {
             return Vec::new();
         }
         let choice = CompletionChoice {
@@ -211,6 +241,8 @@ impl Chunks for CompletionChunks {
             finish_reason: finish.as_ref().map(Finish::reason),
             stop_reason: finish.as_ref().and_then(StopReason::of),
             prompt_logprobs: None,
+            prompt_token_ids: None,
+            token_ids,
         };
         vec![self.chunk(Some(choice), usage)]
     }

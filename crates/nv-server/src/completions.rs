@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nv_engine::TokenId;
-use nv_text::Reasoning;
+use nv_text::{Reasoning, Tokenizer};
 use serde_json::Value;
 
 use crate::completion_answer::{CompletionAnswers, CompletionChunks, Form, Prompt};
@@ -65,10 +65,15 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     let is_only_prompt = max_tokens == 0 && params.sampling.prompt_logprobs().is_some();
     let max_tokens = ("max_tokens", Some(max_tokens.max(usize::from(is_only_prompt))));
     let skip_special_tokens = params.text.skip_special_tokens;
+    let with_offsets = echo && logprobs.is_some();
     let guide = params.guide.take();
     let (prompts, constraint) = server
         .compute(move |server| {
-            let prompt = |input| encode(input, add_special_tokens, skip_special_tokens, server);
+            let tokenizer = server.tokenizer();
+            let prompt = |input| match input {
+                Input::Text(text) => of_text(text, add_special_tokens, with_offsets, tokenizer),
+                Input::TokenIds(ids) => Ok(of_token_ids(ids, skip_special_tokens, tokenizer)),
+            };
             let prompts = inputs.into_iter().map(prompt).collect::<Result<Vec<_>>>()?;
             let constraint =
                 guide.map(|guide| guide.compile(Reasoning::Off, server)).transpose()?;
@@ -88,6 +93,8 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
         has_logprobs: logprobs.is_some(),
         has_prompt_logprobs,
         is_only_prompt,
+        return_token_ids: params.return_token_ids,
+        return_tokens_as_token_ids: params.return_tokens_as_token_ids,
     };
     if params.delivery.stream {
         return Ok(sse::stream(generation, CompletionChunks::new(server, form, params.delivery)));
@@ -137,20 +144,33 @@ fn token_ids(items: Vec<Value>, field: &str) -> Result<Vec<TokenId>> {
     items.into_iter().enumerate().map(token_id).collect()
 }
 
-fn encode(
-    input: Input,
+fn of_text(
+    text: String,
     add_special_tokens: bool,
-    skip_special_tokens: bool,
-    server: &Server,
+    with_offsets: bool,
+    tokenizer: &Tokenizer,
 ) -> Result<Prompt> {
-    let tokenizer = server.tokenizer();
-    Ok(match input {
-        Input::Text(text) => {
-            let token_ids = tokenizer.encode(&text, add_special_tokens)?;
-            Prompt { text, token_ids }
-        }
-        Input::TokenIds(token_ids) => {
-            Prompt { text: tokenizer.decode(&token_ids, skip_special_tokens), token_ids }
-        }
-    })
+    let (token_ids, text_offsets) = if with_offsets {
+        tokenizer.encode_with_offsets(&text, add_special_tokens)?
+    } else {
+        (tokenizer.encode(&text, add_special_tokens)?, Vec::new())
+    };
+    Ok(Prompt { text, token_ids, text_offsets })
+}
+
+fn of_token_ids(
+    token_ids: Vec<TokenId>,
+    skip_special_tokens: bool,
+    tokenizer: &Tokenizer,
+) -> Prompt {
+    let mut stream = tokenizer.stream(skip_special_tokens);
+    let (mut text, mut text_offsets, mut offset) = (String::new(), Vec::new(), 0);
+    for &token_id in &token_ids {
+        text_offsets.push(offset);
+        let piece = stream.push(token_id);
+        offset += piece.chars().count();
+        text += piece;
+    }
+    text += &stream.finish();
+    Prompt { text, token_ids, text_offsets }
 }

@@ -1,14 +1,23 @@
 //! Log-probabilities in the forms of the OpenAI API: one for chats, one for completions, and vLLM's for prompts.
 
-use nv_engine::{Logprob, TokenLogprobs};
+use nv_engine::{Logprob, TokenId, TokenLogprobs};
 use nv_text::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::choice::PieceToken;
+use crate::completion_answer::Prompt;
 
 /// JSON has no infinity: what the OpenAI API says of a token that can't come.
 const IMPOSSIBLE: f32 = -9999.0;
+
+/// How tokens are spelled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spelling<'a> {
+    pub(crate) tokenizer: &'a Tokenizer,
+    /// By their ids, as vLLM has it: different tokens may have the same text.
+    pub(crate) as_token_ids: bool,
+}
 
 /// Of a chat's tokens.
 #[derive(Debug, Default, Serialize)]
@@ -40,63 +49,78 @@ pub(crate) struct CompletionLogprobs {
     text_offset: Vec<usize>,
 }
 
+impl Spelling<'_> {
+    fn of(self, token_id: TokenId) -> String {
+        if self.as_token_ids {
+            format!("token_id:{token_id}")
+        } else {
+            self.tokenizer.decode(&[token_id], false)
+        }
+    }
+}
+
 impl ChatLogprobs {
-    pub(crate) fn extend(&mut self, tokens: &[PieceToken], tokenizer: &Tokenizer) {
+    pub(crate) fn extend(&mut self, tokens: &[PieceToken], spelling: Spelling<'_>) {
         let logprobs = tokens.iter().filter_map(|token| token.logprobs.as_ref());
         self.content.extend(logprobs.map(|logprobs| ChatToken {
-            token: ChatLogprob::new(&logprobs.token, tokenizer),
-            top_logprobs: logprobs.top.iter().map(|top| ChatLogprob::new(top, tokenizer)).collect(),
+            token: ChatLogprob::new(&logprobs.token, spelling),
+            top_logprobs: logprobs.top.iter().map(|top| ChatLogprob::new(top, spelling)).collect(),
         }));
     }
 }
 
 impl ChatLogprob {
-    fn new(logprob: &Logprob, tokenizer: &Tokenizer) -> Self {
+    fn new(logprob: &Logprob, spelling: Spelling<'_>) -> Self {
         Self {
-            token: tokenizer.decode(&[logprob.token_id], false),
+            token: spelling.of(logprob.token_id),
             logprob: finite(logprob.logprob),
-            bytes: tokenizer.token_bytes(logprob.token_id),
+            bytes: spelling.tokenizer.token_bytes(logprob.token_id),
         }
     }
 }
 
 impl CompletionLogprobs {
     /// Adds tokens of the continuation, which begins `offset` characters into the text.
-    pub(crate) fn extend(&mut self, tokens: &[PieceToken], offset: usize, tokenizer: &Tokenizer) {
+    pub(crate) fn extend(&mut self, tokens: &[PieceToken], offset: usize, spelling: Spelling<'_>) {
         for token in tokens {
             let Some(logprobs) = &token.logprobs else { continue };
-            self.push(logprobs, offset + token.text_offset, tokenizer);
+            self.push(logprobs, offset + token.text_offset, spelling);
         }
     }
 
     /// Adds the prompt; of its first token nothing is known.
     pub(crate) fn extend_prompt(
         &mut self,
-        token_ids: &[u32],
+        prompt: &Prompt,
         logprobs: &[TokenLogprobs],
-        tokenizer: &Tokenizer,
+        spelling: Spelling<'_>,
     ) {
-        let Some(&first) = token_ids.first() else { return };
-        self.tokens.push(tokenizer.decode(&[first], false));
+        let (Some(&first), Some((&offset, offsets))) =
+            (prompt.token_ids.first(), prompt.text_offsets.split_first())
+        else {
+            return;
+        };
+        self.tokens.push(spelling.of(first));
         self.token_logprobs.push(None);
         self.top_logprobs.push(None);
-        self.text_offset.push(0);
-        let mut text = tokenizer.stream(false);
-        let mut offset = text.push(first).chars().count();
-        for logprobs in logprobs {
-            self.push(logprobs, offset, tokenizer);
-            offset += text.push(logprobs.token.token_id).chars().count();
+        self.text_offset.push(offset);
+        for (logprobs, &offset) in logprobs.iter().zip(offsets) {
+            self.push(logprobs, offset, spelling);
         }
     }
 
-    fn push(&mut self, logprobs: &TokenLogprobs, offset: usize, tokenizer: &Tokenizer) {
-        let token = |logprob: &Logprob| tokenizer.decode(&[logprob.token_id], false);
-        self.tokens.push(token(&logprobs.token));
+    fn push(&mut self, logprobs: &TokenLogprobs, offset: usize, spelling: Spelling<'_>) {
+        self.tokens.push(spelling.of(logprobs.token.token_id));
         self.token_logprobs.push(Some(finite(logprobs.token.logprob)));
-        // The token that came counts among the likeliest, even if it isn't.
-        let top = logprobs.top.iter().chain([&logprobs.token]);
-        let top = top.map(|top| (token(top), finite(top.logprob).into()));
-        self.top_logprobs.push(Some(top.collect()));
+        // The token that came counts among the likeliest, even if it isn't. Of those with one spelling the likeliest counts.
+        let mut likeliest: Vec<_> = logprobs.top.iter().chain([&logprobs.token]).collect();
+        likeliest.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
+        let mut top = Map::new();
+        for logprob in likeliest {
+            let spelled = spelling.of(logprob.token_id);
+            top.entry(spelled).or_insert_with(|| finite(logprob.logprob).into());
+        }
+        self.top_logprobs.push(Some(top));
         self.text_offset.push(offset);
     }
 }

@@ -33,8 +33,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("logits_processors", "use `logit_bias`"),
     ("truncate_prompt_tokens", "shorten the prompt with /tokenize and /detokenize"),
     ("prompt_embeds", "send the prompt as text or tokens"),
-    ("return_token_ids", "use /tokenize with the text"),
-    ("return_tokens_as_token_ids", "use /tokenize with the text"),
 ];
 
 /// Fields of which only the default, given as JSON, is supported.
@@ -60,6 +58,10 @@ pub(crate) struct Params {
     priority: i32,
     cache_salt: Option<Arc<str>>,
     pub(crate) delivery: Delivery,
+    /// Whether answers hold the ids of the tokens.
+    pub(crate) return_token_ids: bool,
+    /// Whether tokens with log-probabilities are spelled by their ids.
+    pub(crate) return_tokens_as_token_ids: bool,
     /// What answers are to be held to.
     pub(crate) guide: Option<Guide>,
     /// What they are held to, once it is compiled.
@@ -136,8 +138,17 @@ impl Params {
             let reason = "ask for it without `stream`";
             return Err(Error::Unsupported { field: "prompt_logprobs", reason });
         }
-        let text = Arc::new(text);
-        Ok(Self { sampling, text, priority, cache_salt, delivery, guide, constraint: None })
+        Ok(Self {
+            sampling,
+            text: Arc::new(text),
+            priority,
+            cache_salt,
+            delivery,
+            return_token_ids: fields.take("return_token_ids")?.unwrap_or(false),
+            return_tokens_as_token_ids: fields.take("return_tokens_as_token_ids")?.unwrap_or(false),
+            guide,
+            constraint: None,
+        })
     }
 
     /// The request for one prompt, of which `field` says how far it may go on, by `max_tokens` if it does.

@@ -164,8 +164,6 @@ fn what_is_not_supported_is_refused_and_not_ignored() {
     };
     for path in [CHAT, COMPLETIONS] {
         check(path, "best_of", json!(2));
-        check(path, "return_token_ids", json!(true));
-        check(path, "return_tokens_as_token_ids", json!(true));
     }
     check(CHAT, "functions", json!([{"name": "f"}]));
     check(CHAT, "modalities", json!(["audio"]));

@@ -160,6 +160,34 @@ fn log_probabilities_come_with_the_bytes_of_tokens() {
 }
 
 #[test]
+fn tokens_are_told_by_their_ids_on_request() {
+    let call = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>";
+    for said in ["Grüß Gott", "<think>\nHm.\n</think>\n\nYes.", call] {
+        let fields = json!({"tools": tools(), "return_token_ids": true, "logprobs": true, "return_tokens_as_token_ids": true});
+        let answer = ask(said, fields.clone());
+        let bytes: Vec<u32> = said.bytes().map(u32::from).collect();
+        // With the token that ended it.
+        let expected = json!([&bytes[..], &[256]].concat());
+        assert_eq!(answer["choices"][0]["token_ids"], expected);
+        let prompt = answer["prompt_token_ids"].as_array().unwrap();
+        assert_eq!(answer["usage"]["prompt_tokens"], prompt.len());
+        assert_eq!(prompt.last().unwrap(), 257);
+        let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+        let spelled: Vec<_> = content.iter().map(|token| token["token"].clone()).collect();
+        let token_id = |byte: &u32| json!(format!("token_id:{byte}"));
+        assert_eq!(spelled, bytes.iter().map(token_id).collect::<Vec<_>>());
+        assert_eq!(content[0]["bytes"], json!([bytes[0]]));
+
+        let chunks = stream(said, fields);
+        assert_eq!(chunks[0]["prompt_token_ids"], json!(prompt));
+        assert!(chunks[1..].iter().all(|chunk| chunk.get("prompt_token_ids").is_none()));
+        let ids = chunks.iter().filter_map(|chunk| chunk.pointer("/choices/0/token_ids"));
+        let ids = ids.flat_map(|ids| ids.as_array().unwrap().clone());
+        assert_eq!(json!(ids.collect::<Vec<_>>()), expected);
+    }
+}
+
+#[test]
 fn reasoning_is_told_apart_from_the_answer() {
     let said = "<think>\nHm.\n</think>\n\nYes.";
     let message = &ask(said, json!({}))["choices"][0]["message"];

@@ -149,7 +149,7 @@ fn tokenizer_json() -> Value {
     json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [added(EOS, "<end>"), added(ANSWER, "<answer>")],
-        "normalizer": null, "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [],
