@@ -78,7 +78,10 @@ impl Model {
         let sampling =
             generation_config.and_then(|config| SamplingArgs::default().params(&config).map(drop));
         let results = [tensors, tokenizer.map(drop), template.map(drop), prompt, sampling];
-        results.into_iter().filter_map(Result::err).collect()
+        let mut problems: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
+        // Tokenizer and template read some files alike.
+        problems.dedup_by(|a, b| format!("{a:#}") == format!("{b:#}"));
+        problems
     }
 
     /// Whether the model can be asked anything at all.
