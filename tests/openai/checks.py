@@ -10,6 +10,8 @@ BEYOND_SCHEMAS = {
     r"logit_bias|allowed_token_ids|stop_token_ids|prompt.*|tokens\[\d+\]",
     # Of numbers above 0, those that 32 bits can't hold.
     r"repetition_penalty",
+    # Whole numbers with a point, of which JSON Schema thinks as of others.
+    r"seed|top_k|priority|logprobs",
     # A template's mind, and the prompt's length.
     r"messages|max_tokens|max_completion_tokens|min_tokens",
     # Languages of their own.
