@@ -428,6 +428,7 @@ mod tests {
             assert_eq!(kept, num_kept, "{top_p}");
             assert!(found[num_kept..].iter().all(|&frequency| frequency <= 0.0));
         };
+        check(0.0, 1);
         check(1e-9, 1);
         check(0.25, 1);
         check(0.26, 2);

@@ -29,7 +29,7 @@ const MAX_N: usize = 1024;
 /// assert!(!params.is_greedy());
 ///
 /// let error = params.with_top_p(1.5).unwrap_err();
-/// assert_eq!(error.to_string(), "top_p: expected a number above 0 and up to 1, found 1.5");
+/// assert_eq!(error.to_string(), "top_p: expected a number from 0 to 1, found 1.5");
 /// # Ok::<(), nv_engine::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -102,13 +102,13 @@ impl SamplingParams {
     }
 
     /// Samples from the smallest set of likeliest tokens that have probability `top_p` together; 1, the default,
-    /// from all.
+    /// from all. The set has at least one token: 0 takes the likeliest.
     ///
     /// # Errors
-    /// [`Error::SamplingParameter`] if it is not above 0 and up to 1.
+    /// [`Error::SamplingParameter`] if it is not from 0 to 1.
     pub fn with_top_p(mut self, top_p: f64) -> Result<Self> {
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return refuse("top_p", "a number above 0 and up to 1", top_p);
+        if !(0.0..=1.0).contains(&top_p) {
+            return refuse("top_p", "a number from 0 to 1", top_p);
         }
         self.top_p = top_p;
         Ok(self)
@@ -354,7 +354,7 @@ impl SamplingParams {
         self.top_k
     }
 
-    /// The probability, above 0 and up to 1, that the tokens to sample from reach together.
+    /// The probability, from 0 to 1, that the tokens to sample from reach together.
     pub fn top_p(&self) -> f64 {
         self.top_p
     }
@@ -495,8 +495,8 @@ mod tests {
         check(params().with_temperature(-0.1), &format!("{expected} -0.1"));
         check(params().with_temperature(f64::NAN), &format!("{expected} NaN"));
         check(params().with_temperature(f64::INFINITY), &format!("{expected} inf"));
-        let expected = "top_p: expected a number above 0 and up to 1, found";
-        check(params().with_top_p(0.0), &format!("{expected} 0"));
+        let expected = "top_p: expected a number from 0 to 1, found";
+        check(params().with_top_p(-0.1), &format!("{expected} -0.1"));
         check(params().with_top_p(1.01), &format!("{expected} 1.01"));
         check(params().with_top_p(f64::NAN), &format!("{expected} NaN"));
         let expected = "min_p: expected a number from 0 to 1, found";

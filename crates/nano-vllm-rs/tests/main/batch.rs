@@ -95,7 +95,7 @@ fn a_wrong_line_is_an_error_of_its_own() {
     assert_eq!(
         errors,
         [
-            "line 2: top_p: expected a number above 0 and up to 1, found 2",
+            "line 2: top_p: expected a number from 0 to 1, found 2",
             "line 4: field `prompt`: expected a string or a list of token ids, found 5",
             "line 5: expected ident at line 1 column 2",
             "line 6: logprobs: expected at most the vocabulary's 2048, found 5000",

@@ -204,7 +204,7 @@ fn bad_command_lines_are_usage_errors() {
     check(&["x", "--temperature", "-1"], &format!("{temperature} -1"));
     check(&["x", "--temperature", "NaN"], &format!("{temperature} NaN"));
     check(&["x", "--temperature", "warm"], "invalid float literal");
-    check(&["x", "--top-p", "1.5"], "top_p: expected a number above 0 and up to 1, found 1.5");
+    check(&["x", "--top-p", "1.5"], "top_p: expected a number from 0 to 1, found 1.5");
     check(&["x", "--top-k", "-2"], "expected a whole number from -1, found -2");
     check(&["x", "--max-tokens", "0"], "max_tokens: expected at least 1, found 0");
     check(&["x", "--threads", "0"], "0 is not in 1..=1024");

@@ -152,7 +152,7 @@ mod tests {
         };
         check("temperature", "-1", "temperature: expected a finite number from 0, found -1");
         check("temperature", "hot", "temperature: expected a number, found `hot`");
-        check("top_p", "0", "top_p: expected a number above 0 and up to 1, found 0");
+        check("top_p", "-1", "top_p: expected a number from 0 to 1, found -1");
         check("top_k", "-1", "top_k: expected a whole number from 0, found `-1`");
         check("min_p", "2", "min_p: expected a number from 0 to 1, found 2");
         check("max_tokens", "0", "max_tokens: expected at least 1, found 0");
