@@ -18,12 +18,22 @@ pub(crate) async fn check(
     let keys = &server.config().api_keys;
     if !keys.is_empty() {
         let header = request.headers().get(header::AUTHORIZATION);
-        let token = header.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let token = header.and_then(|value| bearer_token(value.as_bytes()));
         if !token.is_some_and(|token| is_one_of(token, keys)) {
             return Err(Error::Unauthorized);
         }
     }
     Ok(next.run(request).await)
+}
+
+/// What follows the scheme, which is written in any case, and one space or more.
+///
+/// Source: RFC 9110, 11.1 and 11.4.
+fn bearer_token(header: &[u8]) -> Option<&[u8]> {
+    const SCHEME: &[u8] = b"bearer";
+    let (scheme, rest) = header.split_at_checked(SCHEME.len())?;
+    let token = rest.trim_ascii_start();
+    (scheme.eq_ignore_ascii_case(SCHEME) && token.len() < rest.len()).then_some(token)
 }
 
 /// How long it takes says how long the keys are and how many, nothing else of them.
@@ -35,6 +45,24 @@ fn is_one_of(token: &[u8], keys: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scheme_is_written_in_any_case_and_spaces_are_not_counted() {
+        let check = |header: &str, expected: Option<&str>| {
+            assert_eq!(bearer_token(header.as_bytes()), expected.map(str::as_bytes), "{header}");
+        };
+        check("Bearer key", Some("key"));
+        check("bearer key", Some("key"));
+        check("BEARER   key", Some("key"));
+        check("Bearer\tkey", Some("key"));
+        check("Bearer a key", Some("a key"));
+        check("Bearer ", Some(""));
+        check("Bearerkey", None);
+        check("Bearer", None);
+        check("Basic key", None);
+        check("key", None);
+        check("", None);
+    }
 
     #[test]
     fn a_token_must_be_a_whole_key() {

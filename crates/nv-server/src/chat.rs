@@ -5,43 +5,20 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nv_engine::TokenId;
 use nv_text::{
-    ChatMessage, ChatOptions, ChatParser, FunctionSchema, Grammar, Reasoning, ToolCalls,
-    deserialize_messages,
+    ChatMessage, ChatOptions, ChatParser, Fields, FunctionSchema, Grammar, Reasoning, ToolCalls,
 };
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::chat_answer::{ChatAnswers, ChatChunks, Form};
 use crate::error::{Error, Result};
-use crate::fields::{Fields, kind};
+use crate::fields::{Body, finish, kind};
 use crate::generation::Generation;
 use crate::guided::Guide;
-use crate::params::{Params, num_logprobs};
+use crate::params::{Limit, Params, max_tokens, num_logprobs};
 use crate::server::Server;
 use crate::sse;
-
-/// Fields of chats that change what is answered, and that this server lacks.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    ("functions", "use `tools`"),
-    ("function_call", "use `tool_choice`"),
-    ("audio", "only text is answered"),
-    ("prediction", "the server guesses ahead by itself, if started so"),
-    ("echo", "use /v1/completions"),
-    ("web_search_options", "offer a search in `tools`"),
-];
-
-/// Fields of chats of which only the default, given as JSON, is supported.
-const FIXED: &[(&str, &str, &str)] = &[
-    ("verbosity", "\"medium\"", "ask for it in the messages"),
-    ("include_reasoning", "true", "leave `reasoning_content` unread"),
-];
-
-/// Fields that change the prompt, and that this server lacks.
-const UNSUPPORTED_OF_PROMPT: &[(&str, &str)] = &[
-    ("chat_template", "the model's own template is used"),
-    ("documents", "put them into the messages"),
-    ("continue_final_message", "use /v1/completions"),
-];
+use crate::thinking;
+use crate::unsupported::{refuse_of_chat, refuse_of_conversation};
 
 /// A conversation as a prompt.
 #[derive(Debug)]
@@ -70,33 +47,16 @@ enum ToolChoice {
     Function(String),
 }
 
-/// Messages, whose errors say which one it is.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
-struct Messages(#[serde(deserialize_with = "deserialize_messages")] Vec<ChatMessage>);
-
 impl Conversation {
     /// Takes the fields that say what the prompt is.
     pub(crate) fn take(fields: &mut Fields, server: &Server) -> Result<Self> {
-        // Its errors bring the name of the field, and the way to it.
-        let messages = fields.take_value("messages");
-        let messages =
-            messages.ok_or_else(|| Error::field("messages", "expected a list, found nothing"))?;
-        let messages: Messages = serde_json::from_value(messages).map_err(|error| {
-            let text = error.to_string();
-            let named = text.strip_prefix("field `").and_then(|rest| rest.split_once("`: "));
-            let (field, reason) = named.unwrap_or(("messages", &text));
-            Error::field(field, reason)
-        })?;
-        fields.refuse(UNSUPPORTED_OF_PROMPT)?;
+        let messages = ChatMessage::take_all(fields)?;
+        refuse_of_conversation(fields)?;
         let template_kwargs = fields.take::<Map<String, Value>>("chat_template_kwargs")?;
         let mut template_kwargs = template_kwargs.unwrap_or_default();
-        if !reasons(fields)? {
-            // What a template is told by name counts.
-            template_kwargs.entry("enable_thinking").or_insert(false.into());
-        }
+        thinking::take(fields, &mut template_kwargs)?;
         Ok(Self {
-            messages: messages.0,
+            messages,
             options: ChatOptions {
                 add_generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
                 enable_thinking: None,
@@ -115,12 +75,12 @@ impl Conversation {
 }
 
 /// Answers a conversation.
-pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Result<Response> {
-    let mut fields = fields;
+pub(crate) async fn complete(State(server): State<Server>, body: Body) -> Result<Response> {
+    let Body(mut fields) = body;
     let mut params = Params::take(&mut fields, &server)?;
-    fields.refuse(UNSUPPORTED)?;
-    fields.refuse_others(FIXED)?;
+    refuse_of_chat(&mut fields)?;
     check_modalities(&mut fields)?;
+    check_verbosity(&mut fields)?;
     let mut conversation = Conversation::take(&mut fields, &server)?;
     let tool_choice = ToolChoice::take(&mut fields, &conversation.options.tools)?;
     let parallel_tool_calls = fields.take("parallel_tool_calls")?.unwrap_or(true);
@@ -137,13 +97,12 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
         }
         (false, _) => {}
     }
-    // The newer name goes before the older.
-    let (older, newer) = (fields.take("max_tokens")?, fields.take("max_completion_tokens")?);
-    let max_tokens = match newer {
-        Some(_) => ("max_completion_tokens", newer),
-        None => ("max_tokens", older),
+    let limit = Limit {
+        prompt: "messages",
+        asked: max_tokens(&mut fields)?,
+        default: server.generation_config().max_new_tokens,
     };
-    fields.finish();
+    finish(fields);
 
     let (token_ids, reasoning, constraint) = server
         .compute(move |server| {
@@ -172,7 +131,7 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
         return_tokens_as_token_ids: params.return_tokens_as_token_ids,
         prompt_token_ids: params.return_token_ids.then(|| token_ids.clone()),
     };
-    let request = params.request(token_ids, max_tokens, &server)?;
+    let request = params.request(token_ids, limit, &server)?;
     let mut generation = Generation::start(&server, vec![request], &params.text).await?;
     if params.delivery.stream {
         let chunks = ChatChunks::new(server, form, generation.num_choices(), params.delivery);
@@ -183,20 +142,6 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
         answers.push(piece);
     }
     Ok(Json(answers.finish(generation.usage())).into_response())
-}
-
-/// Whether `reasoning_effort` leaves the model to reason as it does. Qwen3 knows no degrees of it.
-fn reasons(fields: &mut Fields) -> Result<bool> {
-    const FIELD: &str = "reasoning_effort";
-    match fields.take::<String>(FIELD)?.as_deref() {
-        // The API's default.
-        None | Some("medium") => Ok(true),
-        Some("none") => Ok(false),
-        Some(_) => {
-            let reason = "the model has no degrees of it: expected \"none\", or leave it out";
-            Err(Error::Unsupported { field: FIELD, reason })
-        }
-    }
 }
 
 /// The tools that are offered, checked as far as templates rely on it.
@@ -238,6 +183,8 @@ impl ToolChoice {
         let choice = match &choice {
             Value::String(choice) => match &**choice {
                 "none" => return Ok(Self::None),
+                // With nothing to choose from, there is nothing to refuse.
+                "auto" if tools.is_empty() => return Ok(Self::None),
                 "auto" => Self::Auto,
                 "required" => Self::Required,
                 _ => {
@@ -273,24 +220,31 @@ impl ToolChoice {
         tools: &[Value],
         is_parallel: bool,
     ) -> Result<Option<Guide>> {
-        let name = |tool: &Value| tool.pointer("/function/name").cloned();
-        let is_chosen = |tool: &&Value| match self {
-            Self::Function(chosen) => name(tool) == Some(Value::from(&**chosen)),
+        let is_chosen = |name: &str| match self {
+            Self::Function(chosen) => chosen == name,
             _ => true,
         };
-        let functions = tools.iter().filter(is_chosen).map(|tool| FunctionSchema {
-            name: name(tool).and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
-            parameters: tool.pointer("/function/parameters").filter(|it| !it.is_null()).cloned(),
-        });
-        let functions: Vec<FunctionSchema> = functions.collect();
+        let mut functions = Vec::new();
+        let mut fields = Vec::new();
+        for (index, tool) in tools.iter().enumerate() {
+            let name = tool.pointer("/function/name").and_then(Value::as_str).unwrap_or_default();
+            if is_chosen(name) {
+                let parameters = tool.pointer("/function/parameters");
+                functions.push(FunctionSchema {
+                    name: name.to_owned(),
+                    parameters: parameters.filter(|it| !it.is_null()).cloned(),
+                });
+                fields.push(format!("tools[{index}].function.parameters"));
+            }
+        }
         let is_parallel = is_parallel && !matches!(self, Self::Function(_));
         let calls = |functions| Grammar::ToolCalls { functions, is_parallel };
         Ok(match (self, text) {
             (Self::None, text) | (Self::Auto, text @ None) => text,
             // The form is that of the text; a call has its own.
-            (Self::Auto, Some(Guide { field, grammar })) => {
+            (Self::Auto, Some(Guide { field, grammar, .. })) => {
                 let grammar = Grammar::Either(Box::new(calls(functions)), Box::new(grammar));
-                Some(Guide { field, grammar })
+                Some(Guide { field, grammar, parameters: fields })
             }
             (Self::Required | Self::Function(_), Some(Guide { field, .. })) => {
                 let reason = "expected only where `tool_choice` lets the answer be a text";
@@ -301,7 +255,8 @@ impl ToolChoice {
                 return Err(Error::field("tool_choice.function.name", reason));
             }
             (Self::Required | Self::Function(_), None) => {
-                Some(Guide { field: "tools".to_owned(), grammar: calls(functions) })
+                let (field, grammar) = ("tools".to_owned(), calls(functions));
+                Some(Guide { field, grammar, parameters: fields })
             }
         })
     }
@@ -312,6 +267,16 @@ fn check_modalities(fields: &mut Fields) -> Result<()> {
     let modalities = fields.take::<Vec<String>>(FIELD)?.unwrap_or_default();
     if modalities.iter().any(|modality| modality != "text") {
         return Err(Error::Unsupported { field: FIELD, reason: "only text is answered" });
+    }
+    Ok(())
+}
+
+/// The model knows no degrees of it: one is as good as the other.
+fn check_verbosity(fields: &mut Fields) -> Result<()> {
+    const FIELD: &str = "verbosity";
+    let verbosity = fields.take::<String>(FIELD)?;
+    if verbosity.is_some_and(|verbosity| !matches!(&*verbosity, "low" | "medium" | "high")) {
+        return Err(Error::field(FIELD, "expected low, medium or high"));
     }
     Ok(())
 }

@@ -70,7 +70,6 @@ pub(crate) struct ChatCompletion {
     model: String,
     choices: Vec<ChatChoice>,
     usage: UsageJson,
-    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<TokenId>>,
@@ -92,10 +91,23 @@ struct Message {
     role: &'static str,
     content: Option<String>,
     refusal: Option<()>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reasoning_content: Option<String>,
+    #[serde(flatten)]
+    reasoning: Option<ReasoningText>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall>,
+}
+
+/// What the model thought, by both names that clients look for.
+#[derive(Debug, Serialize)]
+struct ReasoningText {
+    reasoning_content: String,
+    reasoning: String,
+}
+
+impl ReasoningText {
+    fn new(text: String) -> Self {
+        Self { reasoning_content: text.clone(), reasoning: text }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -218,7 +230,8 @@ impl Answer {
                 role: "assistant",
                 content: (!is_only_calls).then_some(content),
                 refusal: None,
-                reasoning_content: Some(reasoning_content).filter(|text| !text.is_empty()),
+                reasoning: (!reasoning_content.is_empty())
+                    .then(|| ReasoningText::new(reasoning_content)),
                 tool_calls: tool_calls.collect(),
             },
             logprobs,
@@ -273,8 +286,8 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reasoning_content: Option<String>,
+    #[serde(flatten)]
+    reasoning: Option<ReasoningText>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCallDelta>,
 }
@@ -392,7 +405,9 @@ impl From<ChatDelta> for Delta {
         };
         match delta {
             ChatDelta::Content(text) => Self { content: Some(text), ..Self::default() },
-            ChatDelta::Reasoning(text) => Self { reasoning_content: Some(text), ..Self::default() },
+            ChatDelta::Reasoning(text) => {
+                Self { reasoning: Some(ReasoningText::new(text)), ..Self::default() }
+            }
             ChatDelta::ToolCallName { index, name } => Self {
                 tool_calls: call(index, Some(unique_id("call_")), Some(name), String::new()),
                 ..Self::default()

@@ -73,7 +73,6 @@ struct CompletionChoice {
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Option<StopReason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<TokenId>>,
@@ -100,6 +99,22 @@ impl Form {
         Spelling { tokenizer: server.tokenizer(), as_token_ids }
     }
 
+    /// Leaves nothing of what is generated where only the prompt is asked for.
+    fn drop_unasked(&self, piece: &mut Piece) {
+        if self.is_only_prompt {
+            piece.text.clear();
+            piece.tokens.clear();
+            piece.token_ids.clear();
+            piece.finish = piece.finish.take().map(|_| Finish::Length);
+        }
+    }
+
+    fn usage(&self, usage: Usage) -> Usage {
+        let num_completion_tokens =
+            if self.is_only_prompt { 0 } else { usage.num_completion_tokens };
+        Usage { num_completion_tokens, ..usage }
+    }
+
     /// Characters before the continuation.
     fn offset(&self, index: usize) -> usize {
         if self.echo { self.prompt(index).text.chars().count() } else { 0 }
@@ -119,18 +134,15 @@ impl CompletionAnswers {
     pub(crate) fn push(&mut self, mut piece: Piece) {
         let index = piece.index;
         self.prompt_logprobs[index / self.form.n].append(&mut piece.prompt_logprobs);
+        self.form.drop_unasked(&mut piece);
         let answer = &mut self.answers[index];
         answer.finish = piece.finish.take().or(answer.finish.take());
-        if !self.form.is_only_prompt {
-            answer.pieces.push(piece);
-        }
+        answer.pieces.push(piece);
     }
 
     pub(crate) fn finish(self, usage: Usage) -> Value {
         let choices = self.answers.iter().enumerate();
-        let num_completion_tokens =
-            if self.form.is_only_prompt { 0 } else { usage.num_completion_tokens };
-        let usage = Usage { num_completion_tokens, ..usage };
+        let usage = self.form.usage(usage);
         serde_json::json!(Completion {
             id: &unique_id("cmpl-"),
             object: "text_completion",
@@ -190,6 +202,7 @@ impl CompletionChunks {
     }
 
     fn chunk(&self, choice: Option<CompletionChoice>, usage: Usage) -> String {
+        let usage = self.form.usage(usage);
         let usage = ChunkUsage::new(usage, choice.is_none(), self.delivery);
         sse::to_json(&Completion {
             id: &self.id,
@@ -220,7 +233,8 @@ impl Chunks for CompletionChunks {
         told.map(|index| self.chunk(Some(prompt(index)), usage)).collect()
     }
 
-    fn push(&mut self, piece: Piece, usage: Usage) -> Vec<String> {
+    fn push(&mut self, mut piece: Piece, usage: Usage) -> Vec<String> {
+        self.form.drop_unasked(&mut piece);
         let Piece { index, text, tokens, token_ids, finish, .. } = piece;
         let logprobs = (self.form.has_logprobs && !tokens.is_empty()).then(|| {
             let mut logprobs = CompletionLogprobs::default();

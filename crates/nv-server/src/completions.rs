@@ -4,24 +4,23 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nv_engine::TokenId;
-use nv_text::{Reasoning, Tokenizer};
+use nv_text::{FromField, Reasoning, Tokenizer};
 use serde_json::Value;
 
 use crate::completion_answer::{CompletionAnswers, CompletionChunks, Form, Prompt};
 use crate::error::{Error, Result};
-use crate::fields::{Fields, kind};
+use crate::fields::{Body, finish, kind};
 use crate::generation::Generation;
-use crate::params::{Params, num_logprobs};
+use crate::params::{Limit, Params, max_tokens, num_logprobs};
 use crate::server::Server;
 use crate::sse;
+use crate::unsupported::refuse_of_completion;
 
 /// What the OpenAI API says of a completion that doesn't.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// Prompts of one request at most, as the OpenAI API has it, and continuations of them all.
 const MAX_NUM_PROMPTS: usize = 2048;
-
-const UNSUPPORTED: &[(&str, &str)] = &[("suffix", "the model only goes on with a text")];
 
 /// What is to be continued, as it came.
 #[derive(Debug)]
@@ -31,10 +30,10 @@ enum Input {
 }
 
 /// Continues texts.
-pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Result<Response> {
-    let mut fields = fields;
+pub(crate) async fn complete(State(server): State<Server>, body: Body) -> Result<Response> {
+    let Body(mut fields) = body;
     let mut params = Params::take(&mut fields, &server)?;
-    fields.refuse(UNSUPPORTED)?;
+    refuse_of_completion(&mut fields)?;
     let inputs = inputs(fields.take_value("prompt"))?;
     let num_choices = inputs.len() * params.sampling.n();
     if num_choices > MAX_NUM_PROMPTS {
@@ -46,8 +45,8 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     let add_special_tokens = fields.take("add_special_tokens")?.unwrap_or(true);
     let echo = fields.take("echo")?.unwrap_or(false);
     let logprobs = num_logprobs(&mut fields, "logprobs")?;
-    let max_tokens = fields.take("max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS);
-    fields.finish();
+    let asked = max_tokens(&mut fields)?;
+    finish(fields);
 
     let has_prompt_logprobs = params.sampling.prompt_logprobs().is_some();
     if let Some(num_top) = logprobs {
@@ -61,9 +60,13 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
             params.sampling = params.sampling.with_prompt_logprobs(num_top);
         }
     }
-    // To judge a prompt, nothing need be added to it.
-    let is_only_prompt = max_tokens == 0 && params.sampling.prompt_logprobs().is_some();
-    let max_tokens = ("max_tokens", Some(max_tokens.max(usize::from(is_only_prompt))));
+    // The engine adds a token to whatever it has computed; here nobody sees it.
+    let is_only_prompt = asked.is_some_and(|(_, max_tokens)| max_tokens == 0);
+    let limit = Limit {
+        prompt: "prompt",
+        asked: asked.map(|(field, max_tokens)| (field, max_tokens.max(1))),
+        default: Some(DEFAULT_MAX_TOKENS),
+    };
     let skip_special_tokens = params.text.skip_special_tokens;
     let with_offsets = echo && logprobs.is_some();
     let guide = params.guide.take();
@@ -83,7 +86,7 @@ pub(crate) async fn complete(State(server): State<Server>, fields: Fields) -> Re
     params.constraint = constraint;
     let requests = prompts.iter();
     let requests = requests
-        .map(|prompt| params.request(prompt.token_ids.clone(), max_tokens, &server))
+        .map(|prompt| params.request(prompt.token_ids.clone(), limit, &server))
         .collect::<Result<Vec<_>>>()?;
     let mut generation = Generation::start(&server, requests, &params.text).await?;
     let form = Form {
@@ -122,7 +125,7 @@ fn inputs(prompt: Option<Value>) -> Result<Vec<Input>> {
         Some(other) => return Err(unexpected("prompt", kind(&other))),
     };
     if items.iter().all(Value::is_number) {
-        return Ok(vec![Input::TokenIds(token_ids(items, "prompt")?)]);
+        return Ok(vec![Input::TokenIds(Vec::from_field(items.into(), "prompt")?)]);
     }
     if items.len() > MAX_NUM_PROMPTS {
         let reason = format!("expected at most {MAX_NUM_PROMPTS} prompts, found {}", items.len());
@@ -130,18 +133,12 @@ fn inputs(prompt: Option<Value>) -> Result<Vec<Input>> {
     }
     let input = |(index, item)| match item {
         Value::String(text) => Ok(Input::Text(text)),
-        Value::Array(ids) => Ok(Input::TokenIds(token_ids(ids, &format!("prompt[{index}]"))?)),
+        ids @ Value::Array(_) => {
+            Ok(Input::TokenIds(Vec::from_field(ids, &format!("prompt[{index}]"))?))
+        }
         other => Err(unexpected(&format!("prompt[{index}]"), kind(&other))),
     };
     items.into_iter().enumerate().map(input).collect()
-}
-
-fn token_ids(items: Vec<Value>, field: &str) -> Result<Vec<TokenId>> {
-    let token_id = |(index, item): (usize, Value)| {
-        let token_id = item.as_u64().and_then(|id| TokenId::try_from(id).ok());
-        token_id.ok_or_else(|| Error::field(format!("{field}[{index}]"), "expected a token id"))
-    };
-    items.into_iter().enumerate().map(token_id).collect()
 }
 
 fn of_text(

@@ -96,6 +96,19 @@ pub enum Error {
         /// Tokens of both, at most.
         max_model_len: usize,
     },
+    /// A prompt leaves no room for an answer.
+    #[error(
+        "field `{field}`: the prompt has {num_prompt_tokens} tokens: expected less than {max_model_len}, so that an \
+         answer fits"
+    )]
+    PromptLength {
+        /// The field that holds the prompt.
+        field: &'static str,
+        /// Tokens of the prompt.
+        num_prompt_tokens: usize,
+        /// Tokens of prompt and answer, at most.
+        max_model_len: usize,
+    },
     /// A request names a model that isn't served.
     #[error("the model `{}` does not exist: this server has {served}", shortened(model, VALUE))]
     UnknownModel {
@@ -240,7 +253,7 @@ impl Error {
             Self::Unsupported { field, .. } => {
                 Meaning::invalid(Some((*field).to_owned())).code("unsupported_parameter")
             }
-            Self::ContextLength { field, .. } => {
+            Self::ContextLength { field, .. } | Self::PromptLength { field, .. } => {
                 Meaning::invalid(Some((*field).to_owned())).code("context_length_exceeded")
             }
             Self::UnknownModel { .. } => Meaning {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use nv_engine::{Constraint, ConstraintState, TokenId, TokenMask};
-use nv_text::{CompiledGrammar, Grammar, GrammarMatcher, Reasoning, json_from_str};
-use serde::Deserialize;
+use nv_text::{
+    CompiledGrammar, Fields, Grammar, GrammarCompiler, GrammarMatcher, Reasoning, json_from_str,
+};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::fields::{Fields, kind};
+use crate::fields::{asks, kind};
 use crate::server::Server;
 
 /// What an answer is held to, and the field that asks for it.
@@ -16,46 +17,29 @@ use crate::server::Server;
 pub(crate) struct Guide {
     pub(crate) field: String,
     pub(crate) grammar: Grammar,
-}
-
-/// vLLM's object for all of it.
-#[derive(Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StructuredOutputs {
-    json: Option<Value>,
-    regex: Option<String>,
-    choice: Option<Vec<String>>,
-    grammar: Option<String>,
-    json_object: Option<bool>,
+    /// The fields of the parameters of functions that the grammar has calls of, in its order.
+    pub(crate) parameters: Vec<String>,
 }
 
 impl Guide {
+    fn new(field: impl Into<String>, grammar: Grammar) -> Self {
+        Self { field: field.into(), grammar, parameters: Vec::new() }
+    }
+
     /// Takes the fields of the OpenAI API and of vLLM's that hold an answer to a form, of which one may be used.
     pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>> {
         let mut guides = Vec::new();
         guides.extend(response_format(fields)?);
         let mut add = |field: &str, grammar: Option<Grammar>| {
-            guides.extend(grammar.map(|grammar| Self { field: field.to_owned(), grammar }));
+            guides.extend(grammar.map(|grammar| Self::new(field, grammar)));
         };
         let json = fields.take_value("guided_json");
         add("guided_json", json.map(|schema| json_schema("guided_json", schema)).transpose()?);
         add("guided_regex", fields.take("guided_regex")?.map(Grammar::Regex));
         add("guided_choice", fields.take("guided_choice")?.map(Grammar::Choice));
         add("guided_grammar", fields.take("guided_grammar")?.map(Grammar::Lark));
-        fields.drop_unasked("structured_outputs");
-        if let Some(outputs) = fields.take::<StructuredOutputs>("structured_outputs")? {
-            if outputs == StructuredOutputs::default() {
-                let reason = "expected `json`, `regex`, `choice`, `grammar` or `json_object`";
-                return Err(Error::field("structured_outputs", reason));
-            }
-            let StructuredOutputs { json, regex, choice, grammar, json_object } = outputs;
-            let field = "structured_outputs.json";
-            add(field, json.map(|schema| json_schema(field, schema)).transpose()?);
-            add("structured_outputs.regex", regex.map(Grammar::Regex));
-            add("structured_outputs.choice", choice.map(Grammar::Choice));
-            add("structured_outputs.grammar", grammar.map(Grammar::Lark));
-            let json_object = json_object.unwrap_or(false).then_some(Grammar::JsonObject);
-            add("structured_outputs.json_object", json_object);
+        if let Some(outputs) = fields.take_value("structured_outputs") {
+            guides.extend(structured_outputs(outputs)?);
         }
         let guide = guides.pop();
         if let (Some(other), Some(guide)) = (guides.pop(), &guide) {
@@ -79,12 +63,62 @@ impl Guide {
             Reasoning::Optional if !reasons => Reasoning::Off,
             reasoning => reasoning,
         };
-        match server.grammar_compiler()?.compile(&self.grammar, reasoning) {
+        let compiler = server.grammar_compiler()?;
+        match compiler.compile(&self.grammar, reasoning) {
             Ok(grammar) => Ok(Arc::new(Held(grammar))),
-            Err(nv_text::Error::Grammar { reason }) => Err(Error::field(&self.field, reason)),
+            Err(nv_text::Error::Grammar { reason }) => {
+                let (field, reason) =
+                    self.bad_parameters(&compiler).unwrap_or_else(|| (self.field.clone(), reason));
+                Err(Error::field(field, reason))
+            }
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Of a grammar that can't be compiled: the first function whose parameters alone can't be, and why.
+    fn bad_parameters(&self, compiler: &GrammarCompiler) -> Option<(String, String)> {
+        let calls = match &self.grammar {
+            Grammar::Either(calls, _) => calls,
+            calls => calls,
+        };
+        let Grammar::ToolCalls { functions, .. } = calls else { return None };
+        let mut functions = self.parameters.iter().zip(functions);
+        functions.find_map(|(field, function)| {
+            let functions = vec![function.clone()];
+            let call = Grammar::ToolCalls { functions, is_parallel: false };
+            match compiler.compile(&call, Reasoning::Off) {
+                Err(nv_text::Error::Grammar { reason }) => Some((field.clone(), reason)),
+                _ => None,
+            }
+        })
+    }
+}
+
+/// vLLM's object for all forms, of which it has at least one.
+fn structured_outputs(outputs: Value) -> Result<Vec<Guide>> {
+    const FIELD: &str = "structured_outputs";
+    const EXPECTED: &str = "expected `json`, `regex`, `choice`, `grammar` or `json_object`";
+    let mut fields = Fields::new(outputs, FIELD)?;
+    let path = |name: &str| format!("{FIELD}.{name}");
+    let json = fields.take_value("json").map(|schema| json_schema(&path("json"), schema));
+    let json_object = fields.take("json_object")?.unwrap_or(false);
+    let grammars = [
+        ("json", json.transpose()?),
+        ("regex", fields.take("regex")?.map(Grammar::Regex)),
+        ("choice", fields.take("choice")?.map(Grammar::Choice)),
+        ("grammar", fields.take("grammar")?.map(Grammar::Lark)),
+        ("json_object", json_object.then_some(Grammar::JsonObject)),
+    ];
+    let mut others = fields.into_rest().into_iter();
+    if let Some((name, _)) = others.find(|(_, value)| asks(value)) {
+        return Err(Error::field(path(&name), format!("unknown: {EXPECTED}")));
+    }
+    let guides = grammars.into_iter().filter_map(|(name, grammar)| Some((name, grammar?)));
+    let guides: Vec<_> = guides.map(|(name, grammar)| Guide::new(path(name), grammar)).collect();
+    if guides.is_empty() {
+        return Err(Error::field(FIELD, EXPECTED));
+    }
+    Ok(guides)
 }
 
 fn response_format(fields: &mut Fields) -> Result<Option<Guide>> {
@@ -98,7 +132,7 @@ fn response_format(fields: &mut Fields) -> Result<Option<Guide>> {
             return Err(Error::field(FIELD, reason));
         }
     };
-    let guide = |field: &str, grammar| Ok(Some(Guide { field: field.to_owned(), grammar }));
+    let guide = |field: &str, grammar| Ok(Some(Guide::new(field, grammar)));
     let schema_beside_type = |schema| -> Result<Option<Guide>> {
         let field = "response_format.schema";
         guide(field, json_schema(field, schema)?)

@@ -6,7 +6,8 @@
 //!   `/metrics`, `/version`, `/openapi.json`; and a page at `/`.
 //!
 //! Parameters have the names, the ranges and the defaults of the OpenAI API and, beyond it, of vLLM's server. Fields that
-//! nobody knows are ignored, with a warning in the log; those that would change the answer and are not supported are refused.
+//! nobody knows are ignored, with a warning in the log; those that would change the answer and are not supported are
+//! refused, be they the OpenAI API's, vLLM's or those of another server.
 //!
 //! Knows nothing of how tokens are computed, nor of files and command lines. What is asked and answered is never logged.
 //!
@@ -49,7 +50,9 @@ mod run;
 mod server;
 mod shortened;
 mod sse;
+mod thinking;
 mod tokenize;
+mod unsupported;
 mod usage;
 mod write_timeout;
 

@@ -21,8 +21,10 @@ pub(crate) async fn get(
     uri: Uri,
 ) -> Result<Json<Value>> {
     let Path(name) = name.map_err(|_| Error::Path { path: uri.path().to_owned() })?;
-    server.check_model(Some(&name))?;
-    Ok(Json(model(&server, &name)))
+    // A path may end with a slash; a name that does is asked for with two.
+    let name = name.strip_suffix('/').unwrap_or(&name);
+    server.check_model(Some(name))?;
+    Ok(Json(model(&server, name)))
 }
 
 fn model(server: &Server, name: &str) -> Value {

@@ -1,17 +1,16 @@
 //! What chats and completions ask for alike: how tokens are chosen, when the text ends, how it is sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use nv_engine::{Constraint, Request, SamplingParams, TokenId};
-use nv_text::StopStrings;
-use serde::Deserialize;
+use nv_text::{Fields, StopStrings};
 
 use crate::error::{Error, Result};
-use crate::fields::Fields;
 use crate::guided::Guide;
 use crate::server::Server;
+use crate::unsupported::refuse_any;
 
 /// Log-probabilities a token at most, as the OpenAI API has it.
 const MAX_LOGPROBS: usize = 20;
@@ -24,30 +23,6 @@ const MAX_STOP_BYTES: usize = 64 << 10;
 
 /// Stop tokens at most.
 const MAX_NUM_STOP_TOKEN_IDS: usize = 1024;
-
-/// Fields of the OpenAI API and of vLLM's that change what is answered, and that this server lacks.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    ("guided_whitespace_pattern", "JSON is written with a space or a line end between its parts"),
-    ("bad_words", "use `logit_bias` for single tokens"),
-    ("use_beam_search", "use `n` and compare `logprobs`"),
-    ("logits_processors", "use `logit_bias`"),
-    ("truncate_prompt_tokens", "shorten the prompt with /tokenize and /detokenize"),
-    ("prompt_embeds", "send the prompt as text or tokens"),
-];
-
-/// Fields of which only the default, given as JSON, is supported.
-const FIXED: &[(&str, &str, &str)] = &[("best_of", "1", "use `n` and compare `logprobs`")];
-
-/// Fields of no consequence for the answer. Nothing stands between special tokens in any case, as this family's tokenizers
-/// have it.
-const WITHOUT_CONSEQUENCE: &[&str] = &[
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "spaces_between_special_tokens",
-];
 
 /// The parameters of a request that do not depend on its prompt.
 #[derive(Debug)]
@@ -91,17 +66,15 @@ pub(crate) struct Delivery {
     pub(crate) continuous_usage_stats: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-    continuous_usage_stats: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of strings")]
-enum Strings {
-    One(String),
-    Many(Vec<String>),
+/// How far a prompt is continued, and the fields that say it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    /// The field that the prompt stands in.
+    pub(crate) prompt: &'static str,
+    /// Tokens at most, and the field that asks for them, if one does.
+    pub(crate) asked: Option<(&'static str, usize)>,
+    /// Tokens at most if nobody asks, if there is room for them.
+    pub(crate) default: Option<usize>,
 }
 
 impl Params {
@@ -109,13 +82,8 @@ impl Params {
     /// model's makers recommend, as in vLLM, else the OpenAI API's.
     pub(crate) fn take(fields: &mut Fields, server: &Server) -> Result<Self> {
         server.check_model(fields.take::<String>("model")?.as_deref())?;
-        fields.refuse(UNSUPPORTED)?;
-        fields.refuse_others(FIXED)?;
+        refuse_any(fields)?;
         let guide = Guide::take(fields)?;
-        for name in WITHOUT_CONSEQUENCE {
-            fields.take_value(name);
-        }
-
         let sampling = sampling_params(fields, server)?;
         let include_stop_str_in_output =
             fields.take("include_stop_str_in_output")?.unwrap_or(false);
@@ -151,30 +119,47 @@ impl Params {
         })
     }
 
-    /// The request for one prompt, of which `field` says how far it may go on, by `max_tokens` if it does.
+    /// The request for one prompt.
     pub(crate) fn request(
         &self,
         prompt_token_ids: Vec<TokenId>,
-        (field, max_tokens): (&'static str, Option<usize>),
+        limit: Limit,
         server: &Server,
     ) -> Result<Request> {
         let (num_prompt_tokens, max_model_len) = (prompt_token_ids.len(), server.max_model_len());
-        if max_tokens == Some(0) {
-            return Err(Error::field(field, "expected at least 1, found 0"));
+        if num_prompt_tokens == 0 {
+            return Err(Error::field(
+                limit.prompt,
+                "the prompt is empty: expected a token at least",
+            ));
         }
-        let wanted = max_tokens.unwrap_or(1);
-        if num_prompt_tokens.saturating_add(wanted) > max_model_len {
-            let max_tokens = wanted;
-            return Err(Error::ContextLength {
-                field,
-                num_prompt_tokens,
-                max_tokens,
-                max_model_len,
-            });
+        let room = max_model_len.saturating_sub(num_prompt_tokens);
+        let max_tokens = match limit.asked {
+            Some((field, 0)) => return Err(Error::field(field, "expected at least 1, found 0")),
+            Some((field, max_tokens)) if max_tokens > room => {
+                return Err(Error::ContextLength {
+                    field,
+                    num_prompt_tokens,
+                    max_tokens,
+                    max_model_len,
+                });
+            }
+            None if room == 0 => {
+                let field = limit.prompt;
+                return Err(Error::PromptLength { field, num_prompt_tokens, max_model_len });
+            }
+            Some((_, max_tokens)) => max_tokens,
+            None => limit.default.unwrap_or(usize::MAX).min(room),
+        };
+        let min_tokens = self.sampling.min_tokens();
+        if min_tokens > max_tokens {
+            let most = match limit.asked {
+                Some((field, _)) => format!("`{field}`, which is {max_tokens}"),
+                None => format!("{max_tokens}, the length of an answer"),
+            };
+            let reason = format!("expected at most {most}, found {min_tokens}");
+            return Err(Error::field("min_tokens", reason));
         }
-        let recommended = server.generation_config().max_new_tokens;
-        let max_tokens = max_tokens.or(recommended).unwrap_or(usize::MAX);
-        let max_tokens = max_tokens.min(max_model_len - num_prompt_tokens);
         let params = self.sampling.clone().with_max_tokens(max_tokens)?;
         Ok(Request {
             priority: self.priority,
@@ -198,16 +183,20 @@ fn sampling_params(fields: &mut Fields, server: &Server) -> Result<SamplingParam
         )?
         .with_presence_penalty(fields.take("presence_penalty")?.unwrap_or(0.0))?
         .with_frequency_penalty(fields.take("frequency_penalty")?.unwrap_or(0.0))?
-        .with_logit_bias(logit_bias(fields)?)?
+        .with_logit_bias(fields.take::<BTreeMap<TokenId, f64>>("logit_bias")?.unwrap_or_default())?
         .with_min_tokens(fields.take("min_tokens")?.unwrap_or(0))
         .with_stop_token_ids(stop_token_ids(fields)?)
         .with_eos_token_ids(recommended.eos_token_id.clone())
         .with_ignore_eos(fields.take("ignore_eos")?.unwrap_or(false))
         .with_n(fields.take("n")?.unwrap_or(1))?
-        .with_seed(match fields.take::<i64>("seed")? {
-            Some(seed) => seed.cast_unsigned(),
+        .with_seed(match seed(fields)? {
+            Some(seed) => seed,
             None => RandomState::new().hash_one(()),
         });
+    if fields.take::<usize>("best_of")?.is_some_and(|best_of| best_of != params.n()) {
+        let reason = "use `n` and compare `logprobs`";
+        return Err(Error::Unsupported { field: "best_of", reason });
+    }
     if let Some(token_ids) = fields.take("allowed_token_ids")? {
         params = params.with_allowed_token_ids(token_ids)?;
     }
@@ -227,9 +216,28 @@ pub(crate) fn num_logprobs(fields: &mut Fields, name: &'static str) -> Result<Op
     }
 }
 
+/// The longest answer that a request asks for, and the field that does: the newer name goes before the older.
+pub(crate) fn max_tokens(fields: &mut Fields) -> Result<Option<(&'static str, usize)>> {
+    let mut take = |name| Ok::<_, Error>(fields.take(name)?.map(|max_tokens| (name, max_tokens)));
+    let (older, newer) = (take("max_tokens")?, take("max_completion_tokens")?);
+    Ok(newer.or(older))
+}
+
+/// 64 bits, with a sign or without one.
+fn seed(fields: &mut Fields) -> Result<Option<u64>> {
+    let bits = |seed: i128| {
+        let signed = || i64::try_from(seed).map(i64::cast_unsigned);
+        let bits = u64::try_from(seed).or_else(|_| signed());
+        bits.map_err(|_| {
+            Error::field("seed", format!("expected a number of 64 bits, found {seed}"))
+        })
+    };
+    fields.take("seed")?.map(bits).transpose()
+}
+
 /// 0 and, as vLLM has it, -1 are all.
 fn top_k(fields: &mut Fields) -> Result<Option<usize>> {
-    let top_k = fields.take::<i64>("top_k")?.map(|top_k| match top_k {
+    let top_k = fields.take::<i128>("top_k")?.map(|top_k| match top_k {
         -1 => Ok(0),
         top_k => usize::try_from(top_k)
             .map_err(|_| Error::field("top_k", format!("expected -1 or more, found {top_k}"))),
@@ -237,21 +245,10 @@ fn top_k(fields: &mut Fields) -> Result<Option<usize>> {
     top_k.transpose()
 }
 
-fn logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f64)>> {
-    let biases = fields.take::<BTreeMap<String, f64>>("logit_bias")?.unwrap_or_default();
-    let bias = |(token, bias): (String, f64)| match token.parse() {
-        Ok(token_id) => Ok((token_id, bias)),
-        Err(_) => Err(Error::field("logit_bias", "expected token ids as keys, such as \"42\"")),
-    };
-    biases.into_iter().map(bias).collect()
-}
-
+/// Clients write an empty string for none.
 fn stop(fields: &mut Fields) -> Result<Vec<String>> {
-    let stop = match fields.take("stop")? {
-        None => Vec::new(),
-        Some(Strings::One(stop)) => vec![stop],
-        Some(Strings::Many(stop)) => stop,
-    };
+    let mut stop = fields.take_one_or_many("stop")?.unwrap_or_default();
+    stop.retain(|stop| !stop.is_empty());
     if stop.len() > MAX_NUM_STOP {
         let reason = format!("expected at most {MAX_NUM_STOP} strings, found {}", stop.len());
         return Err(Error::field("stop", reason));
@@ -267,24 +264,29 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>> {
 /// Each once, in order.
 fn stop_token_ids(fields: &mut Fields) -> Result<Vec<TokenId>> {
     const FIELD: &str = "stop_token_ids";
-    let token_ids = fields.take::<BTreeSet<TokenId>>(FIELD)?.unwrap_or_default();
+    let mut token_ids = fields.take::<Vec<TokenId>>(FIELD)?.unwrap_or_default();
+    token_ids.sort_unstable();
+    token_ids.dedup();
     if token_ids.len() > MAX_NUM_STOP_TOKEN_IDS {
         let found = token_ids.len();
         let reason =
             format!("expected at most {MAX_NUM_STOP_TOKEN_IDS} different tokens, found {found}");
         return Err(Error::field(FIELD, reason));
     }
-    Ok(token_ids.into_iter().collect())
+    Ok(token_ids)
 }
 
 fn delivery(fields: &mut Fields) -> Result<Delivery> {
     let stream = fields.take("stream")?.unwrap_or(false);
-    let options = fields.take::<StreamOptions>("stream_options")?;
-    if options.is_some() && !stream {
+    let Some(options) = fields.take_value("stream_options") else {
+        return Ok(Delivery { stream, ..Delivery::default() });
+    };
+    let mut options = Fields::new(options, "stream_options")?;
+    let include_usage = options.take("include_usage")?.unwrap_or(false);
+    let continuous_usage_stats =
+        options.take("continuous_usage_stats")?.unwrap_or(false) && include_usage;
+    if !stream {
         return Err(Error::field("stream_options", "expected only with `stream`"));
     }
-    let StreamOptions { include_usage, continuous_usage_stats } = options.unwrap_or_default();
-    let include_usage = include_usage.unwrap_or(false);
-    let continuous_usage_stats = include_usage && continuous_usage_stats.unwrap_or(false);
     Ok(Delivery { stream, include_usage, continuous_usage_stats })
 }

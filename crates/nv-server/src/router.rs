@@ -5,7 +5,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::error::{Error, Result};
@@ -55,21 +55,23 @@ pub(crate) fn router_of_socket(server: Server) -> Result<Router> {
 fn routes(server: &Server) -> Result<Router<Server>> {
     let cors = cors(&server.config().cors_origins)?;
     let max_body_bytes = server.config().max_body_bytes;
-    let api = Router::new()
-        .route("/v1/chat/completions", post(chat::complete))
-        .route("/v1/completions", post(completions::complete))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*model}", get(models::get))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route_layer(from_fn_with_state(server.clone(), auth::check));
-    let open = Router::new()
-        .route("/", get(page))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/metrics", get(metrics::metrics))
-        .route("/version", get(health::version))
-        .route("/openapi.json", get(openapi));
+    let api = at_paths([
+        ("/v1/chat/completions", post(chat::complete)),
+        ("/v1/completions", post(completions::complete)),
+        ("/v1/models", get(models::list)),
+        ("/tokenize", post(tokenize::tokenize)),
+        ("/detokenize", post(tokenize::detokenize)),
+    ])
+    .route("/v1/models/{*model}", get(models::get))
+    .route_layer(from_fn_with_state(server.clone(), auth::check));
+    let open = at_paths([
+        ("/health", get(health::health)),
+        ("/ready", get(health::ready)),
+        ("/metrics", get(metrics::metrics)),
+        ("/version", get(health::version)),
+        ("/openapi.json", get(openapi)),
+    ])
+    .route("/", get(page));
     let router = api
         .merge(open)
         .fallback(not_found)
@@ -78,6 +80,13 @@ fn routes(server: &Server) -> Result<Router<Server>> {
     Ok(match cors {
         Some(cors) => router.layer(cors),
         None => router,
+    })
+}
+
+/// Each path, and the same with a slash at its end, which some clients add.
+fn at_paths<const N: usize>(routes: [(&str, MethodRouter<Server>); N]) -> Router<Server> {
+    routes.into_iter().fold(Router::new(), |router, (path, methods)| {
+        router.route(path, methods.clone()).route(&format!("{path}/"), methods)
     })
 }
 

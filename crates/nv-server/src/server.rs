@@ -221,11 +221,11 @@ impl Server {
         &self.0.config.served_model_names[0]
     }
 
-    /// The model that a request names; the one that there is, if it names none.
+    /// The model that a request names; the one that there is, if it names none or, as vLLM has it, an empty one.
     pub(crate) fn check_model(&self, model: Option<&str>) -> Result<()> {
         let names = &self.config().served_model_names;
         match model {
-            Some(model) if !names.iter().any(|name| name == model) => {
+            Some(model) if !model.is_empty() && !names.iter().any(|name| name == model) => {
                 let served = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>();
                 Err(Error::UnknownModel { model: model.to_owned(), served: served.join(", ") })
             }

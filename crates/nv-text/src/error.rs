@@ -3,6 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
+use crate::big_integer::big_integer;
+
 /// What the reason says at most, in characters, why a grammar can't be used.
 const MAX_REASON: usize = 600;
 
@@ -119,6 +123,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// A field that holds something else than it should. What it holds is told without repeating long texts, which may be
+    /// private.
+    pub fn unexpected(field: impl Into<String>, expected: &'static str, found: &Value) -> Self {
+        const LONGEST: usize = 32;
+        let found = match found {
+            _ if big_integer(found).is_some() => "an integer beyond 64 bits".to_owned(),
+            Value::Null => "nothing".to_owned(),
+            Value::Bool(is_on) => is_on.to_string(),
+            Value::Number(number) => match number.to_string() {
+                long if long.len() > LONGEST => "a longer number".to_owned(),
+                short => short,
+            },
+            Value::String(text) if text.len() > LONGEST => "a longer string".to_owned(),
+            Value::String(_) => found.to_string(),
+            Value::Array(items) if items.is_empty() => "an empty list".to_owned(),
+            Value::Array(_) => "a list".to_owned(),
+            Value::Object(_) => "an object".to_owned(),
+        };
+        Self::Field { field: field.into(), expected, found }
+    }
+
     /// What a reason repeats of what was asked is cut in the middle.
     pub(crate) fn grammar(reason: impl Into<String>) -> Self {
         let mut reason = reason.into();

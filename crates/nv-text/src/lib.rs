@@ -5,6 +5,7 @@
 //! generates goes the other way as it comes: [`TokenStream`] turns ids into text, [`StopStrings`] ends it,
 //! [`ChatParser`] takes it apart into reasoning, content and tool calls.
 //! [`GrammarCompiler`] says which tokens keep a text to a [`Grammar`], such as the JSON of a schema.
+//! [`Fields`] reads messages, and all else of a request in JSON, so that errors name the field.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -53,6 +54,7 @@ mod chat_delta;
 mod chat_parser;
 mod chat_template;
 mod error;
+mod fields;
 mod grammar;
 mod json;
 mod literals;
@@ -70,10 +72,11 @@ pub use chat_delta::{ChatAnswer, ChatDelta, GeneratedToolCall};
 pub use chat_parser::{ChatParser, Reasoning, ToolCalls};
 pub use chat_template::{ChatOptions, ChatTemplate};
 pub use error::{Error, Result};
+pub use fields::{Fields, FromField};
 pub use grammar::{
     CompiledGrammar, FunctionSchema, Grammar, GrammarCompiler, GrammarMatcher, NextTokens,
 };
-pub use message::{ChatMessage, FunctionCall, ToolCall, deserialize_messages};
+pub use message::{ChatMessage, FunctionCall, ToolCall};
 pub use stop::{StopCheck, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;

@@ -2,23 +2,26 @@
 //!
 //! It knows nothing of how a conversation becomes text.
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::big_integer::{big_integer, json_from_str};
 use crate::error::{Error, Result};
+use crate::fields::{Fields, FromField};
 
 /// One turn of a conversation.
 ///
 /// Fields bear the names that templates and the OpenAI API use. A request's message is deserialised into the form
 /// that templates expect:
 ///
-/// - `role` is one of `system`, `user`, `assistant` and `tool`; `developer` becomes `system`, as templates know no
-///   other.
-/// - `content` may be a list of parts, `{"type": "text", "text": …}`, which become lines of one text. An assistant's
-///   may be null.
+/// - `role` is one of `system`, `user`, `assistant` and `tool`; `developer` becomes `system` and the older `function`
+///   `tool`, as templates know no other.
+/// - `content` may be a list of strings and of parts, `{"type": "text", "text": …}`, which become lines of one text. The
+///   types `input_text`, `output_text` and `refusal` are read alike, and so is the field `refusal`; `thinking` belongs to
+///   the reasoning. The content of an assistant and of a tool may be null.
+/// - `reasoning` is another name of `reasoning_content`, which goes first.
 /// - a tool call's `arguments` may be an object or the text of one, and become an object, whose integers
-///   [`json_from_str`] reads; text that holds none stays as it is. The call may come without the layer `function`.
+///   [`json_from_str`] reads; text that holds none stays as it is. The call may come without the layer `function`, or as the older `function_call`.
 ///
 /// Anything else is an error that names the field.
 ///
@@ -83,6 +86,33 @@ impl ChatMessage {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), ..Self::default() }
     }
+
+    /// Takes the field `messages` of a request. Errors name the message as well as its field: ``field
+    /// `messages[2].role`: …``.
+    ///
+    /// ```
+    /// use nv_text::{ChatMessage, Fields};
+    /// use serde_json::json;
+    ///
+    /// let mut fields = Fields::new(json!({"messages": [{"role": "user", "content": "Hi"}]}), "")?;
+    /// assert_eq!(ChatMessage::take_all(&mut fields)?, [ChatMessage::new("user", "Hi")]);
+    /// # Ok::<(), nv_text::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Field`] if a field of a message is missing or of the wrong type, or there is no message.
+    pub fn take_all(fields: &mut Fields) -> Result<Vec<Self>> {
+        const FIELD: &str = "messages";
+        match fields.take_value(FIELD).unwrap_or_default() {
+            Value::Array(values) if !values.is_empty() => {
+                Vec::from_field(Value::Array(values), &fields.path(FIELD))
+            }
+            found => {
+                let expected = "a list of at least one message";
+                Err(Error::unexpected(fields.path(FIELD), expected, &found))
+            }
+        }
+    }
 }
 
 impl TryFrom<Value> for ChatMessage {
@@ -90,174 +120,124 @@ impl TryFrom<Value> for ChatMessage {
 
     fn try_from(value: Value) -> Result<Self> {
         match value {
-            Value::Object(map) => message(Fields { path: String::new(), map }),
-            found => Err(unexpected("message", "an object", &found)),
+            Value::Object(_) => message(Fields::new(value, "")?),
+            found => Err(Error::unexpected("message", "an object", &found)),
         }
     }
 }
 
-/// Deserialises the field `messages` of a request, so that errors name the message as well as its field:
-/// ``field `messages[2].role`: …``.
-///
-/// ```
-/// #[derive(serde::Deserialize)]
-/// struct Request {
-///     #[serde(deserialize_with = "nv_text::deserialize_messages")]
-///     messages: Vec<nv_text::ChatMessage>,
-/// }
-///
-/// let request: Request = serde_json::from_str(r#"{"messages": [{"role": "user", "content": "Hi"}]}"#)?;
-/// assert_eq!(request.messages, [nv_text::ChatMessage::new("user", "Hi")]);
-/// # Ok::<(), serde_json::Error>(())
-/// ```
-///
-/// # Errors
-/// If a field of a message is missing or of the wrong type, or there is no message.
-pub fn deserialize_messages<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<ChatMessage>, D::Error> {
-    messages(Value::deserialize(deserializer)?).map_err(de::Error::custom)
-}
-
-fn messages(value: Value) -> Result<Vec<ChatMessage>> {
-    const FIELD: &str = "messages";
-    match value {
-        Value::Array(values) if !values.is_empty() => each(values, FIELD, message),
-        found => Err(unexpected(FIELD, "a list of at least one message", &found)),
+impl FromField for ChatMessage {
+    fn from_field(value: Value, path: &str) -> Result<Self> {
+        message(Fields::new(value, path)?)
     }
 }
 
 fn message(mut fields: Fields) -> Result<ChatMessage> {
-    let role = match fields.required_string("role")? {
-        role if role == "developer" => "system".to_owned(),
-        role if matches!(&*role, "system" | "user" | "assistant" | "tool") => role,
-        role => {
+    let role = fields.require::<String>("role")?;
+    let role = match &*role {
+        "developer" => "system".to_owned(),
+        "function" => "tool".to_owned(),
+        "system" | "user" | "assistant" | "tool" => role,
+        _ => {
             let expected = "system, developer, user, assistant or tool";
-            return Err(unexpected(&fields.path("role"), expected, &role.into()));
+            return Err(Error::unexpected(fields.path("role"), expected, &role.into()));
         }
     };
-    let content = match fields.take("content") {
-        Value::Null if role == "assistant" => String::new(),
-        Value::String(text) => text,
-        Value::Array(parts) => each(parts, &fields.path("content"), text_of_part)?.join("\n"),
+    let parts = match fields.take_value("content") {
+        None if matches!(&*role, "assistant" | "tool") => Vec::new(),
+        Some(Value::String(text)) => vec![Part::Text(text)],
+        Some(parts @ Value::Array(_)) => Vec::from_field(parts, &fields.path("content"))?,
         found => {
-            return Err(unexpected(&fields.path("content"), "a string or a list of parts", &found));
+            let expected = "a string or a list of parts";
+            let found = found.unwrap_or_default();
+            return Err(Error::unexpected(fields.path("content"), expected, &found));
         }
     };
-    let tool_calls = match fields.take("tool_calls") {
-        Value::Null => Vec::new(),
-        Value::Array(calls) => each(calls, &fields.path("tool_calls"), tool_call)?,
-        found => return Err(unexpected(&fields.path("tool_calls"), "a list", &found)),
-    };
+    let (mut content, mut reasoning) = (Vec::new(), Vec::new());
+    for part in parts {
+        match part {
+            Part::Text(text) => content.push(text),
+            Part::Thinking(text) => reasoning.push(text),
+        }
+    }
+    content.extend(fields.take::<String>("refusal")?);
+    // Two names of one thing.
+    let (older, newer) = (fields.take("reasoning_content")?, fields.take("reasoning")?);
+    let in_parts = (!reasoning.is_empty()).then(|| reasoning.join("\n"));
+    let mut tool_calls = fields.take::<Vec<ToolCall>>("tool_calls")?.unwrap_or_default();
+    tool_calls.extend(fields.take::<ToolCall>("function_call")?);
     Ok(ChatMessage {
         role,
-        content,
-        reasoning_content: fields.string("reasoning_content")?,
+        content: content.join("\n"),
+        reasoning_content: older.or(newer).or(in_parts),
         tool_calls,
-        tool_call_id: fields.string("tool_call_id")?,
-        name: fields.string("name")?,
-        extra: fields.map,
+        tool_call_id: fields.take("tool_call_id")?,
+        name: fields.take("name")?,
+        extra: fields.into_rest(),
     })
 }
 
-fn text_of_part(mut part: Fields) -> Result<String> {
-    match part.take("type") {
-        Value::String(kind) if kind == "text" => part.required_string("text"),
-        found => Err(unexpected(&part.path("type"), r#""text""#, &found)),
+/// A part of a content that is a list.
+#[derive(Debug)]
+enum Part {
+    Text(String),
+    /// What an assistant thought.
+    Thinking(String),
+}
+
+impl FromField for Part {
+    fn from_field(value: Value, path: &str) -> Result<Self> {
+        if let Value::String(text) = value {
+            return Ok(Self::Text(text));
+        }
+        let mut part = Fields::new(value, path)?;
+        let kind = part.take::<String>("type")?;
+        match kind.as_deref() {
+            None | Some("text" | "input_text" | "output_text") => {
+                part.require("text").map(Self::Text)
+            }
+            Some("refusal") => part.require("refusal").map(Self::Text),
+            Some("thinking") => part.require("thinking").map(Self::Thinking),
+            Some(_) => {
+                let expected = r#""text", as the model reads nothing else"#;
+                Err(Error::unexpected(part.path("type"), expected, &kind.into()))
+            }
+        }
     }
 }
 
-fn tool_call(mut call: Fields) -> Result<ToolCall> {
-    match call.take("type") {
-        Value::Null => {}
-        Value::String(kind) if kind == "function" => {}
-        found => return Err(unexpected(&call.path("type"), r#""function""#, &found)),
-    }
-    let id = call.string("id")?;
-    let mut function = match call.take("function") {
-        Value::Null => call,
-        function => {
-            let path = call.path("function");
-            Fields::new(function, path)?
+impl FromField for ToolCall {
+    fn from_field(value: Value, path: &str) -> Result<Self> {
+        let mut call = Fields::new(value, path)?;
+        match call.take::<String>("type")? {
+            None => {}
+            Some(kind) if kind == "function" => {}
+            found => {
+                let found = found.into();
+                return Err(Error::unexpected(call.path("type"), r#""function""#, &found));
+            }
         }
-    };
-    let name = function.required_string("name")?;
-    let arguments = match function.take("arguments") {
-        object @ Value::Object(_) => object,
-        Value::String(text) if text.is_empty() => Map::new().into(),
-        Value::String(text) => match json_from_str(&text) {
-            Ok(object @ Value::Object(_)) if big_integer(&object).is_none() => object,
-            _ => text.into(),
-        },
-        found => {
-            let expected = "an object or the text of one";
-            return Err(unexpected(&function.path("arguments"), expected, &found));
-        }
-    };
-    Ok(ToolCall { id, function: FunctionCall { name, arguments } })
-}
-
-/// The fields of an object that were not taken yet.
-struct Fields {
-    /// Where the object is.
-    path: String,
-    map: Map<String, Value>,
-}
-
-impl Fields {
-    fn new(value: Value, path: String) -> Result<Self> {
-        match value {
-            Value::Object(map) => Ok(Self { path, map }),
-            found => Err(unexpected(&path, "an object", &found)),
-        }
+        let id = call.take("id")?;
+        let mut function = match call.take_value("function") {
+            None => call,
+            Some(function) => Fields::new(function, call.path("function"))?,
+        };
+        let name = function.require("name")?;
+        let arguments = match function.take_value("arguments") {
+            Some(object @ Value::Object(_)) if big_integer(&object).is_none() => object,
+            None => Map::new().into(),
+            Some(Value::String(text)) if text.is_empty() => Map::new().into(),
+            Some(Value::String(text)) => match json_from_str(&text) {
+                Ok(object @ Value::Object(_)) if big_integer(&object).is_none() => object,
+                _ => text.into(),
+            },
+            Some(found) => {
+                let expected = "an object or the text of one";
+                return Err(Error::unexpected(function.path("arguments"), expected, &found));
+            }
+        };
+        Ok(Self { id, function: FunctionCall { name, arguments } })
     }
-
-    fn path(&self, name: &str) -> String {
-        match &*self.path {
-            "" => name.to_owned(),
-            path => format!("{path}.{name}"),
-        }
-    }
-
-    /// Null if it isn't there.
-    fn take(&mut self, name: &str) -> Value {
-        self.map.shift_remove(name).unwrap_or_default()
-    }
-
-    fn string(&mut self, name: &str) -> Result<Option<String>> {
-        match self.take(name) {
-            Value::Null => Ok(None),
-            Value::String(string) => Ok(Some(string)),
-            found => Err(unexpected(&self.path(name), "a string", &found)),
-        }
-    }
-
-    fn required_string(&mut self, name: &str) -> Result<String> {
-        let string = self.string(name)?;
-        string.ok_or_else(|| unexpected(&self.path(name), "a string", &Value::Null))
-    }
-}
-
-/// Reads the objects of a list.
-fn each<T>(values: Vec<Value>, path: &str, read: impl Fn(Fields) -> Result<T>) -> Result<Vec<T>> {
-    let fields = |(index, value)| Fields::new(value, format!("{path}[{index}]"));
-    values.into_iter().enumerate().map(|item| read(fields(item)?)).collect()
-}
-
-/// What is found is told without repeating long texts, which may be private.
-fn unexpected(field: &str, expected: &'static str, found: &Value) -> Error {
-    const LONGEST: usize = 32;
-    let found = match found {
-        _ if big_integer(found).is_some() => "an integer beyond 64 bits".to_owned(),
-        Value::Null => "nothing".to_owned(),
-        Value::Bool(_) | Value::Number(_) => found.to_string(),
-        Value::String(text) if text.len() <= LONGEST => found.to_string(),
-        Value::String(_) => "a longer string".to_owned(),
-        Value::Array(items) if items.is_empty() => "an empty list".to_owned(),
-        Value::Array(_) => "a list".to_owned(),
-        Value::Object(_) => "an object".to_owned(),
-    };
-    Error::Field { field: field.to_owned(), expected, found }
 }
 
 #[cfg(test)]
@@ -265,6 +245,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn take_all(messages: Value) -> Result<Vec<ChatMessage>> {
+        ChatMessage::take_all(&mut Fields::new(json!({"messages": messages}), "")?)
+    }
 
     #[test]
     fn messages_become_what_templates_read() {
@@ -287,6 +271,45 @@ mod tests {
         );
         let answer = json!({"role": "tool", "content": "12:00", "tool_call_id": "call_0"});
         check(answer.clone(), answer);
+        let nothing = json!({"role": "tool", "content": ""});
+        check(json!({"role": "tool", "content": null}), nothing.clone());
+        check(json!({"role": "function"}), nothing);
+    }
+
+    #[test]
+    fn every_way_to_write_a_text_is_read() {
+        let check = |message: Value, expected: Value| {
+            let found = take_all(json!([message])).unwrap().remove(0);
+            assert_eq!(serde_json::to_value(found).unwrap(), expected);
+        };
+        for part in [
+            json!("a"),
+            json!({"text": "a"}),
+            json!({"type": "text", "text": "a", "annotations": []}),
+            json!({"type": "input_text", "text": "a"}),
+            json!({"type": "output_text", "text": "a"}),
+            json!({"type": "refusal", "refusal": "a"}),
+        ] {
+            let parts = json!({"role": "user", "content": ["b", part]});
+            check(parts, json!({"role": "user", "content": "b\na"}));
+        }
+        let refused = json!({"role": "assistant", "content": "No."});
+        check(json!({"role": "assistant", "content": null, "refusal": "No."}), refused.clone());
+        check(json!({"role": "assistant", "content": "No.", "refusal": null}), refused);
+
+        let thought = json!({"role": "assistant", "content": "a", "reasoning_content": "Hm."});
+        check(json!({"role": "assistant", "content": "a", "reasoning": "Hm."}), thought.clone());
+        let parts = json!([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "a"}]);
+        check(json!({"role": "assistant", "content": parts}), thought.clone());
+        let mut both = thought.clone();
+        both["reasoning"] = "Oh.".into();
+        check(both, thought);
+
+        let function = json!({"name": "f", "arguments": {"x": 1}});
+        let call = json!([{"type": "function", "function": function}]);
+        let called = json!({"role": "assistant", "content": "", "tool_calls": call});
+        let older = json!({"name": "f", "arguments": "{\"x\": 1}"});
+        check(json!({"role": "assistant", "function_call": older}), called);
     }
 
     #[test]
@@ -305,6 +328,7 @@ mod tests {
         check(json!({"b": 1, "a": 2}), json!({"b": 1, "a": 2}));
         check(json!(" {\"x\": [1.50, null]}\n"), json!({"x": [1.5, null]}));
         check(json!(""), json!({}));
+        check(json!(null), json!({}));
         for other in ["{\"x\":", "[1]", "null", "\"{}\"", &"{\"x\":".repeat(100_000)] {
             check(json!(other), json!(other));
         }
@@ -322,7 +346,7 @@ mod tests {
     fn errors_name_the_field() {
         let check = |message: Value, expected: &str| {
             let request = json!([{"role": "user", "content": "Hi"}, message]);
-            assert_eq!(deserialize_messages(request).unwrap_err().to_string(), expected);
+            assert_eq!(take_all(request).unwrap_err().to_string(), expected);
         };
         check(json!(1), "field `messages[1]`: expected an object, found 1");
         check(
@@ -335,17 +359,19 @@ mod tests {
             "field `messages[1].role`: expected a string, found a list",
         );
         let content = "field `messages[1].content`: expected a string or a list of parts, found";
-        for role in ["system", "developer", "user", "tool"] {
+        for role in ["system", "developer", "user"] {
             check(json!({"role": role}), &format!("{content} nothing"));
         }
         check(json!({"role": "assistant", "content": {}}), &format!("{content} an object"));
         let part =
             |part: Value| json!({"role": "user", "content": [{"type": "text", "text": ""}, part]});
-        check(part(json!("a")), r#"field `messages[1].content[1]`: expected an object, found "a""#);
-        check(
-            part(json!({"type": "image_url", "image_url": {}})),
-            r#"field `messages[1].content[1].type`: expected "text", found "image_url""#,
-        );
+        check(part(json!(1)), "field `messages[1].content[1]`: expected an object, found 1");
+        for kind in ["image_url", "input_image", "input_audio", "video_url", "file"] {
+            let expected = format!(
+                r#"field `messages[1].content[1].type`: expected "text", as the model reads nothing else, found "{kind}""#
+            );
+            check(part(json!({"type": kind})), &expected);
+        }
         check(
             part(json!({"type": "text"})),
             "field `messages[1].content[1].text`: expected a string, found nothing",
@@ -365,8 +391,8 @@ mod tests {
             "field `messages[1].tool_calls[0].function.name`: expected a string, found 1",
         );
         check(
-            calls(json!([{"name": "f"}])),
-            "field `messages[1].tool_calls[0].arguments`: expected an object or the text of one, found nothing",
+            calls(json!([{"name": "f", "arguments": 1}])),
+            "field `messages[1].tool_calls[0].arguments`: expected an object or the text of one, found 1",
         );
         check(
             json!({"role": "assistant", "name": "x".repeat(40), "reasoning_content": []}),
@@ -377,7 +403,7 @@ mod tests {
             "field `messages[1].role`: expected system, developer, user, assistant or tool, found a longer string",
         );
 
-        let whole = |request: Value| deserialize_messages(request).unwrap_err().to_string();
+        let whole = |request: Value| take_all(request).unwrap_err().to_string();
         let list = "field `messages`: expected a list of at least one message, found";
         assert_eq!(whole(json!([])), format!("{list} an empty list"));
         assert_eq!(whole(json!("Hi")), format!("{list} \"Hi\""));

@@ -7,7 +7,6 @@ mod bench;
 mod chat;
 mod copies;
 mod ending;
-mod fields;
 mod format;
 mod generate;
 mod inspect;

@@ -90,7 +90,6 @@ fn every_method_and_path_is_answered_in_the_form_of_the_api() {
     check("GET", "/v1/models/%ff", 400, None);
     check("GET", "/v1/models/a%C3%28b", 400, None);
     check("GET", "/%ff", 404, None);
-    check("GET", "/v1/models/", 404, None);
     check("POST", "/v1/models/%ff", 405, Some("GET,HEAD"));
     check("PUT", CHAT, 405, Some("POST"));
     check("OPTIONS", CHAT, 405, Some("POST"));
@@ -156,8 +155,12 @@ fn long_values_are_cut_in_errors() {
     check(ask(&format!("GET / HTTP/1.1\r\nhost: {long}")), 400, "header `host`");
     check(chat(&format!(r#""model": "{long}""#)), 404, "this server has `scripted`");
     check(chat(&format!(r#""temperature": "{long}""#)), 400, "field `temperature`");
-    check(chat(&format!(r#""stream_options": {{"include_usage": "{long}"}}"#)), 400, "boolean");
-    check(chat(&format!(r#""logit_bias": {{"{long}": "a"}}"#)), 400, "field `logit_bias.");
+    check(
+        chat(&format!(r#""stream_options": {{"include_usage": "{long}"}}"#)),
+        400,
+        "include_usage",
+    );
+    check(chat(&format!(r#""logit_bias": {{"{long}": "a"}}"#)), 400, "field `logit_bias");
     let tools = r#""tools": [{"type": "function", "function": {"name": "a"}}]"#;
     let choice = format!(r#"{{"type": "function", "function": {{"name": "{long}"}}}}"#);
     check(chat(&format!(r#"{tools}, "tool_choice": {choice}"#)), 400, "tool_choice.function.name");

@@ -1,5 +1,6 @@
 //! The server over loopback, with a model that says what it is told to.
 
+mod accepted;
 mod bad_requests;
 mod chat;
 pub(crate) mod client;

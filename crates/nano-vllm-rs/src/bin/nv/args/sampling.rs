@@ -1,13 +1,12 @@
 //! How tokens are chosen and when texts end: options of the command line, and fields of a request in JSON.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use nano_vllm_rs::config::GenerationConfig;
 use nano_vllm_rs::engine::{self, SamplingParams, TokenId};
-use nano_vllm_rs::text::{self, StopStrings};
-
-use crate::fields::Fields;
+use nano_vllm_rs::text::{self, Fields, FromField, StopStrings};
 
 /// What `max_tokens` is if neither the user nor the model says.
 const DEFAULT_MAX_TOKENS: usize = 256;
@@ -107,33 +106,32 @@ impl SamplingArgs {
     /// # Errors
     /// If a field holds something else than it should.
     pub(crate) fn with_fields(mut self, fields: &mut Fields) -> Result<Self> {
-        const COUNT: &str = "a whole number from 0";
-        const NUMBER: &str = "a number";
-        const FLAG: &str = "true or false";
-        const TOKENS: &str = "a list of token ids";
-        fields.take_into("max_tokens", COUNT, &mut self.max_tokens)?;
-        fields.take_into("min_tokens", COUNT, &mut self.min_tokens)?;
-        fields.take_into("temperature", NUMBER, &mut self.temperature)?;
-        if let Some(number) = fields.take_value("top_k") {
-            let number = top_k(&number.to_string());
-            self.top_k = Some(number.map_err(|error| anyhow!("field `top_k`: {error}"))?);
+        replace(&mut self.max_tokens, fields.take("max_tokens")?);
+        replace(&mut self.min_tokens, fields.take("min_tokens")?);
+        replace(&mut self.temperature, fields.take("temperature")?);
+        if let Some(found) = fields.take_value("top_k") {
+            let top_k = i128::from_field(found.clone(), "top_k").ok().and_then(at_most);
+            let unexpected = || text::Error::unexpected("top_k", "a whole number from -1", &found);
+            self.top_k = Some(top_k.ok_or_else(unexpected)?);
         }
-        fields.take_into("top_p", NUMBER, &mut self.top_p)?;
-        fields.take_into("min_p", NUMBER, &mut self.min_p)?;
-        fields.take_into("repetition_penalty", NUMBER, &mut self.repetition_penalty)?;
-        fields.take_into("presence_penalty", NUMBER, &mut self.presence_penalty)?;
-        fields.take_into("frequency_penalty", NUMBER, &mut self.frequency_penalty)?;
-        fields.take_into("allowed_token_ids", TOKENS, &mut self.allowed_token_ids)?;
-        fields.take_into("banned_token_ids", TOKENS, &mut self.banned_token_ids)?;
-        fields.take_into("stop_token_ids", TOKENS, &mut self.stop_token_ids)?;
-        fields.take_into("n", COUNT, &mut self.n)?;
-        fields.take_into("seed", COUNT, &mut self.seed)?;
-        fields.take_into("logprobs", COUNT, &mut self.logprobs)?;
-        fields.take_into("prompt_logprobs", COUNT, &mut self.prompt_logprobs)?;
-        if let Some(bias) = fields.take_map("logit_bias", "an object of token ids and numbers")? {
-            self.logit_bias = Some(bias);
+        replace(&mut self.top_p, fields.take("top_p")?);
+        replace(&mut self.min_p, fields.take("min_p")?);
+        replace(&mut self.repetition_penalty, fields.take("repetition_penalty")?);
+        replace(&mut self.presence_penalty, fields.take("presence_penalty")?);
+        replace(&mut self.frequency_penalty, fields.take("frequency_penalty")?);
+        replace(&mut self.allowed_token_ids, fields.take("allowed_token_ids")?);
+        replace(&mut self.banned_token_ids, fields.take("banned_token_ids")?);
+        replace(&mut self.stop_token_ids, fields.take("stop_token_ids")?);
+        replace(&mut self.n, fields.take("n")?);
+        replace(&mut self.seed, fields.take("seed")?);
+        replace(&mut self.logprobs, fields.take("logprobs")?);
+        replace(&mut self.prompt_logprobs, fields.take("prompt_logprobs")?);
+        if let Some(bias) = fields.take::<BTreeMap<TokenId, f64>>("logit_bias")? {
+            self.logit_bias = Some(bias.into_iter().collect());
         }
-        if let Some(stop) = fields.take_one_or_many("stop", "a string or a list of strings")? {
+        if let Some(mut stop) = fields.take_one_or_many("stop")? {
+            // Written for none.
+            stop.retain(|stop| !stop.is_empty());
             self.stop = Some(stop);
         }
         for (name, flag) in [
@@ -141,7 +139,7 @@ impl SamplingArgs {
             ("ignore_eos", &mut self.ignore_eos),
             ("return_token_ids", &mut self.return_token_ids),
         ] {
-            *flag = fields.take(name, FLAG)?.unwrap_or(*flag);
+            *flag = fields.take(name)?.unwrap_or(*flag);
         }
         Ok(self)
     }
@@ -226,6 +224,13 @@ pub(crate) fn random_seed() -> u64 {
     RandomState::new().hash_one(())
 }
 
+/// Puts a value in the place of what the command line says, if there is one.
+fn replace<T>(field: &mut Option<T>, value: Option<T>) {
+    if value.is_some() {
+        *field = value;
+    }
+}
+
 /// `params` changed by `value`, if there is one.
 fn set<T>(
     params: SamplingParams,
@@ -238,12 +243,14 @@ fn set<T>(
     }
 }
 
-/// vLLM's older name for all tokens is -1.
 pub(super) fn top_k(text: &str) -> Result<usize> {
-    if text == "-1" {
-        return Ok(0);
-    }
-    text.parse().ok().with_context(|| format!("expected a whole number from -1, found {text}"))
+    let top_k = text.parse().ok().and_then(at_most);
+    top_k.with_context(|| format!("expected a whole number from -1, found {text}"))
+}
+
+/// vLLM's older name for all tokens is -1.
+fn at_most(top_k: i128) -> Option<usize> {
+    if top_k == -1 { Some(0) } else { top_k.try_into().ok() }
 }
 
 fn logit_bias(text: &str) -> Result<(TokenId, f64)> {

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nano_vllm_rs::engine::TokenId;
-use nano_vllm_rs::text::{ChatMessage, ChatOptions, ChatTemplate, Tokenizer, deserialize_messages};
+use nano_vllm_rs::text::{
+    self, ChatMessage, ChatOptions, ChatTemplate, Fields, FromField, Tokenizer, json_from_str,
+};
 use serde_json::Value;
 
 use crate::args::{GenerateArgs, SamplingArgs};
-use crate::fields::{Fields, describe};
 
 /// A request as the user wrote it.
 #[derive(Debug)]
@@ -100,24 +101,30 @@ impl Input {
 
 /// A line of JSON: a prompt, and sampling parameters that count before `sampling`.
 fn read_request(line: &str, sampling: &SamplingArgs) -> Result<(Prompt, SamplingArgs)> {
-    let mut fields = Fields::parse(line)?;
-    let prompt = match (fields.take_value("prompt"), fields.take_value("messages")) {
-        (Some(Value::String(text)), None) => Prompt::Continue(text),
-        (Some(value), None) => {
-            let token_ids = serde_json::from_value(value.clone());
-            let expected = "expected a string or a list of token ids";
-            Prompt::TokenIds(token_ids.map_err(|_| {
-                anyhow::anyhow!("field `prompt`: {expected}, found {}", describe(&value))
-            })?)
-        }
-        (None, Some(messages)) => Prompt::Conversation(deserialize_messages(messages)?),
-        (Some(_), Some(_)) => {
-            bail!("expected one of the fields `prompt` and `messages`, found both")
-        }
-        (None, None) => bail!("expected one of the fields `prompt` and `messages`, found neither"),
+    let Ok(mut fields) = Fields::new(json_from_str(line)?, "") else {
+        bail!("expected a JSON object")
     };
+    let prompt = match (fields.take_value("prompt"), fields.has("messages")) {
+        (Some(Value::String(text)), false) => Prompt::Continue(text),
+        (Some(token_ids @ Value::Array(_)), false) => {
+            Prompt::TokenIds(Vec::from_field(token_ids, "prompt")?)
+        }
+        (Some(other), false) => {
+            let expected = "a string or a list of token ids";
+            return Err(text::Error::unexpected("prompt", expected, &other).into());
+        }
+        (None, true) => Prompt::Conversation(ChatMessage::take_all(&mut fields)?),
+        (Some(_), true) => bail!("expected one of the fields `prompt` and `messages`, found both"),
+        (None, false) => {
+            bail!("expected one of the fields `prompt` and `messages`, found neither")
+        }
+    };
+    // Null, if it is still there.
+    fields.take_value("messages");
     let sampling = sampling.clone().with_fields(&mut fields)?;
-    fields.finish()?;
+    if let Some(name) = fields.into_rest().keys().next() {
+        bail!("field `{name}` is unknown");
+    }
     Ok((prompt, sampling))
 }
 
@@ -158,7 +165,7 @@ mod tests {
     fn a_line_is_a_text_token_ids_or_a_conversation() {
         let check = |line, expected| assert_eq!(read(line).unwrap().0, expected);
         check(r#"{"prompt": "a"}"#, Prompt::Continue("a".into()));
-        check(r#"{"prompt": [1, 2], "messages": null}"#, Prompt::TokenIds(vec![1, 2]));
+        check(r#"{"prompt": [1, 2.0], "messages": null}"#, Prompt::TokenIds(vec![1, 2]));
         check(
             r#"{"messages": [{"role": "user", "content": "a"}]}"#,
             Prompt::Conversation(vec![ChatMessage::new("user", "a")]),
@@ -187,15 +194,32 @@ mod tests {
     }
 
     #[test]
+    fn numbers_may_be_written_as_floats_and_null_and_empty_stops_are_nothing() {
+        let asked = read(
+            r#"{"prompt": "a", "max_tokens": 9.0, "top_k": 20.0, "n": 1e0, "seed": 7.0, "temperature": 1,
+            "stop": "", "logprobs": null, "ignore_eos": null, "stop_token_ids": [3.0], "top_p": 0}"#,
+        );
+        let plain = read(
+            r#"{"prompt": "a", "max_tokens": 9, "top_k": 20, "n": 1, "seed": 7, "temperature": 1.0,
+            "stop": [], "stop_token_ids": [3], "top_p": 0.0}"#,
+        );
+        assert_eq!(asked.unwrap().1, plain.unwrap().1);
+    }
+
+    #[test]
     fn errors_name_the_field() {
         let check =
-            |line, expected: &str| assert_eq!(read(line).unwrap_err().to_string(), expected);
+            |line, expected: &str| assert_eq!(format!("{:#}", read(line).unwrap_err()), expected);
         let one = "expected one of the fields `prompt` and `messages`, found";
         check("{}", &format!("{one} neither"));
         check(r#"{"prompt": "a", "messages": []}"#, &format!("{one} both"));
         check(
             r#"{"prompt": [-1]}"#,
-            "field `prompt`: expected a string or a list of token ids, found [-1]",
+            "field `prompt[0]`: expected a whole number from 0 to 4294967295, found -1",
+        );
+        check(
+            r#"{"prompt": {}}"#,
+            "field `prompt`: expected a string or a list of token ids, found an object",
         );
         check(
             r#"{"messages": [{"role": "x"}]}"#,
@@ -206,6 +230,15 @@ mod tests {
             r#"field `temperature`: expected a number, found "hot""#,
         );
         check(r#"{"prompt": "a", "temprature": 1}"#, "field `temprature` is unknown");
+        check(
+            r#"{"prompt": "a", "top_k": -2}"#,
+            "field `top_k`: expected a whole number from -1, found -2",
+        );
+        check(
+            r#"{"prompt": "a", "n": 1.5}"#,
+            "field `n`: expected a whole number from 0, found 1.5",
+        );
+        check("[1]", "expected a JSON object");
         check("{\"prompt\": ", "EOF while parsing a value at line 1 column 11");
     }
 }
