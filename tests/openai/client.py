@@ -260,6 +260,18 @@ class Scripted(unittest.TestCase):
         (call,) = choice.message.tool_calls
         self.assertEqual(json.loads(call.function.arguments), {"city": "Bonn"})
 
+    def test_cut_tool_call(self):
+        options = {"tools": [WEATHER], "max_tokens": CALL.index('"Bonn"')}
+        choice = self.ask(CALL, **options).choices[0]
+        self.assertEqual((choice.message.content, choice.finish_reason), ("I ask.", "length"))
+        (call,) = choice.message.tool_calls
+        self.assertEqual((call.function.name, call.function.arguments), ("weather", '{"city": '))
+        chunks = [chunk.choices[0] for chunk in self.ask(CALL, stream=True, **options)]
+        self.assertEqual("".join(chunk.delta.content or "" for chunk in chunks), "I ask.")
+        calls = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+        self.assertEqual("".join(call.function.arguments for call in calls), '{"city": ')
+        self.assertEqual(chunks[-1].finish_reason, "length")
+
     def test_json_object(self):
         for text in ['{"a": [1, 2]}', 'Here it is: {"a": 1}']:
             message = self.ask(text, response_format={"type": "json_object"}, max_tokens=200).choices[0].message
@@ -292,6 +304,9 @@ class Scripted(unittest.TestCase):
     def test_stop(self):
         choice = self.ask("one, two, three", stop=["two"]).choices[0]
         self.assertEqual((choice.message.content, choice.finish_reason), ("one, ", "stop"))
+        # They are not looked for in reasoning.
+        message = self.ask("<think>\nOne.\n\nTwo.\n</think>\n\nThree.\n\nFour.", stop=["\n\n"]).choices[0].message
+        self.assertEqual((message.reasoning_content, message.content), ("One.\n\nTwo.", "Three."))
 
     def test_template_errors(self):
         with self.assertRaises(openai.BadRequestError) as caught:

@@ -18,8 +18,7 @@ pub fn detokeniser(data: &[u8]) {
     let (skip_special_tokens, include_stop) = (settings & 1 != 0, settings & 2 != 0);
     let reasoning =
         [Reasoning::Off, Reasoning::Optional, Reasoning::Opened][settings as usize / 4 % 3];
-    let tool_calls =
-        [ToolCalls::Off, ToolCalls::Whole, ToolCalls::Streamed][settings as usize / 16 % 3];
+    let tool_calls = [ToolCalls::Off, ToolCalls::On][settings as usize / 16 % 2];
     let stop: Vec<String> = (0..choices.below(4))
         .map(|_| {
             let len = choices.below(8);
@@ -51,9 +50,9 @@ pub fn detokeniser(data: &[u8]) {
         push(stream.push(id), &mut check);
     }
     push(&stream.finish(), &mut check);
-    let held = check.finish();
-    checked += &held;
-    answer.extend(parser.push(&held));
+    let held = check.finish().text;
+    checked += held;
+    answer.extend(parser.push(held));
     answer.extend(parser.finish());
 
     assert_eq!(text, tokenizer.decode(&ids, skip_special_tokens));

@@ -113,10 +113,10 @@ pub(crate) async fn complete(State(server): State<Server>, body: Body) -> Result
         })
         .await?;
     params.constraint = constraint;
-    let tool_calls = match (&tool_choice, params.delivery.stream) {
-        (ToolChoice::None, _) => ToolCalls::Off,
-        (_, false) => ToolCalls::Whole,
-        (_, true) => ToolCalls::Streamed,
+    params.text.stop = params.text.stop.after_reasoning(reasoning);
+    let tool_calls = match tool_choice {
+        ToolChoice::None => ToolCalls::Off,
+        _ => ToolCalls::On,
     };
     let form = Form {
         parser: ChatParser::new(reasoning, tool_calls),
@@ -132,7 +132,7 @@ pub(crate) async fn complete(State(server): State<Server>, body: Body) -> Result
         prompt_token_ids: params.return_token_ids.then(|| token_ids.clone()),
     };
     let request = params.request(token_ids, limit, &server)?;
-    let mut generation = Generation::start(&server, vec![request], &params.text).await?;
+    let mut generation = Generation::start(&server, vec![request], params.text).await?;
     if params.delivery.stream {
         let chunks = ChatChunks::new(server, form, generation.num_choices(), params.delivery);
         return Ok(sse::stream(generation, chunks));

@@ -60,6 +60,8 @@ struct Deltas {
     parallel_tool_calls: bool,
     call_finish_reason: &'static str,
     calls_tools: bool,
+    /// Whether the answer ended where it may have gone on with a call, or another tag.
+    is_cut: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -130,6 +132,7 @@ impl Deltas {
             parallel_tool_calls: form.parallel_tool_calls,
             call_finish_reason: form.call_finish_reason,
             calls_tools: false,
+            is_cut: false,
         }
     }
 
@@ -137,10 +140,15 @@ impl Deltas {
     fn push(&mut self, piece: &Piece) -> Vec<ChatDelta> {
         let Some(parser) = &mut self.parser else { return Vec::new() };
         let mut deltas = parser.push(&piece.text);
-        if piece.finish.is_some()
+        if let Some(finish) = &piece.finish
             && let Some(parser) = self.parser.take()
         {
-            deltas.extend(parser.finish());
+            self.is_cut = match finish {
+                Finish::Eos => false,
+                Finish::StopToken(_) | Finish::StopString(_) => parser.is_in_tool_call(),
+                Finish::Length => true,
+            };
+            deltas.extend(if self.is_cut { parser.cut() } else { parser.finish() });
         }
         if !self.parallel_tool_calls {
             deltas.retain(|delta| match delta {
@@ -156,7 +164,8 @@ impl Deltas {
 
     fn finish_reason(&self, finish: &Finish) -> &'static str {
         match finish.reason() {
-            "stop" if self.calls_tools => self.call_finish_reason,
+            // Nobody should run a call that a stop string has cut.
+            "stop" if self.calls_tools && !self.is_cut => self.call_finish_reason,
             reason => reason,
         }
     }
@@ -359,35 +368,37 @@ impl Chunks for ChatChunks {
     }
 
     fn push(&mut self, piece: Piece, usage: Usage) -> Vec<String> {
-        let index = piece.index;
+        let Piece { index, ref tokens, ref finish, .. } = piece;
         let mut deltas: Vec<Delta> =
             self.answers[index].push(&piece).into_iter().map(Delta::from).collect();
-        let mut logprobs = (self.has_logprobs && !piece.tokens.is_empty()).then(|| {
+        let mut logprobs = (self.has_logprobs && !tokens.is_empty()).then(|| {
             let mut logprobs = ChatLogprobs::default();
             let (tokenizer, as_token_ids) = (self.server.tokenizer(), self.as_token_ids);
-            logprobs.extend(&piece.tokens, Spelling { tokenizer, as_token_ids });
+            logprobs.extend(tokens, Spelling { tokenizer, as_token_ids });
             logprobs
         });
-        let mut token_ids = Some(piece.token_ids)
+        let mut token_ids = Some(piece.token_ids.clone())
             .filter(|token_ids| self.prompt_token_ids.is_some() && !token_ids.is_empty());
-        let has_tokens = logprobs.is_some() || token_ids.is_some();
-        if deltas.is_empty() && (has_tokens || piece.finish.is_some()) {
+        if deltas.is_empty() && (logprobs.is_some() || token_ids.is_some()) {
             deltas.push(Delta::default());
         }
-        let num_deltas = deltas.len();
-        let chunk = |(at, delta)| {
-            let finish = piece.finish.as_ref().filter(|_| at + 1 == num_deltas);
-            let choice = ChunkChoice {
-                index,
-                delta,
-                logprobs: logprobs.take(),
-                finish_reason: finish.map(|finish| self.answers[index].finish_reason(finish)),
-                stop_reason: finish.and_then(StopReason::of),
-                token_ids: token_ids.take(),
-            };
-            self.chunk(vec![choice], usage)
-        };
-        deltas.into_iter().enumerate().map(chunk).collect()
+        let texts = deltas.into_iter().map(|delta| ChunkChoice {
+            index,
+            delta,
+            logprobs: logprobs.take(),
+            finish_reason: None,
+            stop_reason: None,
+            token_ids: token_ids.take(),
+        });
+        let end = finish.as_ref().map(|finish| ChunkChoice {
+            index,
+            delta: Delta::default(),
+            logprobs: None,
+            finish_reason: Some(self.answers[index].finish_reason(finish)),
+            stop_reason: StopReason::of(finish),
+            token_ids: None,
+        });
+        texts.chain(end).map(|choice| self.chunk(vec![choice], usage)).collect()
     }
 
     fn end(&mut self, usage: Usage) -> Vec<String> {

@@ -99,11 +99,7 @@ impl Choice {
         piece.token_ids.push(token_id);
         let text = tokens.push(token_id);
         self.text_offset += text.chars().count();
-        if self.num_tokens <= self.params.min_tokens {
-            piece.text += text;
-            return;
-        }
-        let check = stop.push(text);
+        let check = stop.push_if(self.num_tokens > self.params.min_tokens, text);
         piece.text += check.text;
         if let Some(string) = check.stop_string {
             piece.finish = Some(Finish::StopString(string.to_owned()));
@@ -128,12 +124,12 @@ impl Choice {
             finish = if is_asked_for { Finish::StopToken(token_id) } else { Finish::Eos };
         }
         let Some((tokens, mut stop)) = self.stages.take() else { return };
-        let check = stop.push(&tokens.finish());
+        let may_end = self.num_tokens > self.params.min_tokens;
+        piece.text += stop.push_if(may_end, &tokens.finish()).text;
+        let check = stop.finish();
         piece.text += check.text;
         if let Some(string) = check.stop_string {
             finish = Finish::StopString(string.to_owned());
-        } else {
-            piece.text += &stop.finish();
         }
         piece.finish = Some(finish);
     }

@@ -245,20 +245,27 @@ impl Chunks for CompletionChunks {
         let token_ids = self.form.return_token_ids.then_some(token_ids);
         let has_tokens =
             logprobs.is_some() || token_ids.as_ref().is_some_and(|ids| !ids.is_empty());
-        if text.is_empty() && !has_tokens && finish.is_none() {
-            return Vec::new();
-        }
-        let choice = CompletionChoice {
+        let text = (!text.is_empty() || has_tokens).then_some(CompletionChoice {
             index,
             text,
             logprobs,
-            finish_reason: finish.as_ref().map(Finish::reason),
-            stop_reason: finish.as_ref().and_then(StopReason::of),
+            finish_reason: None,
+            stop_reason: None,
             prompt_logprobs: None,
             prompt_token_ids: None,
             token_ids,
-        };
-        vec![self.chunk(Some(choice), usage)]
+        });
+        let end = finish.map(|finish| CompletionChoice {
+            index,
+            text: String::new(),
+            logprobs: None,
+            finish_reason: Some(finish.reason()),
+            stop_reason: StopReason::of(&finish),
+            prompt_logprobs: None,
+            prompt_token_ids: None,
+            token_ids: None,
+        });
+        text.into_iter().chain(end).map(|choice| self.chunk(Some(choice), usage)).collect()
     }
 
     fn end(&mut self, usage: Usage) -> Vec<String> {

@@ -88,7 +88,7 @@ pub(crate) async fn complete(State(server): State<Server>, body: Body) -> Result
     let requests = requests
         .map(|prompt| params.request(prompt.token_ids.clone(), limit, &server))
         .collect::<Result<Vec<_>>>()?;
-    let mut generation = Generation::start(&server, requests, &params.text).await?;
+    let mut generation = Generation::start(&server, requests, params.text).await?;
     let form = Form {
         n: params.sampling.n(),
         prompts,

@@ -59,15 +59,16 @@ impl Generation {
     pub(crate) async fn start(
         server: &Server,
         requests: Vec<Request>,
-        text: &Arc<TextParams>,
+        text: TextParams,
     ) -> Result<Self> {
         let start = Instant::now();
         let nums_choices: Vec<usize> = requests.iter().map(|request| request.params.n()).collect();
         let permit = server.admit(nums_choices.iter().sum())?;
         let num_prompt_tokens = requests.iter().map(|request| request.prompt_token_ids.len()).sum();
         let streams = server.engine().add_requests(requests).await?;
+        let text = Arc::new(text);
         let part = |(stream, num_choices)| {
-            let choice = || Choice::new(Arc::clone(text), server.tokenizer());
+            let choice = || Choice::new(Arc::clone(&text), server.tokenizer());
             let choices = iter::repeat_with(choice).take(num_choices).collect();
             Part { stream: Some(stream), choices, num_cached_tokens: 0 }
         };

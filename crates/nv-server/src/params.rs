@@ -28,8 +28,7 @@ const MAX_NUM_STOP_TOKEN_IDS: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Params {
     pub(crate) sampling: SamplingParams,
-    /// Shared by all continuations.
-    pub(crate) text: Arc<TextParams>,
+    pub(crate) text: TextParams,
     priority: i32,
     cache_salt: Option<Arc<str>>,
     pub(crate) delivery: Delivery,
@@ -46,11 +45,12 @@ pub(crate) struct Params {
 /// How the text of a continuation comes about.
 #[derive(Debug)]
 pub(crate) struct TextParams {
+    /// For a text that has not begun.
     pub(crate) stop: StopStrings,
     pub(crate) include_stop_str_in_output: bool,
     /// Tokens that belong to the text if they end it, where the string that ends it does.
     pub(crate) stop_token_ids: Vec<TokenId>,
-    /// Tokens before which no string ends the text.
+    /// Tokens in which no stop string ends; one may begin in them.
     pub(crate) min_tokens: usize,
     pub(crate) skip_special_tokens: bool,
 }
@@ -108,7 +108,7 @@ impl Params {
         }
         Ok(Self {
             sampling,
-            text: Arc::new(text),
+            text,
             priority,
             cache_salt,
             delivery,

@@ -4,44 +4,8 @@
 
 use crate::chat_delta::{ChatAnswer, ChatDelta, append};
 use crate::literals::Literals;
-use crate::tool_call::{Outcome, START_TAG, ToolCallParser};
-
-/// Opens reasoning.
-pub(crate) const THINK_START: &str = "<think>";
-/// Closes reasoning.
-pub(crate) const THINK_END: &str = "</think>";
-
-/// Where an answer may hold reasoning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Reasoning {
-    /// Nowhere: all of it is content.
-    Off,
-    /// At its beginning, if it begins with `<think>`.
-    #[default]
-    Optional,
-    /// At its beginning, as the prompt has opened the block.
-    Opened,
-}
-
-impl Reasoning {
-    /// What a prompt leaves to its answer: some templates open the block themselves, and where thinking is not wanted
-    /// Qwen3's template puts an empty block.
-    ///
-    /// ```
-    /// use nv_text::Reasoning;
-    ///
-    /// assert_eq!(Reasoning::after_prompt("<|im_start|>assistant\n"), Reasoning::Optional);
-    /// assert_eq!(Reasoning::after_prompt("<|im_start|>assistant\n<think>\n"), Reasoning::Opened);
-    /// assert_eq!(Reasoning::after_prompt("<|im_start|>assistant\n<think>\n\n</think>\n\n"), Reasoning::Off);
-    /// ```
-    pub fn after_prompt(prompt: &str) -> Self {
-        match prompt.trim_end() {
-            prompt if prompt.ends_with(THINK_START) => Self::Opened,
-            prompt if prompt.ends_with(THINK_END) => Self::Off,
-            _ => Self::Optional,
-        }
-    }
-}
+use crate::reasoning::{Reasoning, THINK_END, THINK_START};
+use crate::tool_call::{END_TAG, Ended, START_TAG, ToolCallParser};
 
 /// How tool calls in an answer are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,12 +13,8 @@ pub enum ToolCalls {
     /// They are content: no tools were offered.
     #[default]
     Off,
-    /// They come out when they are complete. A malformed one is content.
-    Whole,
-    /// They come out as they are written: the name, then the arguments in pieces. One that turns out to be malformed
-    /// before its arguments begin is content. Later it stays a call: arguments that don't end hold all that comes before
-    /// the closing tag, and what comes between their end and the tag is content.
-    Streamed,
+    /// They come out as they are written: the name, then the arguments in pieces. Their tags are never content.
+    On,
 }
 
 /// Takes an answer apart as its text comes: `<think>…</think>` at its beginning, then content, and in it tool calls in
@@ -65,10 +25,15 @@ pub enum ToolCalls {
 /// `<think>`, and line ends next to a tag, which the chat template puts back. Text that may still become a tag is held
 /// back.
 ///
+/// Malformed calls lose nothing either. If the name can be read it is a call, whose arguments hold what stands there as the
+/// model wrote it, so that a client can tell the model what is wrong with them. Else all between the tags is content.
+/// `<tool_call>` ends reasoning that is never closed: calls in reasoning are held back until it is closed, as parts of
+/// it, or the answer ends.
+///
 /// ```
 /// use nv_text::{ChatDelta, ChatParser, Reasoning, ToolCalls};
 ///
-/// let mut parser = ChatParser::new(Reasoning::Optional, ToolCalls::Streamed);
+/// let mut parser = ChatParser::new(Reasoning::Optional, ToolCalls::On);
 /// assert_eq!(parser.push("<think>\nHm"), [ChatDelta::Reasoning("Hm".to_owned())]);
 /// assert_eq!(parser.push(".\n</think>\n\nHi"), [
 ///     ChatDelta::Reasoning(".".to_owned()),
@@ -89,8 +54,8 @@ pub struct ChatParser {
     tool_calls: ToolCalls,
     num_tool_calls: usize,
     stage: Stage,
-    /// The tag that ends the stage, unless that is a tool call.
-    tag: Literals,
+    /// The tags that end the stage, unless that is a tool call.
+    tags: Literals,
     /// The whitespace that the answer begins with.
     blank: String,
     line_ends: LineEnds,
@@ -101,21 +66,40 @@ enum Stage {
     /// Nothing but whitespace has come.
     Start,
     Reasoning,
+    Draft(Draft),
     Content,
     ToolCall(ToolCallParser),
+}
+
+/// What may be a tool call in reasoning: a part of it if it is closed later, else its end.
+#[derive(Debug, Clone)]
+struct Draft {
+    /// All that came behind the opening tag.
+    text: String,
+    /// Reads the call, until it is certain that it is one.
+    call: Option<ToolCallParser>,
 }
 
 impl ChatParser {
     /// Takes apart an answer that has not begun.
     pub fn new(reasoning: Reasoning, tool_calls: ToolCalls) -> Self {
-        let (stage, tag) = match reasoning {
-            Reasoning::Off => (Stage::Content, content_tag(tool_calls)),
-            Reasoning::Optional => (Stage::Start, Literals::new([THINK_START])),
-            Reasoning::Opened => (Stage::Reasoning, Literals::new([THINK_END])),
+        let mut parser = Self {
+            tool_calls,
+            num_tool_calls: 0,
+            stage: Stage::Start,
+            tags: Literals::new([THINK_START]),
+            blank: String::new(),
+            line_ends: LineEnds::default(),
         };
-        let is_after_tag = reasoning == Reasoning::Opened;
-        let line_ends = LineEnds { is_after_tag, num_held: 0 };
-        Self { tool_calls, num_tool_calls: 0, stage, tag, blank: String::new(), line_ends }
+        match reasoning {
+            Reasoning::Off => parser.begin_content(),
+            Reasoning::Optional => {}
+            Reasoning::Opened => {
+                parser.begin_reasoning();
+                parser.line_ends = LineEnds::after_tag();
+            }
+        }
+        parser
     }
 
     /// Takes apart a whole answer.
@@ -134,24 +118,64 @@ impl ChatParser {
         deltas
     }
 
-    /// Ends the answer: the deltas that were held back.
-    pub fn finish(mut self) -> Vec<ChatDelta> {
+    /// Whether the text is in a tool call that lacks something yet: not its closing tag, nor the bracket before it.
+    pub fn is_in_tool_call(&self) -> bool {
+        matches!(&self.stage, Stage::ToolCall(call) if !call.is_complete())
+    }
+
+    /// Ends the answer, as the model has: the deltas that were held back.
+    pub fn finish(self) -> Vec<ChatDelta> {
+        self.end(false)
+    }
+
+    /// Ends the answer where the model would have gone on, as one that is long enough. What was held back is left out: what may
+    /// be the start of a tag, of an escape or of a call's name is no text yet.
+    pub fn cut(self) -> Vec<ChatDelta> {
+        self.end(true)
+    }
+
+    fn end(mut self, is_cut: bool) -> Vec<ChatDelta> {
         let mut deltas = Vec::new();
-        let held = self.tag.held().to_owned();
-        match &mut self.stage {
+        if let Stage::Draft(draft) = &mut self.stage {
+            let text = START_TAG.to_owned() + &draft.text + self.tags.held();
+            self.end_reasoning();
+            self.read(&text, &mut deltas);
+        }
+        if let Stage::ToolCall(call) = &mut self.stage {
+            let ended = call.finish(is_cut, &mut deltas);
+            self.end_tool_call(ended, &mut deltas);
+        }
+        if is_cut {
+            return deltas;
+        }
+        let held = self.tags.take_held();
+        match self.stage {
             Stage::Start => append(&mut deltas, ChatDelta::Content(self.blank + &held)),
             Stage::Reasoning => {
                 let text = self.line_ends.push(&held) + &self.line_ends.finish();
                 append(&mut deltas, ChatDelta::Reasoning(text));
             }
-            Stage::Content => self.give_content(&held, &mut deltas),
-            Stage::ToolCall(call) => {
-                let outcome = call.finish(&mut deltas);
-                self.end_tool_call(outcome, &mut deltas);
+            Stage::Content | Stage::Draft(_) | Stage::ToolCall(_) => {
+                self.give_content(&held, &mut deltas);
+                append(&mut deltas, ChatDelta::Content(self.line_ends.finish()));
             }
         }
-        append(&mut deltas, ChatDelta::Content(self.line_ends.finish()));
         deltas
+    }
+
+    fn begin_reasoning(&mut self) {
+        self.stage = Stage::Reasoning;
+        let start_tag = (self.tool_calls == ToolCalls::On).then_some(START_TAG);
+        self.tags = Literals::new([THINK_END].into_iter().chain(start_tag));
+    }
+
+    fn begin_content(&mut self) {
+        self.stage = Stage::Content;
+        let tags: &[&str] = match self.tool_calls {
+            ToolCalls::Off => &[],
+            ToolCalls::On => &[START_TAG, END_TAG],
+        };
+        self.tags = Literals::new(tags.iter().copied());
     }
 
     fn read(&mut self, mut text: &str, deltas: &mut Vec<ChatDelta>) {
@@ -159,12 +183,13 @@ impl ChatParser {
             let num_read = match &mut self.stage {
                 Stage::Start => self.read_start(text, deltas),
                 Stage::Reasoning => self.read_reasoning(text, deltas),
+                Stage::Draft(_) => self.read_draft(text, deltas),
                 Stage::Content => self.read_content(text, deltas),
                 Stage::ToolCall(call) => match call.push(text, deltas) {
                     None => text.len(),
                     Some(end) => {
-                        let outcome = call.finish(deltas);
-                        self.end_tool_call(outcome, deltas);
+                        let ended = call.finish(false, deltas);
+                        self.end_tool_call(ended, deltas);
                         end
                     }
                 },
@@ -174,70 +199,123 @@ impl ChatParser {
     }
 
     fn read_start(&mut self, text: &str, deltas: &mut Vec<ChatDelta>) -> usize {
-        let held = self.tag.held().to_owned();
+        let held = self.tags.held().to_owned();
         let mut released = String::new();
-        let found = self.tag.scan(text, &mut released);
+        let found = self.tags.scan(text, &mut released);
         if !released.trim_start().is_empty() {
             // It was content all along: that is read again, and what it begins with first.
-            self.stage = Stage::Content;
-            self.tag = content_tag(self.tool_calls);
+            self.begin_content();
             let begin = std::mem::take(&mut self.blank) + &held;
             self.read(&begin, deltas);
             return 0;
         }
         self.blank += &released;
         let Some(found) = found else { return text.len() };
-        self.stage = Stage::Reasoning;
-        self.tag = Literals::new([THINK_END]);
+        self.begin_reasoning();
         self.line_ends = LineEnds::after_tag();
         found.end
     }
 
     fn read_reasoning(&mut self, text: &str, deltas: &mut Vec<ChatDelta>) -> usize {
         let mut released = String::new();
-        let found = self.tag.scan(text, &mut released);
-        append(deltas, ChatDelta::Reasoning(self.line_ends.push(&released)));
+        let found = self.tags.scan(text, &mut released);
+        self.give_reasoning(&released, deltas);
         let Some(found) = found else { return text.len() };
-        self.stage = Stage::Content;
-        self.tag = content_tag(self.tool_calls);
-        self.line_ends = LineEnds::after_tag();
+        if &*found.literal == START_TAG {
+            self.begin_draft();
+        } else {
+            self.end_reasoning();
+        }
         found.end
+    }
+
+    fn end_reasoning(&mut self) {
+        self.begin_content();
+        self.line_ends = LineEnds::after_tag();
+    }
+
+    fn begin_draft(&mut self) {
+        let call = Some(ToolCallParser::new(0));
+        self.stage = Stage::Draft(Draft { text: String::new(), call });
+        self.tags = Literals::new([THINK_END]);
+    }
+
+    fn read_draft(&mut self, text: &str, deltas: &mut Vec<ChatDelta>) -> usize {
+        let Stage::Draft(draft) = &mut self.stage else { return 0 };
+        let mut end = None;
+        if let Some(call) = &mut draft.call {
+            end = call.push(text, &mut Vec::new());
+            if call.has_name() {
+                (draft.call, end) = (None, None);
+            }
+        }
+        let mut released = String::new();
+        let num_read = end.unwrap_or(text.len());
+        let found = self.tags.scan(&text[..num_read], &mut released);
+        draft.text += &released;
+        if found.is_none() && end.is_none() {
+            return num_read;
+        }
+        let said = START_TAG.to_owned() + &draft.text;
+        if let Some(found) = found {
+            self.give_reasoning(&said, deltas);
+            self.end_reasoning();
+            return found.end;
+        }
+        // It is no call. What may be the start of a tag may still be.
+        let held = self.tags.take_held();
+        if draft.text.ends_with(START_TAG) {
+            self.give_reasoning(&said[..said.len() - START_TAG.len()], deltas);
+            self.begin_draft();
+        } else {
+            self.give_reasoning(&said, deltas);
+            self.begin_reasoning();
+        }
+        self.read(&held, deltas);
+        num_read
     }
 
     fn read_content(&mut self, text: &str, deltas: &mut Vec<ChatDelta>) -> usize {
         let mut released = String::new();
-        let found = self.tag.scan(text, &mut released);
+        let found = self.tags.scan(text, &mut released);
         self.give_content(&released, deltas);
         let Some(found) = found else { return text.len() };
-        let is_streamed = self.tool_calls == ToolCalls::Streamed;
-        self.stage = Stage::ToolCall(ToolCallParser::new(self.num_tool_calls, is_streamed));
+        // One that closes nothing is left out.
+        if &*found.literal == START_TAG {
+            self.stage = Stage::ToolCall(ToolCallParser::new(self.num_tool_calls));
+        }
         found.end
     }
 
-    fn end_tool_call(&mut self, outcome: Outcome, deltas: &mut Vec<ChatDelta>) {
-        self.stage = Stage::Content;
-        match outcome {
-            Outcome::Call { leftover } => {
-                self.num_tool_calls += 1;
-                self.line_ends = LineEnds::after_tag();
-                self.give_content(&leftover, deltas);
-            }
-            Outcome::Text(text) => self.give_content(&text, deltas),
+    fn end_tool_call(&mut self, ended: Ended, deltas: &mut Vec<ChatDelta>) {
+        if ended.is_call {
+            self.num_tool_calls += 1;
+            self.line_ends = LineEnds::after_tag();
         }
+        self.give_content(&ended.text, deltas);
+        self.stage = if ended.is_reopened {
+            Stage::ToolCall(ToolCallParser::new(self.num_tool_calls))
+        } else {
+            Stage::Content
+        };
+    }
+
+    fn give_reasoning(&mut self, text: &str, deltas: &mut Vec<ChatDelta>) {
+        append(deltas, ChatDelta::Reasoning(self.line_ends.push(text)));
     }
 
     fn give_content(&mut self, text: &str, deltas: &mut Vec<ChatDelta>) {
-        append(deltas, ChatDelta::Content(self.line_ends.push(text)));
+        let mut said = self.line_ends.push(text);
+        if self.tool_calls == ToolCalls::Off {
+            // No tag follows.
+            said += &self.line_ends.finish();
+        }
+        append(deltas, ChatDelta::Content(said));
     }
 }
 
-/// The tag that ends content: that of a tool call, if there may be any.
-fn content_tag(tool_calls: ToolCalls) -> Literals {
-    Literals::new((tool_calls != ToolCalls::Off).then_some(START_TAG))
-}
-
 /// Leaves out the line ends between two tags and what is said between them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct LineEnds {
     /// Whether nothing else has come since a tag.
     is_after_tag: bool,
@@ -331,10 +409,8 @@ mod tests {
     #[test]
     fn calls_are_told_from_content() {
         let check = |text: &str, content: &str, tool_calls: &[(&str, &str)]| {
-            for mode in [ToolCalls::Whole, ToolCalls::Streamed] {
-                let found = ChatParser::parse(text, Reasoning::Optional, mode);
-                assert_eq!(found, answer("", content, tool_calls), "{mode:?} {text}");
-            }
+            let found = ChatParser::parse(text, Reasoning::Optional, ToolCalls::On);
+            assert_eq!(found, answer("", content, tool_calls), "{text}");
             let found = ChatParser::parse(text, Reasoning::Optional, ToolCalls::Off);
             assert_eq!(found, answer("", text, &[]), "{text}");
         };
@@ -343,21 +419,35 @@ mod tests {
         check(&format!("Look:\n\n{F}\n"), "Look:", &[f]);
         check(&format!("Two.\n{F}\n{G}"), "Two.", &[f, g]);
         check(&format!("{F} and {G} done"), " and  done", &[f, g]);
-        check("Say <tool_call>.\n", "Say <tool_call>.\n", &[]);
-        check(&format!("<tool_call>\n{F}"), "<tool_call>", &[f]);
+        // Closing tags that are missing, or that close nothing.
+        let unclosed = F.replace("</tool_call>", "");
+        check(&format!("{unclosed}{G}"), "", &[f, g]);
+        check(&format!("{unclosed}{G}{unclosed}Done.</tool_call>\n"), "Done.\n", &[f, g, f]);
+        check(&format!("{F}\n</tool_call>\n"), "", &[f]);
+        check(
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n{\"name\": \"g\"}</tool_call>",
+            "",
+            &[f, g],
+        );
+        // Tags are no content, whatever is between them.
+        check("Say <tool_call>.\n", "Say .\n", &[]);
+        check(&format!("<tool_call>\n{F}"), "", &[f]);
+        check("a\n<tool_call>\nf(1)\n</tool_call>", "a\nf(1)\n", &[]);
         check(
             &format!("No\n<tool_call>\n{{\"name\": f}}\n</tool_call>\n{G}\n"),
-            "No\n<tool_call>\n{\"name\": f}\n</tool_call>",
+            "No\n{\"name\": f}",
             &[g],
         );
-        check("a\n\n<tool_call>\n{\"na", "a\n\n<tool_call>\n{\"na", &[]);
+        check("a\n\n<tool_call>\n{\"na", "a\n\n{\"na", &[]);
+        // Their starts are, if the answer ends with them.
         check("a\n<tool_", "a\n<tool_", &[]);
+        check("a <", "a <", &[]);
     }
 
     #[test]
     fn calls_follow_reasoning() {
         let text = format!("<think>\nI {F}\n</think>\n\nNow.\n{G}\n{F}");
-        let parser = ChatParser::new(Reasoning::Optional, ToolCalls::Streamed);
+        let parser = ChatParser::new(Reasoning::Optional, ToolCalls::On);
         assert_eq!(
             run(parser, &[&text]),
             [
@@ -372,19 +462,51 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_call_that_was_given_out_goes_on_as_it_began() {
-        let text = format!(
-            "<tool_call>{{\"name\": \"f\", \"arguments\": {{\"x\": }}}}}}</tool_call>\n{G}"
-        );
-        let found = ChatParser::parse(&text, Reasoning::Off, ToolCalls::Streamed);
-        assert_eq!(found, answer("", "}}", &[("f", "{\"x\": }"), ("g", "{}")]));
-        let found = ChatParser::parse(&text, Reasoning::Off, ToolCalls::Whole);
-        assert_eq!(found, answer("", &text[..text.len() - G.len() - 1], &[("g", "{}")]));
+    fn a_call_ends_reasoning_that_is_never_closed() {
+        let check = |text: &str, expected: ChatAnswer| {
+            let found = ChatParser::parse(text, Reasoning::Opened, ToolCalls::On);
+            assert_eq!(found, expected, "{text}");
+        };
+        let f = ("f", "{\"x\": 1}");
+        check(&format!("Hm.\n{F}\n"), answer("Hm.", "", &[f]));
+        check(&format!("Hm.\n{F}\n{F}\nSo </thin"), answer("Hm.", "So </thin", &[f, f]));
+        check(&format!("Hm.\n<tool_call>{F}"), answer("Hm.\n<tool_call>", "", &[f]));
+        // What is only said is no call.
+        for said in
+            ["a <tool_call> tag", "<tool_call>{...}</tool_call>.", "<tool_call>\n</tool_call>"]
+        {
+            check(said, answer(said, "", &[]));
+            check(&format!("{said}</think>a"), answer(said, "a", &[]));
+            check(&format!("{said}</th"), answer(&format!("{said}</th"), "", &[]));
+            check(&format!("{said}\n{F}"), answer(said, "", &[f]));
+        }
+        check("Hm <tool_call></think>a", answer("Hm <tool_call>", "a", &[]));
+        check("Hm <tool_call>{\"a</think>b", answer("Hm <tool_call>{\"a", "b", &[]));
+        let found = ChatParser::parse(&format!("Hm.\n{F}"), Reasoning::Opened, ToolCalls::Off);
+        assert_eq!(found, answer(&format!("Hm.\n{F}"), "", &[]));
+    }
+
+    #[test]
+    fn what_is_cut_leaves_out_what_is_not_certain() {
+        let check = |text: &str, reasoning: Reasoning, expected: ChatAnswer| {
+            let mut parser = ChatParser::new(reasoning, ToolCalls::On);
+            let mut found = ChatAnswer::default();
+            found.extend(parser.push(text));
+            found.extend(parser.cut());
+            assert_eq!(found, expected, "{text}");
+        };
+        check("\n<thi", Reasoning::Optional, answer("", "", &[]));
+        check("Hm.\n</th", Reasoning::Opened, answer("Hm.", "", &[]));
+        check("a\n<tool_", Reasoning::Off, answer("", "a", &[]));
+        check("a\n<tool_call>\n{\"name\": \"f", Reasoning::Off, answer("", "a", &[]));
+        check("a\n<tool_call>\n{\"name\": \"f\"", Reasoning::Off, answer("", "a", &[("f", "")]));
+        check("Hm.\n<tool_call>\n{\"na", Reasoning::Opened, answer("Hm.", "", &[]));
+        check(&F[..F.len() - 18], Reasoning::Opened, answer("", "", &[("f", "{\"x\"")]));
     }
 
     #[test]
     fn deltas_come_as_soon_as_they_are_certain() {
-        let mut parser = ChatParser::new(Reasoning::Opened, ToolCalls::Streamed);
+        let mut parser = ChatParser::new(Reasoning::Opened, ToolCalls::On);
         let mut push = |text: &str| parser.push(text);
         let name = |name: &str| ChatDelta::ToolCallName { index: 0, name: name.to_owned() };
         let arguments =
@@ -394,13 +516,16 @@ mod tests {
         assert_eq!(push("</think>"), []);
         assert_eq!(push("\n\nSo\n"), [ChatDelta::Content("So".to_owned())]);
         assert_eq!(push("<tool_call>"), []);
-        assert_eq!(push("\n{\"name\": \"f\", \"arguments\":"), []);
-        assert_eq!(push(" {"), [name("f"), arguments("{")]);
+        assert_eq!(push("\n{\"name\": \"f\", \"arguments\":"), [name("f")]);
+        assert_eq!(push(" {"), [arguments("{")]);
         assert_eq!(push("\"x\": \"</tool"), [arguments("\"x\": \"</tool")]);
         assert_eq!(push("\""), [arguments("\"")]);
         assert_eq!(push("}}"), [arguments("}")]);
         assert_eq!(push("\n</tool_call>"), []);
         assert_eq!(push("\n."), [ChatDelta::Content(".".to_owned())]);
+        // Without tools no tag can follow what is said.
+        let mut parser = ChatParser::new(Reasoning::Off, ToolCalls::Off);
+        assert_eq!(parser.push("a\n<tool"), [ChatDelta::Content("a\n<tool".to_owned())]);
     }
 
     fn any_reasoning() -> impl Strategy<Value = Reasoning> {
@@ -408,43 +533,49 @@ mod tests {
     }
 
     fn any_tool_calls() -> impl Strategy<Value = ToolCalls> {
-        prop_oneof![Just(ToolCalls::Off), Just(ToolCalls::Whole), Just(ToolCalls::Streamed)]
+        prop_oneof![Just(ToolCalls::Off), Just(ToolCalls::On)]
     }
 
-    /// Text made of what the parser looks for, whole and in parts. The digits are what must not be lost.
-    fn any_text() -> impl Strategy<Value = String> {
+    /// Text made of what the parser looks for, whole and in parts. The digits are what must not be lost; members that no call
+    /// has are.
+    fn any_text(has_members: bool) -> impl Strategy<Value = String> {
+        let members: &[&str] = if has_members { &[":", "\"1\": \"2\""] } else { &[] };
         let fragment = prop_oneof![
-            prop::sample::select(vec![
-                "<think>",
-                "</think>",
-                "<tool_call>",
-                "</tool_call>",
-                "<tool",
-                "_call>",
-                "</",
-                "<",
-                ">",
-                "\n",
-                " ",
-                "{",
-                "}",
-                "[",
-                "]",
-                "\"",
-                "\\",
-                ":",
-                ",",
-                "{\"name\": \"",
-                "\", \"arguments\": {",
-                "}}",
-                "é🤖",
-                "null",
-                "<tool_call>\n{\"name\": \"",
-                "\"1\": \"2\"",
-                "}}\n</tool_call>",
-                F,
-                G,
-            ])
+            prop::sample::select(
+                [
+                    members,
+                    &[
+                        "<think>",
+                        "</think>",
+                        "<tool_call>",
+                        "</tool_call>",
+                        "<tool",
+                        "_call>",
+                        "</",
+                        "<",
+                        ">",
+                        "\n",
+                        " ",
+                        "{",
+                        "}",
+                        "[",
+                        "]",
+                        "\"",
+                        "\\",
+                        ",",
+                        "{\"name\": \"",
+                        "\", \"arguments\": {",
+                        "}}",
+                        "é🤖",
+                        "null",
+                        "<tool_call>\n{\"name\": \"",
+                        "}}\n</tool_call>",
+                        F,
+                        G,
+                    ]
+                ]
+                .concat()
+            )
             .prop_map(str::to_owned),
             "[0-9]{1,3}",
         ];
@@ -462,7 +593,7 @@ mod tests {
 
         #[test]
         fn pieces_make_up_the_whole(
-            text in any_text(),
+            text in any_text(true),
             reasoning in any_reasoning(),
             tool_calls in any_tool_calls(),
             cuts in any_cuts(),
@@ -477,7 +608,7 @@ mod tests {
 
         #[test]
         fn nothing_is_lost(
-            text in any_text(),
+            text in any_text(false),
             reasoning in any_reasoning(),
             tool_calls in any_tool_calls(),
         ) {
@@ -495,29 +626,81 @@ mod tests {
         }
 
         #[test]
-        fn calls_come_out_the_same_whole_and_streamed(
+        fn calls_come_out_as_they_were_written(
             parts in prop::collection::vec(("[a-z <>é\n]{0,6}", prop::option::of(("[a-zé\"\\\\]{0,4}", "[a-z<>/_{}\"\\\\\n]{0,12}"))), 0..5),
             cuts in any_cuts(),
         ) {
-            let mut text = String::new();
-            let mut expected = Vec::new();
-            for (content, call) in &parts {
-                text += content;
-                if let Some((name, value)) = call {
-                    let arguments = serde_json::json!({ "value": value, "tag": "</tool_call>" }).to_string();
-                    let name_json = serde_json::Value::from(name.as_str());
-                    let json = format!("{{\"name\": {name_json}, \"arguments\": {arguments}}}");
-                    text += &["\n<tool_call>\n", &json, "\n</tool_call>\n"].concat();
-                    expected.push(GeneratedToolCall { name: name.clone(), arguments });
+            let (text, expected) = with_calls(&parts);
+            let mut found = ChatAnswer::default();
+            found.extend(run(ChatParser::new(Reasoning::Off, ToolCalls::On), &pieces(&text, &cuts)));
+            prop_assert_eq!(&found.tool_calls, &expected);
+            let said: String = parts.iter().map(|(content, _)| content.as_str()).collect();
+            prop_assert_eq!(found.content.replace('\n', ""), said.replace('\n', ""));
+        }
+
+        #[test]
+        fn a_cut_answer_is_the_start_of_the_whole_one(
+            reasoning in prop::option::of("[a-z <>é\n]{0,9}"),
+            parts in prop::collection::vec(("[a-z <>é\n]{0,6}", prop::option::of(("[a-zé\"\\\\]{0,4}", "[a-z<>/_{}\"\\\\\n]{0,12}"))), 0..4),
+        ) {
+            let (said, _) = with_calls(&parts);
+            let thought = reasoning.map(|text| format!("<think>\n{text}\n</think>\n\n"));
+            let text = thought.unwrap_or_default() + &said;
+            let whole = ChatParser::parse(&text, Reasoning::Optional, ToolCalls::On);
+            let mut parser = ChatParser::new(Reasoning::Optional, ToolCalls::On);
+            let mut streamed = ChatAnswer::default();
+            for (start, char) in text.char_indices() {
+                let mut cut = streamed.clone();
+                cut.extend(parser.clone().cut());
+                let mut cut_whole = ChatAnswer::default();
+                let mut own = ChatParser::new(Reasoning::Optional, ToolCalls::On);
+                cut_whole.extend(own.push(&text[..start]));
+                cut_whole.extend(own.cut());
+                prop_assert_eq!(&cut_whole, &cut);
+                prop_assert!(whole.content.starts_with(&cut.content), "{:?}", cut);
+                prop_assert!(whole.reasoning_content.starts_with(&cut.reasoning_content), "{:?}", cut);
+                prop_assert!(cut.tool_calls.len() <= whole.tool_calls.len());
+                for (call, whole) in cut.tool_calls.iter().zip(&whole.tool_calls) {
+                    prop_assert_eq!(&call.name, &whole.name);
+                    prop_assert!(whole.arguments.starts_with(&call.arguments), "{:?}", cut);
                 }
-            }
-            for tool_calls in [ToolCalls::Whole, ToolCalls::Streamed] {
-                let mut found = ChatAnswer::default();
-                found.extend(run(ChatParser::new(Reasoning::Off, tool_calls), &pieces(&text, &cuts)));
-                prop_assert_eq!(&found.tool_calls, &expected);
-                let said: String = parts.iter().map(|(content, _)| content.as_str()).collect();
-                prop_assert_eq!(found.content.replace('\n', ""), said.replace('\n', ""));
+                streamed.extend(parser.push(char.encode_utf8(&mut [0; 4])));
             }
         }
+
+        #[test]
+        fn tags_of_calls_are_never_content(text in any_text(true), is_cut: bool) {
+            let mut parser = ChatParser::new(Reasoning::Off, ToolCalls::On);
+            let mut deltas = parser.push(&text);
+            deltas.extend(if is_cut { parser.cut() } else { parser.finish() });
+            // Two halves with a tag between them may make one.
+            let halves = text.replace(START_TAG, "").replace(END_TAG, "").replace('\n', "");
+            prop_assume!(!halves.contains(START_TAG) && !halves.contains(END_TAG));
+            for delta in deltas {
+                if let ChatDelta::Content(text) = delta {
+                    prop_assert!(!text.contains(START_TAG) && !text.contains(END_TAG), "{}", text);
+                }
+            }
+        }
+    }
+
+    /// A text of contents and calls, and the calls.
+    fn with_calls(
+        parts: &[(String, Option<(String, String)>)],
+    ) -> (String, Vec<GeneratedToolCall>) {
+        let mut text = String::new();
+        let mut calls = Vec::new();
+        for (content, call) in parts {
+            text += content;
+            if let Some((name, value)) = call {
+                let arguments =
+                    serde_json::json!({ "value": value, "tag": "</tool_call>" }).to_string();
+                let name_json = serde_json::Value::from(name.as_str());
+                let json = format!("{{\"name\": {name_json}, \"arguments\": {arguments}}}");
+                text += &["\n<tool_call>\n", &json, "\n</tool_call>\n"].concat();
+                calls.push(GeneratedToolCall { name: name.clone(), arguments });
+            }
+        }
+        (text, calls)
     }
 }

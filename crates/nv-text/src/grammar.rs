@@ -22,8 +22,8 @@ use std::fmt::Write as _;
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::{Value, json};
 
-use crate::chat_parser::{Reasoning, THINK_END, THINK_START};
 use crate::error::{Error, Result};
+use crate::reasoning::{Reasoning, THINK_END, THINK_START};
 use crate::tool_call;
 use placeholders::Placeholders;
 

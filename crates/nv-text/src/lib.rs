@@ -24,8 +24,9 @@
 //! let ids = tokenizer.encode(&prompt, false)?;
 //!
 //! let mut stream = tokenizer.stream(true);
-//! let mut stop = StopStrings::new(&["END"], false)?;
-//! let mut parser = ChatParser::new(Reasoning::after_prompt(&prompt), ToolCalls::Off);
+//! let reasoning = Reasoning::after_prompt(&prompt);
+//! let mut stop = StopStrings::new(&["END"], false)?.after_reasoning(reasoning);
+//! let mut parser = ChatParser::new(reasoning, ToolCalls::Off);
 //! let mut content = String::new();
 //! let mut show = |deltas: Vec<ChatDelta>| {
 //!     for delta in deltas {
@@ -43,7 +44,7 @@
 //! }
 //! // What was held back, from the first stage to the last.
 //! show(parser.push(stop.push(&stream.finish()).text));
-//! show(parser.push(&stop.finish()));
+//! show(parser.push(stop.finish().text));
 //! show(parser.finish());
 //! # Ok::<(), nv_text::Error>(())
 //! ```
@@ -60,6 +61,7 @@ mod json;
 mod literals;
 mod message;
 mod pre_tokenizer;
+mod reasoning;
 mod stop;
 mod stream;
 mod tokenizer;
@@ -69,7 +71,7 @@ mod vocab_files;
 
 pub use big_integer::{big_integer, json_from_str, rounded};
 pub use chat_delta::{ChatAnswer, ChatDelta, GeneratedToolCall};
-pub use chat_parser::{ChatParser, Reasoning, ToolCalls};
+pub use chat_parser::{ChatParser, ToolCalls};
 pub use chat_template::{ChatOptions, ChatTemplate};
 pub use error::{Error, Result};
 pub use fields::{Fields, FromField};
@@ -77,6 +79,7 @@ pub use grammar::{
     CompiledGrammar, FunctionSchema, Grammar, GrammarCompiler, GrammarMatcher, NextTokens,
 };
 pub use message::{ChatMessage, FunctionCall, ToolCall};
+pub use reasoning::Reasoning;
 pub use stop::{StopCheck, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;

@@ -34,12 +34,26 @@ impl Literals {
     /// Goes on to the end of `text`, or to the end of the first string found; of several that end there it is the
     /// longest. Appends to `released` the text, held back or new, that is part of none.
     pub(crate) fn scan(&mut self, text: &str, released: &mut String) -> Option<Found> {
+        self.scan_behind(0, text, released)
+    }
+
+    /// As [`scan`](Self::scan), but a string that ends in the first `num_passed` bytes of `text` is none.
+    pub(crate) fn scan_behind(
+        &mut self,
+        num_passed: usize,
+        text: &str,
+        released: &mut String,
+    ) -> Option<Found> {
         // What is held back is the start of a string, so that it is not stored, nor moved with each piece.
         let literals = Arc::clone(&self.literals);
         let held = held(&literals, &self.matched);
         for (position, byte) in text.bytes().enumerate() {
             for (literal, matched) in literals.iter().zip(&mut self.matched) {
                 *matched = literal.advance(*matched, byte);
+                if *matched == literal.len() && position < num_passed {
+                    // Its end may be the start of another.
+                    *matched = literal.borders[*matched - 1];
+                }
             }
             let found = literals.iter().zip(&self.matched);
             let found = found.filter(|&(literal, &matched)| matched == literal.text.len());
@@ -52,6 +66,18 @@ impl Literals {
         }
         release(held, text, self.held().len(), released);
         None
+    }
+
+    /// Whether no string is looked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.literals.is_empty()
+    }
+
+    /// The text that is held back, which has become no string.
+    pub(crate) fn take_held(&mut self) -> String {
+        let held = self.held().to_owned();
+        self.matched.fill(0);
+        held
     }
 
     /// The text that is held back.

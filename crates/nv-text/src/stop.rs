@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::literals::Literals;
+use crate::reasoning::{Reasoning, ReasoningSplitter};
 
 /// Ends a text at the first of several strings.
 ///
@@ -27,9 +28,14 @@ use crate::literals::Literals;
 pub struct StopStrings {
     literals: Literals,
     include_stop_str_in_output: bool,
+    reasoning: ReasoningSplitter,
+    /// Bytes that have come.
+    num_bytes: usize,
+    /// Bytes at the beginning in which no string ends.
+    num_passed: usize,
     /// The string that ended the text.
     stop_string: Option<Arc<str>>,
-    /// What the last `push` returned.
+    /// What the last call returned.
     text: String,
 }
 
@@ -59,28 +65,91 @@ impl StopStrings {
         Ok(Self {
             literals: Literals::new(stop.iter().map(AsRef::as_ref)),
             include_stop_str_in_output,
+            reasoning: ReasoningSplitter::new(Reasoning::Off),
+            num_bytes: 0,
+            num_passed: 0,
             stop_string: None,
             text: String::new(),
         })
     }
 
+    /// Looks for the strings behind the reasoning alone, which the text begins with as `reasoning` says: neither in it, nor
+    /// in its tags, nor in the line ends that follow it.
+    ///
+    /// ```
+    /// use nv_text::{Reasoning, StopStrings};
+    ///
+    /// let mut stop = StopStrings::new(&["\n\n"], false)?.after_reasoning(Reasoning::Optional);
+    /// let check = stop.push("<think>\nOne.\n\nTwo.\n</think>\n\nThree.\n\nFour.");
+    /// assert_eq!(check.text, "<think>\nOne.\n\nTwo.\n</think>\n\nThree.");
+    /// assert_eq!(check.stop_string, Some("\n\n"));
+    /// # Ok::<(), nv_text::Error>(())
+    /// ```
+    #[must_use]
+    pub fn after_reasoning(mut self, reasoning: Reasoning) -> Self {
+        // Without strings nothing need be held back.
+        if !self.literals.is_empty() {
+            self.reasoning = ReasoningSplitter::new(reasoning);
+        }
+        self
+    }
+
     /// Goes on by `text`. What comes after a stop string is dropped.
     pub fn push(&mut self, text: &str) -> StopCheck<'_> {
+        self.push_if(true, text)
+    }
+
+    /// Goes on by `text`, in which a string ends only if it `may_end`; if not, one may still begin in it and end later. No text
+    /// before it may end then.
+    ///
+    /// ```
+    /// use nv_text::StopStrings;
+    ///
+    /// let mut stop = StopStrings::new(&["END"], false)?;
+    /// assert_eq!(stop.push_if(false, "The END E").text, "The END ");
+    /// assert_eq!(stop.push_if(true, "ND").stop_string, Some("END"));
+    /// # Ok::<(), nv_text::Error>(())
+    /// ```
+    pub fn push_if(&mut self, may_end: bool, text: &str) -> StopCheck<'_> {
+        self.num_bytes += text.len();
+        if !may_end {
+            self.num_passed = self.num_bytes;
+        }
         self.text.clear();
-        if self.stop_string.is_none()
-            && let Some(found) = self.literals.scan(text, &mut self.text)
-        {
+        if self.stop_string.is_none() {
+            let said = self.reasoning.push(text, &mut self.text);
+            self.scan(&said);
+        }
+        self.check()
+    }
+
+    /// Ends the text: what was held back, as nothing follows.
+    pub fn finish(&mut self) -> StopCheck<'_> {
+        self.text.clear();
+        if self.stop_string.is_none() {
+            let said = self.reasoning.finish();
+            self.scan(&said);
+        }
+        if self.stop_string.is_none() {
+            self.text.push_str(&self.literals.take_held());
+        }
+        self.check()
+    }
+
+    /// Looks for the strings in the last bytes that have come, which are no reasoning.
+    fn scan(&mut self, said: &str) {
+        let num_before = self.num_bytes - said.len();
+        let num_passed = self.num_passed.saturating_sub(num_before);
+        if let Some(found) = self.literals.scan_behind(num_passed, said, &mut self.text) {
             if self.include_stop_str_in_output {
                 self.text.push_str(&found.literal);
             }
             self.stop_string = Some(found.literal);
         }
-        StopCheck { text: &self.text, stop_string: self.stop_string.as_deref() }
     }
 
-    /// Ends the text: what was held back, as it has become no stop string.
-    pub fn finish(self) -> String {
-        self.literals.held().to_owned()
+    fn check(&self) -> StopCheck<'_> {
+        StopCheck { text: &self.text, stop_string: self.stop_string.as_deref() }
     }
 }
 
@@ -96,9 +165,9 @@ mod tests {
     /// The pieces that come out, the last of them at the end, and the string found.
     fn run(mut stop: StopStrings, deltas: &[&str]) -> (Vec<String>, Option<String>) {
         let mut out: Vec<_> = deltas.iter().map(|delta| stop.push(delta).text.to_owned()).collect();
-        let stop_string = stop.push("").stop_string.map(str::to_owned);
-        out.push(stop.finish());
-        (out, stop_string)
+        let last = stop.finish();
+        out.push(last.text.to_owned());
+        (out, last.stop_string.map(str::to_owned))
     }
 
     #[test]
@@ -131,6 +200,52 @@ mod tests {
     }
 
     #[test]
+    fn a_string_may_begin_where_none_may_end() {
+        let check = |string: &str, passed: &str, text: &str, expected: &str| {
+            let mut stop = StopStrings::new(&[string], false).unwrap();
+            let mut out = stop.push_if(false, passed).text.to_owned();
+            out += stop.push(text).text;
+            let last = stop.finish();
+            assert_eq!(out + last.text, expected, "{string} {passed} {text}");
+            let is_found = expected.len() < passed.len() + text.len();
+            assert_eq!(last.stop_string, is_found.then_some(string));
+        };
+        check("two", "one, t", "wo", "one, ");
+        check("two", "one, two", "two", "one, two");
+        check("two", "one, two", "", "one, two");
+        check("aa", "aa", "", "aa");
+        check("aa", "aa", "a", "a");
+        check("aba", "aba", "ba", "ab");
+    }
+
+    #[test]
+    fn no_string_is_found_in_reasoning() {
+        let check = |reasoning: Reasoning, text: &str, expected: &str| {
+            let stop = StopStrings::new(&["\n\n", "x", "</think>", ">\n", "</"], false).unwrap();
+            let stop = stop.after_reasoning(reasoning);
+            let chars: Vec<_> = text.chars().map(String::from).collect();
+            let chars: Vec<_> = chars.iter().map(String::as_str).collect();
+            for pieces in [&[text][..], &chars] {
+                let (out, found) = run(stop.clone(), pieces);
+                assert_eq!(out.concat(), expected, "{reasoning:?} {text:?}");
+                assert_eq!(found.is_some(), expected != text, "{reasoning:?} {text:?}");
+            }
+        };
+        let thought = "\n\n<think>\nx\n\ny\n</think>\n\n\nz\n\nz";
+        check(Reasoning::Optional, thought, "\n\n<think>\nx\n\ny\n</think>\n\n\nz");
+        check(Reasoning::Opened, &thought[9..], "\nx\n\ny\n</think>\n\n\nz");
+        check(Reasoning::Off, thought, "");
+        check(Reasoning::Opened, "x\n\n", "x\n\n");
+        check(Reasoning::Optional, "<think>x</thin", "<think>x</thin");
+        check(Reasoning::Optional, "a\n\n<think>", "a");
+        // Whether it is reasoning is not certain before the end.
+        check(Reasoning::Optional, "\n\n", "");
+        check(Reasoning::Optional, "\n<thi", "\n<thi");
+        check(Reasoning::Optional, "<think x", "<think ");
+        check(Reasoning::Optional, "<think>x</think></", "<think>x</think>");
+    }
+
+    #[test]
     fn empty_strings_are_refused() {
         let error = StopStrings::new(&["x", ""], false).unwrap_err();
         let expected = "field `stop[1]`: expected a string of at least one character, found \"\"";
@@ -153,11 +268,12 @@ mod tests {
         #[test]
         fn pieces_make_up_the_whole(
             stop in prop::collection::vec("[ab€]{1,4}", 0..4),
-            text in "[ab€]{0,30}",
+            text in "(\n{0,2}<think>[ab€]{0,9}(</think>\n{0,2})?)?[ab€]{0,30}",
             include_stop_str_in_output: bool,
             cuts in any_cuts(),
         ) {
             let stop = StopStrings::new(&stop, include_stop_str_in_output).unwrap();
+            let stop = stop.after_reasoning(Reasoning::Optional);
             let (whole, found) = run(stop.clone(), &[&text]);
             let (parts, found_in_parts) = run(stop, &pieces(&text, &cuts));
             prop_assert_eq!(parts.concat(), whole.concat());

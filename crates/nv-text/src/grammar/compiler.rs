@@ -16,8 +16,8 @@ use llguidance::{Matcher, ParserFactory};
 use super::matcher::{CompiledGrammar, refusal};
 use super::vocabulary::Vocabulary;
 use super::{Grammar, Source, limits};
-use crate::chat_parser::Reasoning;
 use crate::error::{Error, Result};
+use crate::reasoning::Reasoning;
 use crate::tokenizer::Tokenizer;
 
 /// Grammars that are compiled at once.

@@ -234,7 +234,7 @@ fn calls_are_those_that_the_parser_reads() {
     check(&grammar, &call("weather", r#"{"city": "Rom""#), None);
     check(&grammar, &call("f\"1", r#"{"a""#), None);
     check(&grammar, "I ask", None);
-    let answer = ChatParser::parse(&format!("{one}\n{two}"), Reasoning::Off, ToolCalls::Whole);
+    let answer = ChatParser::parse(&format!("{one}\n{two}"), Reasoning::Off, ToolCalls::On);
     let calls: Vec<_> =
         answer.tool_calls.iter().map(|call| (&*call.name, &*call.arguments)).collect();
     assert_eq!(calls, [("f\"1", "{}"), ("weather", r#"{"city": "Köln"}"#)]);

@@ -89,7 +89,7 @@ impl Model {
         let prompt = Prompt::Answer("Hello!".to_owned()).encode(template, tokenizer);
         let prompt = prompt.context("cannot turn a message into a prompt")?;
         let num_logits = self.config.vocab_size;
-        match prompt.into_iter().find(|&token_id| token_id as usize >= num_logits) {
+        match prompt.token_ids.into_iter().find(|&token_id| token_id as usize >= num_logits) {
             Some(token_id) => Err(engine::Error::TokenId { token_id, num_logits })
                 .context("the tokenizer is not the model's"),
             None => Ok(()),

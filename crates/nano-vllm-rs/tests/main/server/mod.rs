@@ -5,6 +5,7 @@ mod bad_requests;
 mod chat;
 pub(crate) mod client;
 mod completions;
+mod endings;
 mod http;
 mod limits;
 mod paths;

@@ -98,7 +98,9 @@ impl Answerer {
         }
         self.engine.abort(id);
         show(parser.push(&text.finish()))?;
-        show(parser.finish())?;
+        let is_whole =
+            matches!(finished, Some(Ok(FinishReason::Stop { .. } | FinishReason::Complete)));
+        show(if is_whole { parser.finish() } else { parser.cut() })?;
         shown.finish()?;
         let mut end = finished.transpose().context("the answer is cut short")?;
         if end == Some(FinishReason::Length) && max_tokens.is_none() {

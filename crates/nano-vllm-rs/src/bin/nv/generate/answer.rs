@@ -9,7 +9,7 @@ use nano_vllm_rs::text::{StopStrings, Tokenizer};
 use serde_json::{Value, json};
 
 use super::continuation::{Continuation, End};
-use super::prompts::{Input, Prompt};
+use super::prompts::{Encoded, Input, Prompt};
 
 /// The least log-probability in JSON, which has no infinity; vLLM's.
 const LEAST_LOGPROB: f32 = -9999.0;
@@ -58,7 +58,7 @@ impl Asked {
 impl Job {
     pub(super) fn new(
         input: Input,
-        prompt: Result<Vec<TokenId>>,
+        prompt: Result<Encoded>,
         recommended: &GenerationConfig,
     ) -> Self {
         let Input { place, content } = input;
@@ -67,9 +67,10 @@ impl Job {
             _ => place.clone(),
         };
         let request = content.and_then(|(_, sampling)| {
+            let Encoded { token_ids, reasoning } = prompt?;
             Ok(Asked {
-                request: Request::new(prompt?, sampling.params(recommended)?),
-                stop: sampling.stop_strings()?,
+                request: Request::new(token_ids, sampling.params(recommended)?),
+                stop: sampling.stop_strings()?.after_reasoning(reasoning),
                 return_token_ids: sampling.return_token_ids,
             })
         });

@@ -8,7 +8,7 @@ use nano_vllm_rs::text::{StopStrings, TokenStream};
 pub(super) struct Continuation {
     stream: TokenStream,
     stop: StopStrings,
-    /// Tokens in which nothing is a stop string.
+    /// Tokens in which no stop string ends; one may begin in them.
     min_tokens: usize,
     /// The text that is certain.
     pub(super) text: String,
@@ -48,13 +48,9 @@ impl Continuation {
             self.token_ids.push(token_id);
             self.logprobs.extend(logprobs.next());
             let text = self.stream.push(token_id);
-            if self.token_ids.len() <= self.min_tokens {
-                self.text.push_str(text);
-            } else {
-                let check = self.stop.push(text);
-                self.text.push_str(check.text);
-                self.end = check.stop_string.map(|stop| End::StopString(stop.to_owned()));
-            }
+            let check = self.stop.push_if(self.token_ids.len() > self.min_tokens, text);
+            self.text.push_str(check.text);
+            self.end = check.stop_string.map(|stop| End::StopString(stop.to_owned()));
         }
         if self.end.is_none()
             && let Some(Ok(reason)) = output.finished
@@ -67,8 +63,13 @@ impl Continuation {
     /// Adds what was held back, as nothing comes that could change its meaning.
     pub(super) fn finish(&mut self) {
         let rest = self.stream.clone().finish();
-        self.text.push_str(self.stop.push(&rest).text);
-        self.text.push_str(&self.stop.clone().finish());
+        let may_end = self.token_ids.len() > self.min_tokens;
+        self.text.push_str(self.stop.push_if(may_end, &rest).text);
+        let check = self.stop.finish();
+        self.text.push_str(check.text);
+        if let Some(stop) = check.stop_string {
+            self.end = Some(End::StopString(stop.to_owned()));
+        }
     }
 
     /// Tokens that were computed for it, a stop token included.

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use nano_vllm_rs::engine::{Engine, EngineConfig, Request, TokenId};
+use nano_vllm_rs::engine::{Engine, EngineConfig, Request};
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 use nano_vllm_rs::text::Tokenizer;
 
@@ -21,8 +21,8 @@ use crate::args::GenerateArgs;
 use crate::model::{Model, PREFILL_CHUNK};
 use crate::{copies, interrupt, say};
 use answer::Job;
-use prompts::Input;
 pub(crate) use prompts::Prompt;
+use prompts::{Encoded, Input};
 
 /// How to run a larger one.
 const LARGER: &str =
@@ -86,7 +86,7 @@ fn config(args: &GenerateArgs, qwen3: &Qwen3ForCausalLM, requests: &[&Request]) 
 /// What the model is to go on from, and what turns its tokens into text.
 struct Text {
     tokenizer: Tokenizer,
-    prompts: Vec<Result<Vec<TokenId>>>,
+    prompts: Vec<Result<Encoded>>,
 }
 
 fn load_text(model: &Model, inputs: &[Input]) -> Result<Text> {

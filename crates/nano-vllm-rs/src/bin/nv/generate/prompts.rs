@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use nano_vllm_rs::engine::TokenId;
 use nano_vllm_rs::text::{
-    self, ChatMessage, ChatOptions, ChatTemplate, Fields, FromField, Tokenizer, json_from_str,
+    self, ChatMessage, ChatOptions, ChatTemplate, Fields, FromField, Reasoning, Tokenizer, json_from_str,
 };
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ impl Input {
         matches!(self.content, Ok((Prompt::Answer(_) | Prompt::Conversation(_), _)))
     }
 
-    /// The tokens that the model is to go on from; none for what can't be told.
+    /// What the model is to go on from; without tokens where that can't be told.
     ///
     /// # Errors
     /// If a text has no tokens, or the template refuses a conversation.
@@ -71,10 +71,10 @@ impl Input {
         &self,
         template: Option<&ChatTemplate>,
         tokenizer: &Tokenizer,
-    ) -> Result<Vec<TokenId>> {
+    ) -> Result<Encoded> {
         match &self.content {
             Ok((prompt, _)) => prompt.encode(template, tokenizer),
-            Err(_) => Ok(Vec::new()),
+            Err(_) => Ok(Encoded::default()),
         }
     }
 
@@ -128,8 +128,16 @@ fn read_request(line: &str, sampling: &SamplingArgs) -> Result<(Prompt, Sampling
     Ok((prompt, sampling))
 }
 
+/// A prompt as the model takes it.
+#[derive(Debug, Default)]
+pub(crate) struct Encoded {
+    pub(crate) token_ids: Vec<TokenId>,
+    /// Where its continuation may hold reasoning.
+    pub(crate) reasoning: Reasoning,
+}
+
 impl Prompt {
-    /// The tokens that the model is to go on from.
+    /// What the model is to go on from.
     ///
     /// # Errors
     /// If a text has no tokens, or the template refuses a conversation.
@@ -137,18 +145,27 @@ impl Prompt {
         &self,
         template: Option<&ChatTemplate>,
         tokenizer: &Tokenizer,
-    ) -> Result<Vec<TokenId>> {
+    ) -> Result<Encoded> {
         let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
         let messages = match (self, template) {
-            (Self::TokenIds(token_ids), _) => return Ok(token_ids.clone()),
+            (Self::TokenIds(token_ids), _) => return Ok(Encoded::text(token_ids.clone())),
             (Self::Answer(text), None) | (Self::Continue(text), _) => {
-                return Ok(tokenizer.encode(text, true)?);
+                return Ok(Encoded::text(tokenizer.encode(text, true)?));
             }
             (Self::Answer(text), Some(_)) => &[ChatMessage::new("user", text.clone())],
             (Self::Conversation(messages), _) => messages.as_slice(),
         };
         let template = template.context("field `messages`: the model has no chat template")?;
-        Ok(tokenizer.encode(&template.render(messages, &options)?, false)?)
+        let text = template.render(messages, &options)?;
+        let token_ids = tokenizer.encode(&text, false)?;
+        Ok(Encoded { token_ids, reasoning: Reasoning::after_prompt(&text) })
+    }
+}
+
+impl Encoded {
+    /// A text that is continued, which has no reasoning.
+    fn text(token_ids: Vec<TokenId>) -> Self {
+        Self { token_ids, reasoning: Reasoning::Off }
     }
 }
 
