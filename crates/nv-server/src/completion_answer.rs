@@ -263,7 +263,7 @@ impl Chunks for CompletionChunks {
             stop_reason: StopReason::of(&finish),
             prompt_logprobs: None,
             prompt_token_ids: None,
-            token_ids: None,
+            token_ids: self.form.return_token_ids.then(Vec::new),
         });
         text.into_iter().chain(end).map(|choice| self.chunk(Some(choice), usage)).collect()
     }
