@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use nano_vllm_rs::engine::TokenId;
 use nano_vllm_rs::text::{
-    self, ChatMessage, ChatOptions, ChatTemplate, Fields, FromField, Reasoning, Tokenizer, json_from_str,
+    self, ChatMessage, ChatOptions, ChatTemplate, Fields, FromField, Reasoning, Tokenizer,
+    json_from_str,
 };
 use serde_json::Value;
 
