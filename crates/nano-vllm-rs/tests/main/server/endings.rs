@@ -275,7 +275,10 @@ fn a_streams_last_text_and_its_finish_reason_come_apart() {
     assert_eq!(text, "abc");
     assert_eq!(
         end["choices"],
-        json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": "length", "stop_reason": null}])
+        json!([{
+            "index": 0, "text": "", "logprobs": null, "finish_reason": "length", "stop_reason": null,
+            "prompt_logprobs": null,
+        }])
     );
     assert_eq!((&usage["choices"], &usage["usage"]["completion_tokens"]), (&json!([]), &json!(3)));
 
