@@ -3,9 +3,12 @@
 //! Pure and deterministic: no clock, no I/O, no tensors, no threads. Decisions depend on the calls made and on
 //! nothing else, so that a run can be repeated.
 
+mod admission;
 mod config;
 mod output;
+mod preemption;
 mod sequence;
+mod step;
 mod trace;
 
 #[cfg(test)]
@@ -20,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache_manager::KvCacheManager;
 use crate::sampling_params::refuse;
 use sequence::{Key, Sequence, Sequences, Slot};
+use step::Step;
 
 pub use config::SchedulerConfig;
 pub(crate) use config::{DEFAULT_BLOCK_SIZE, DEFAULT_MAX_NUM_BATCHED_TOKENS};
@@ -80,14 +84,6 @@ pub struct Scheduler {
     /// Counts; what [`Self::stats`] can look up is looked up there.
     counts: SchedulerStats,
     trace: Option<Vec<Event>>,
-}
-
-/// A step in the making.
-struct Step<'a> {
-    budget: usize,
-    /// Blocks that scheduled sequences need for the tokens that don't fit into the step.
-    num_promised_blocks: usize,
-    output: &'a mut SchedulerOutput,
 }
 
 impl Scheduler {
@@ -301,19 +297,6 @@ impl Scheduler {
         slot.is_some()
     }
 
-    /// Takes a running sequence's blocks, between two steps, as if others had needed them: it waits again at its old place,
-    /// and all its tokens will be computed anew, or found. Returns whether it ran.
-    pub fn preempt(&mut self, id: SequenceId) -> bool {
-        let Some(slot) = self.sequences.slot(id) else { return false };
-        let key = self.sequences[slot].key;
-        let at = self.running.binary_search_by_key(&key, |&(key, _)| key);
-        if let Ok(at) = at {
-            self.running.remove(at);
-            self.give_up(key, slot);
-        }
-        at.is_ok()
-    }
-
     /// Whether there is anything to schedule.
     pub fn has_unfinished_sequences(&self) -> bool {
         !self.running.is_empty() || !self.waiting.is_empty()
@@ -363,186 +346,6 @@ impl Scheduler {
     /// The decisions since the last call; each prints as a line of text.
     pub fn take_trace(&mut self) -> Vec<Event> {
         self.trace.as_mut().map(mem::take).unwrap_or_default()
-    }
-
-    /// One token for every running sequence that decodes.
-    fn schedule_decodes(&mut self, step: &mut Step<'_>) {
-        let mut at = 0;
-        while let Some(&(_, slot)) = self.running.get(at) {
-            at += 1;
-            if self.sequences[slot].decodes() {
-                self.schedule_running(slot, 1, step);
-            }
-        }
-    }
-
-    /// Chunks of the prompts of running sequences.
-    fn schedule_prefills(&mut self, step: &mut Step<'_>) {
-        let mut at = 0;
-        while let Some(&(_, slot)) = self.running.get(at)
-            && step.budget > 0
-        {
-            at += 1;
-            let sequence = &self.sequences[slot];
-            if !sequence.decodes() {
-                let num_new_tokens = sequence.num_uncomputed_tokens().min(step.budget);
-                self.schedule_running(slot, num_new_tokens, step);
-            }
-        }
-    }
-
-    /// Proposed tokens of sequences that decode, as far as budget and blocks are left that no other sequence wants.
-    fn schedule_drafts(&mut self, step: &mut Step<'_>) {
-        let SchedulerOutput { scheduled, copies, .. } = &mut *step.output;
-        for scheduled in scheduled {
-            let sequence = &mut self.sequences[scheduled.slot];
-            let num_draft_tokens = sequence.draft().len().min(step.budget);
-            if num_draft_tokens == 0 || !sequence.decodes() {
-                continue;
-            }
-            let (start, reserved) = (sequence.num_computed_tokens, step.num_promised_blocks);
-            let (blocks, end) = (&mut sequence.blocks, start + 1 + num_draft_tokens);
-            if self.kv_cache.allocate_slots(blocks, start, end, reserved, copies) {
-                sequence.num_scheduled_tokens += num_draft_tokens;
-                scheduled.num_scheduled_tokens += num_draft_tokens;
-                scheduled.num_draft_tokens = num_draft_tokens;
-                step.budget -= num_draft_tokens;
-                let id = scheduled.id;
-                self.record(|_| Event::Drafted { id, num_draft_tokens });
-            }
-        }
-    }
-
-    /// Schedules tokens of a running sequence, at the expense of the last ones in the order if blocks run out, and of
-    /// itself if it is the last.
-    fn schedule_running(&mut self, slot: Slot, num_new_tokens: usize, step: &mut Step<'_>) {
-        loop {
-            let sequence = &mut self.sequences[slot];
-            let start = sequence.num_computed_tokens;
-            let end = start + num_new_tokens;
-            let copies = &mut step.output.copies;
-            if self.kv_cache.allocate_slots(&mut sequence.blocks, start, end, 0, copies) {
-                return self.push(slot, num_new_tokens, step);
-            }
-            if self.preempt_last(step) == slot {
-                return;
-            }
-        }
-    }
-
-    /// Adds a sequence that has slots for its tokens to the step.
-    fn push(&mut self, slot: Slot, num_scheduled_tokens: usize, step: &mut Step<'_>) {
-        let sequence = &mut self.sequences[slot];
-        sequence.num_scheduled_tokens = num_scheduled_tokens;
-        step.budget -= num_scheduled_tokens;
-        step.num_promised_blocks += self
-            .kv_cache
-            .num_blocks_for(sequence.num_tokens())
-            .saturating_sub(sequence.blocks.block_ids().len());
-        let (id, num_computed_tokens) = (sequence.id, sequence.num_computed_tokens);
-        step.output.scheduled.push(ScheduledSequence {
-            id,
-            num_scheduled_tokens,
-            num_draft_tokens: 0,
-            num_computed_tokens,
-            num_cached_tokens: sequence.num_cached_tokens.unwrap_or(0),
-            samples: num_scheduled_tokens == sequence.num_uncomputed_tokens(),
-            slot,
-        });
-        self.record(|_| Event::Scheduled { id, num_computed_tokens, num_scheduled_tokens });
-    }
-
-    /// Takes the last running sequence's blocks and its part of the step.
-    fn preempt_last(&mut self, step: &mut Step<'_>) -> Slot {
-        let (key, slot) = self.running.pop().expect("only running sequences take others' blocks");
-        let num_scheduled_tokens = self.give_up(key, slot);
-        if num_scheduled_tokens > 0 {
-            step.budget += num_scheduled_tokens;
-            step.output.scheduled.retain(|scheduled| scheduled.slot != slot);
-        }
-        step.output.preempted.push(self.sequences[slot].id);
-        slot
-    }
-
-    /// Lets a sequence that ran until now wait without blocks; returns how many of its tokens were scheduled.
-    fn give_up(&mut self, key: Key, slot: Slot) -> usize {
-        self.waiting.insert(key, slot);
-        let sequence = &mut self.sequences[slot];
-        self.kv_cache.free(&mut sequence.blocks);
-        sequence.set_draft(&[]);
-        let id = sequence.id;
-        let num_computed_tokens = mem::take(&mut sequence.num_computed_tokens);
-        let num_scheduled_tokens = mem::take(&mut sequence.num_scheduled_tokens);
-        self.counts.num_preemptions += 1;
-        self.record(|_| Event::Preempted { id, num_computed_tokens });
-        num_scheduled_tokens
-    }
-
-    /// Starts waiting sequences, in order, as long as there is room for all their tokens.
-    fn admit(&mut self, step: &mut Step<'_>) {
-        while step.budget > 0 && self.running.len() < self.config.max_num_seqs {
-            let Some((&key, &slot)) = self.waiting.first_key_value() else { return };
-            if !self.admit_one(slot, step) {
-                self.record(|scheduler| {
-                    let sequence = &scheduler.sequences[slot];
-                    Event::Blocked {
-                        id: sequence.id,
-                        num_blocks: scheduler.kv_cache.num_blocks_for(sequence.num_tokens()),
-                        num_free_blocks: scheduler.kv_cache.pool().num_free_blocks(),
-                    }
-                });
-                return;
-            }
-            self.waiting.remove(&key);
-            self.run(key, slot);
-        }
-    }
-
-    /// Schedules the first tokens of a waiting sequence; returns whether there is room for all of them.
-    fn admit_one(&mut self, slot: Slot, step: &mut Step<'_>) -> bool {
-        let num_reserved_blocks = if self.running.is_empty() {
-            0
-        } else {
-            self.config.num_watermark_blocks + step.num_promised_blocks
-        };
-        // Looking for cached blocks takes longer than seeing that even all of them would not help.
-        if self.kv_cache.pool().num_free_blocks() <= num_reserved_blocks {
-            return false;
-        }
-        let sequence = &mut self.sequences[slot];
-        let num_tokens = sequence.num_tokens();
-        let num_cached_tokens = if sequence.skips_prefix_cache() {
-            0
-        } else {
-            let (blocks, token_ids) = sequence.blocks_and_token_ids();
-            self.kv_cache.get_computed_blocks(blocks, token_ids)
-        };
-        let num_new_tokens = (num_tokens - num_cached_tokens).min(step.budget);
-        let end = num_cached_tokens + num_new_tokens;
-        let num_later_blocks =
-            self.kv_cache.num_blocks_for(num_tokens) - self.kv_cache.num_blocks_for(end);
-        if !self.kv_cache.allocate_slots(
-            &mut sequence.blocks,
-            num_cached_tokens,
-            end,
-            num_reserved_blocks + num_later_blocks,
-            &mut step.output.copies,
-        ) {
-            self.kv_cache.free(&mut sequence.blocks);
-            return false;
-        }
-        sequence.num_computed_tokens = num_cached_tokens;
-        // What a preempted sequence finds is its own.
-        let is_first = sequence.num_cached_tokens.is_none();
-        sequence.num_cached_tokens.get_or_insert(num_cached_tokens);
-        if is_first && self.config.enable_prefix_caching && !sequence.skips_prefix_cache() {
-            self.counts.num_prefix_queries += num_tokens as u64;
-            self.counts.num_prefix_hits += num_cached_tokens as u64;
-        }
-        let id = sequence.id;
-        self.record(|_| Event::Admitted { id, num_tokens, num_cached_tokens });
-        self.push(slot, num_new_tokens, step);
-        true
     }
 
     /// Puts a sequence that has blocks at its place in the order.
