@@ -17,7 +17,7 @@ use nano_vllm_rs::weights::{Checkpoint, Dtype};
 use super::floor::Costs;
 use super::limits::Machine;
 use super::memory::peak_private;
-use super::patience::{Interrupted, LONGEST_PROMPT, TooSlow, within};
+use super::patience::{Interrupted, LONGEST_PROMPT, TooSlow, check, within};
 use super::report::{Memory, Report, Row, Skipped};
 use super::server::Server;
 use super::serving::{Served, serve};
@@ -332,8 +332,4 @@ fn prompt(tokenizer: &Tokenizer) -> Result<(String, usize)> {
         }
         text += " the";
     }
-}
-
-pub(super) fn check(interrupted: &AtomicBool) -> Result<()> {
-    if interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
 }

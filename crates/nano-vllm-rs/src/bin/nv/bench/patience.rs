@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+
 /// The longest that a prompt may take, whether it is timed or comes before what is.
 pub(super) const LONGEST_PROMPT: Duration = Duration::from_mins(5);
 
@@ -47,6 +49,12 @@ impl fmt::Display for Interrupted {
 }
 
 impl Error for Interrupted {}
+
+/// # Errors
+/// [`Interrupted`], if Ctrl-C has been pressed.
+pub(super) fn check(interrupted: &AtomicBool) -> Result<()> {
+    if interrupted.load(Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+}
 
 /// A prompt that took longer than [`LONGEST_PROMPT`].
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use nano_vllm_rs::engine::{
 };
 use nano_vllm_rs::model::Qwen3ForCausalLM;
 
-use super::measure::check;
+use super::patience::check;
 use super::workload::Workload;
 
 /// Prompt tokens that are computed at once: bounds the wait for Ctrl-C.

@@ -10,7 +10,7 @@ use nano_vllm_rs::engine::{Engine, EngineStats, Request, RequestId, SamplingPara
 
 use super::floor::{Costs, Work};
 use super::limits::{Limits, Machine};
-use super::measure::check;
+use super::patience::check;
 use super::timing::median;
 use super::traffic::{Arrivals, Planned};
 
