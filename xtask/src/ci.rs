@@ -61,6 +61,8 @@ const STEPS: &[Step] = &[
     ]),
     Step::Cargo(&["doc", "--workspace", "--no-deps"]),
     Step::Cargo(&["test"]),
+    // What the compiler made of the kernels, which only the profile that users run shows.
+    Step::Cargo(&["test", "--release", "--package", "nv-kernels", "--lib", "disassembly"]),
     Step::Task("openai", openai::run),
     Step::Task("page", page::run),
     Step::Task("router", |out| router::run(&router::Args::default(), out)),

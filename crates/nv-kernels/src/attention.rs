@@ -4,16 +4,21 @@
 //! its position and its sequence's keys and values alone: not on chunking, on blocks, or on what else runs.
 //! Knows no instruction set, and nothing of who owns blocks.
 
+mod blocks;
+mod operand;
+pub(crate) mod outer;
+
 use std::cmp::Reverse;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::dispatch::Kernels;
+use self::operand::{Element, Operand};
+use self::outer::{LANES, Outer, Run, vectors_at_once};
 use crate::elementwise::{Elementwise, Softmax, SoftmaxStep};
-use crate::kv::{KvLayout, KvMut, Sequence, Slot};
-use crate::outer::{HALF, Outer, Run, halves_at_once};
-use crate::panel::{NewResult, SharedResult};
+use crate::kv::{KvLayout, KvMut, Sequence};
 use crate::pool::Pool;
+use crate::results::{NewResult, SharedResult};
+use crate::table::Kernels;
 
 /// Keys of one step of the online softmax.
 const KEY_TILE: usize = 128;
@@ -43,37 +48,37 @@ pub(crate) fn run(
     assert!(num_heads.is_multiple_of(layout.num_kv_heads));
     let groups = num_heads / layout.num_kv_heads;
 
-    let pieces = pieces(layout, sequences, groups);
+    let tasks = tasks(layout, sequences, groups);
     let mut result = NewResult::new(out, num_tokens, num_heads * layout.head_dim);
-    let room = result.room();
+    let shared = result.shared();
     let elementwise = kernels.elementwise;
     match kv {
         KvMut::Bf16 { k, v } => {
             let softmax_step = elementwise.softmax_step_rounded;
             if let Some(outer) = kernels.outer_bf16 {
                 let cache = Cache { elementwise, outer, softmax_step, k, v };
-                pool.run(pieces.len(), |i| attend(&cache, layout, &pieces[i], groups, q, &room));
+                pool.run(tasks.len(), |i| attend(&cache, layout, &tasks[i], groups, q, &shared));
             } else {
                 let cache =
                     Cache { elementwise, outer: kernels.outer_bf16_f32, softmax_step, k, v };
-                pool.run(pieces.len(), |i| attend(&cache, layout, &pieces[i], groups, q, &room));
+                pool.run(tasks.len(), |i| attend(&cache, layout, &tasks[i], groups, q, &shared));
             }
         }
         KvMut::F32 { k, v } => {
             let (outer, softmax_step) = (kernels.outer_f32, elementwise.softmax_step);
             let cache = Cache { elementwise, outer, softmax_step, k, v };
-            pool.run(pieces.len(), |i| attend(&cache, layout, &pieces[i], groups, q, &room));
+            pool.run(tasks.len(), |i| attend(&cache, layout, &tasks[i], groups, q, &shared));
         }
     }
-    // SAFETY: the pieces are all tokens and heads (`pieces`), and a piece writes all of its own.
-    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    // SAFETY: the tasks are all tokens and heads (`tasks`), and a task writes all of its own.
+    #[expect(unsafe_code, reason = "what the tasks wrote is the result")]
     unsafe {
         result.written();
     }
 }
 
 /// Some consecutive tokens of one sequence, for one KV head.
-struct Piece<'a> {
+struct Task<'a> {
     sequence: &'a Sequence<'a>,
     /// The first token, counted from the sequence's first in this batch.
     first: usize,
@@ -81,17 +86,17 @@ struct Piece<'a> {
     kv_head: usize,
 }
 
-/// All pieces of a batch. No token and head is in two.
+/// All tasks of a batch. No token and head is in two.
 ///
 /// Those that read the same keys and values come one after another, while these are in the cache; of them the longest walks
 /// first, so that the last ones are short.
-fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -> Vec<Piece<'a>> {
+fn tasks<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -> Vec<Task<'a>> {
     let step = (QUERY_ROWS / groups).max(1);
-    let mut pieces = Vec::new();
+    let mut tasks = Vec::new();
     for sequence in sequences {
         for first in (0..sequence.num_tokens).step_by(step) {
             let num_tokens = step.min(sequence.num_tokens - first);
-            pieces.extend((0..layout.num_kv_heads).map(|kv_head| Piece {
+            tasks.extend((0..layout.num_kv_heads).map(|kv_head| Task {
                 sequence,
                 first,
                 num_tokens,
@@ -99,114 +104,12 @@ fn pieces<'a>(layout: &KvLayout, sequences: &'a [Sequence<'a>], groups: usize) -
             }));
         }
     }
-    pieces.sort_by_key(|piece| {
-        let sequence = piece.sequence;
+    tasks.sort_by_key(|task| {
+        let sequence = task.sequence;
         let longest_first = Reverse(sequence.kv_len());
-        (piece.kv_head, longest_first, sequence.first_token, Reverse(piece.first))
+        (task.kv_head, longest_first, sequence.first_token, Reverse(task.first))
     });
-    pieces
-}
-
-/// An element of a cache: a number, or two of them.
-trait Element: Copy {
-    fn is_finite(self) -> bool;
-
-    /// Only the first of two numbers.
-    fn first(self) -> Self;
-}
-
-/// A pair of bfloat16.
-impl Element for u32 {
-    fn is_finite(self) -> bool {
-        [0x7f80_u32, 0x7f80_0000].iter().all(|exponent| self & exponent != *exponent)
-    }
-
-    fn first(self) -> Self {
-        self & 0xffff
-    }
-}
-
-impl Element for f32 {
-    fn is_finite(self) -> bool {
-        f32::is_finite(self)
-    }
-
-    fn first(self) -> Self {
-        self
-    }
-}
-
-/// What queries and weights are multiplied as: some numbers at once, by as many of an element of the cache.
-trait Operand: Copy + Default {
-    /// Numbers at once.
-    const NUMBERS: usize;
-
-    /// Rounds `numbers` to the precision that they are multiplied in.
-    fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [Self]);
-
-    /// Numbers that have that precision: where they are, or in `room` if they are packed.
-    fn of_rounded<'a>(
-        elementwise: &Elementwise,
-        numbers: &'a [f32],
-        room: &'a mut Vec<Self>,
-    ) -> &'a [Self];
-}
-
-/// A pair of bfloat16.
-impl Operand for u32 {
-    const NUMBERS: usize = 2;
-
-    fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [u32]) {
-        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
-        #[expect(unsafe_code, reason = "kernels need their instruction set")]
-        unsafe {
-            (elementwise.pack_pairs)(numbers, out);
-        }
-    }
-
-    fn of_rounded<'a>(
-        elementwise: &Elementwise,
-        numbers: &'a [f32],
-        room: &'a mut Vec<u32>,
-    ) -> &'a [u32] {
-        room.resize(numbers.len() / 2, 0);
-        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
-        #[expect(unsafe_code, reason = "kernels need their instruction set")]
-        unsafe {
-            (elementwise.pack_rounded)(numbers, room);
-        }
-        room
-    }
-}
-
-/// A pair of bfloat16, widened.
-impl Operand for [f32; 2] {
-    const NUMBERS: usize = 2;
-
-    fn round(elementwise: &Elementwise, numbers: &[f32], out: &mut [Self]) {
-        // SAFETY: `elementwise` is of a `Kernels`, which exists only where the machine has its tier.
-        #[expect(unsafe_code, reason = "kernels need their instruction set")]
-        unsafe {
-            (elementwise.round)(numbers, out.as_flattened_mut());
-        }
-    }
-
-    fn of_rounded<'a>(_: &Elementwise, numbers: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
-        numbers.as_chunks().0
-    }
-}
-
-/// One f32.
-impl Operand for [f32; 1] {
-    const NUMBERS: usize = 1;
-
-    fn round(_: &Elementwise, numbers: &[f32], out: &mut [Self]) {
-        out.as_flattened_mut().copy_from_slice(numbers);
-    }
-
-    fn of_rounded<'a>(_: &Elementwise, numbers: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
-        numbers.as_chunks().0
-    }
+    tasks
 }
 
 /// A layer's keys and values, and the kernels that multiply them by `A`.
@@ -236,125 +139,232 @@ impl<A, B> Cache<'_, A, B> {
     }
 }
 
-/// Attends the queries of one piece.
+/// Attends the queries of one task.
 fn attend<A: Operand, B: Element>(
     cache: &Cache<'_, A, B>,
     layout: &KvLayout,
-    piece: &Piece<'_>,
+    task: &Task<'_>,
     groups: usize,
     q: &[f32],
     out: &SharedResult<'_, MaybeUninit<f32>>,
 ) {
-    let (head_dim, num_heads) = (layout.head_dim, groups * layout.num_kv_heads);
-    let q_row = head_dim / A::NUMBERS;
-    let Piece { sequence, first, num_tokens, kv_head } = *piece;
-    let (first_token, first_position) = (sequence.first_token + first, sequence.start_pos + first);
-    let num_rows = num_tokens * groups;
-    // The position of a row's query: rows are tokens, then heads of the group.
-    let position = |row: usize| first_position + row / groups;
-    let kv_len = position(num_rows - 1) + 1;
+    let mut walk = Walk::new(cache, layout, task, groups, q);
+    let kv_len = walk.first_position + task.num_tokens;
+    for tile in (0..kv_len).step_by(KEY_TILE) {
+        let keys = tile..kv_len.min(tile + KEY_TILE);
+        walk.score(keys.clone());
+        walk.weigh(keys.start);
+        walk.add_values(keys, kv_len);
+    }
+    walk.write(out);
+}
 
-    let heads = kv_head * groups..(kv_head + 1) * groups;
-    let mut queries = vec![A::default(); num_rows * q_row];
-    for (token, queries) in queries.chunks_mut(groups * q_row).enumerate() {
-        let q = &q[(first_token + token) * num_heads * head_dim..][..num_heads * head_dim];
-        A::round(cache.elementwise, &q[heads.start * head_dim..heads.end * head_dim], queries);
+/// A task's walk over the keys. Its rows are tokens, then heads of the group.
+struct Walk<'a, A, B> {
+    cache: &'a Cache<'a, A, B>,
+    layout: &'a KvLayout,
+    task: &'a Task<'a>,
+    /// Query heads of a KV head.
+    groups: usize,
+    /// The position of the first token.
+    first_position: usize,
+    /// `[num_rows, head_dim]`, rounded.
+    queries: Vec<A>,
+    /// `[num_rows, KEY_TILE]`: scores, then weights, of the tile at hand.
+    scores: Vec<f32>,
+    softmax: Softmax,
+    /// `[num_rows, head_dim]`: the weighted values so far.
+    attended: Vec<f32>,
+    /// Where the vectors of a value start.
+    vectors_of_value: Vec<usize>,
+    buffers: Buffers<'a, A, B>,
+}
+
+/// What a walk's steps fill anew for each tile.
+struct Buffers<'a, A, B> {
+    vectors_of_keys: Vec<usize>,
+    runs: Vec<Run>,
+    prefetch: Vec<&'a [B]>,
+    weights: Vec<A>,
+    seen_values: Vec<B>,
+}
+
+impl<'a, A: Operand, B: Element> Walk<'a, A, B> {
+    fn new(
+        cache: &'a Cache<'a, A, B>,
+        layout: &'a KvLayout,
+        task: &'a Task<'a>,
+        groups: usize,
+        q: &[f32],
+    ) -> Self {
+        let (head_dim, num_heads) = (layout.head_dim, groups * layout.num_kv_heads);
+        let num_rows = task.num_tokens * groups;
+        let heads = task.kv_head * groups..(task.kv_head + 1) * groups;
+        let row_len = head_dim / A::NUMBERS;
+        let mut queries = vec![A::default(); num_rows * row_len];
+        for (token, queries) in queries.chunks_mut(groups * row_len).enumerate() {
+            let token = task.sequence.first_token + task.first + token;
+            let q = &q[token * num_heads * head_dim..][..num_heads * head_dim];
+            A::round(cache.elementwise, &q[heads.start * head_dim..heads.end * head_dim], queries);
+        }
+        Self {
+            cache,
+            layout,
+            task,
+            groups,
+            first_position: task.sequence.start_pos + task.first,
+            queries,
+            scores: vec![0.0; num_rows * KEY_TILE],
+            softmax: Softmax::new(num_rows),
+            attended: vec![0.0; num_rows * head_dim],
+            vectors_of_value: (0..head_dim).step_by(LANES).collect(),
+            buffers: Buffers {
+                vectors_of_keys: Vec::new(),
+                runs: Vec::new(),
+                prefetch: Vec::new(),
+                weights: Vec::new(),
+                seen_values: Vec::new(),
+            },
+        }
     }
 
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut softmax = Softmax::new(num_rows);
-    let mut attended = vec![0.0f32; num_rows * head_dim];
-    let mut scores = vec![0.0f32; num_rows * KEY_TILE];
-    let mut packed_weights = Vec::new();
-    let halves_of_dim: Vec<usize> = (0..head_dim).step_by(HALF).collect();
-    let (mut halves_of_keys, mut runs, mut ahead) = (Vec::new(), Vec::new(), Vec::new());
-    let mut seen_values = Vec::new();
-    // A single token's time goes into waiting for memory, unless it is asked for what comes next.
-    let waits = num_tokens == 1;
+    fn num_rows(&self) -> usize {
+        self.task.num_tokens * self.groups
+    }
 
-    for tile in (0..kv_len).step_by(KEY_TILE) {
-        let end = kv_len.min(tile + KEY_TILE);
+    /// Whether the walk waits for memory: a single token does, unless what comes next is prefetched.
+    fn waits(&self) -> bool {
+        self.task.num_tokens == 1
+    }
 
-        layout.key_halves::<A>(piece, tile..end, &mut halves_of_keys);
-        ahead.clear();
+    /// The scores of a tile of keys: q · k.
+    fn score(&mut self, keys: Range<usize>) {
+        let (num_rows, waits) = (self.num_rows(), self.waits());
+        let Self { cache, layout, task, queries, scores, buffers, .. } = self;
+        layout.key_vectors::<A>(task, keys.clone(), &mut buffers.vectors_of_keys);
+        buffers.prefetch.clear();
         if waits {
-            ahead.extend(layout.values::<A, B>(cache.v, piece, tile..end));
+            buffers.prefetch.extend(layout.values::<A, B>(cache.v, task, keys));
         }
-        for (i, halves) in halves_of_keys.chunks(halves_at_once(num_rows)).enumerate() {
+        let row_len = layout.head_dim / A::NUMBERS;
+        let at_once = vectors_at_once(num_rows);
+        for (i, vectors) in buffers.vectors_of_keys.chunks(at_once).enumerate() {
             cache.outer(Outer {
-                a: &queries,
-                a_stride: q_row,
+                a: queries,
+                a_stride: row_len,
                 num_rows,
                 b: cache.k,
-                runs: &[Run { start: 0, num_steps: q_row }],
-                halves,
+                runs: &[Run { start: 0, num_steps: row_len }],
+                vectors,
                 b_stride: layout.lanes(),
-                c: &mut scores[i * halves_at_once(num_rows) * HALF..],
+                c: &mut scores[i * at_once * LANES..],
                 c_stride: KEY_TILE,
                 is_new: true,
-                ahead: if i == 0 { &ahead } else { &[] },
+                prefetch: if i == 0 { &buffers.prefetch } else { &[] },
             });
         }
+    }
 
-        if tile + KEY_TILE > first_position + 1 {
-            mask(&mut scores, (0..num_rows).map(position), tile);
+    /// Turns the scores of a tile, which starts at `first`, into weights, and what was summed before to their scale.
+    fn weigh(&mut self, first: usize) {
+        let (groups, first_position) = (self.groups, self.first_position);
+        if first + KEY_TILE > first_position + 1 {
+            let positions = (0..self.num_rows()).map(|row| first_position + row / groups);
+            mask(&mut self.scores, positions, first);
         }
-        cache.softmax_step(&mut scores, scale, &mut softmax);
-        correct(&mut attended, head_dim, &softmax.corrections);
+        let head_dim = self.layout.head_dim;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        self.cache.softmax_step(&mut self.scores, scale, &mut self.softmax);
+        correct(&mut self.attended, head_dim, &self.softmax.corrections);
+    }
 
-        let weights = A::of_rounded(cache.elementwise, &scores, &mut packed_weights);
-        let weights_stride = KEY_TILE / A::NUMBERS;
-        let mut add_values = |rows: Range<usize>, v: &[B], runs: &[Run], ahead: &[&[B]]| {
-            for halves in halves_of_dim.chunks(halves_at_once(rows.len())) {
-                cache.outer(Outer {
-                    a: &weights[rows.start * weights_stride..],
-                    a_stride: weights_stride,
-                    num_rows: rows.len(),
-                    b: v,
-                    runs,
-                    halves,
-                    b_stride: head_dim,
-                    c: &mut attended[rows.start * head_dim + halves[0]..],
-                    c_stride: head_dim,
-                    is_new: false,
-                    ahead: if halves[0] == 0 { ahead } else { &[] },
-                });
-            }
+    /// Adds the weighted values of a tile: p · v.
+    fn add_values(&mut self, keys: Range<usize>, kv_len: usize) {
+        let (num_rows, waits) = (self.num_rows(), self.waits());
+        let Self { cache, layout, task, groups, first_position, ref mut buffers, .. } = *self;
+        let Buffers { runs, prefetch, weights, seen_values, .. } = buffers;
+        let weights = A::of_rounded(cache.elementwise, &self.scores, weights);
+        let mut sums = ValueSums {
+            cache,
+            head_dim: layout.head_dim,
+            weights,
+            vectors: &self.vectors_of_value,
+            attended: &mut self.attended,
         };
-        let not_seen_by_all = end.min(tile.max(first_position + 1))..end;
-        if layout.values::<A, B>(cache.v, piece, not_seen_by_all).all(all_finite) {
+        let not_seen_by_all = keys.end.min(keys.start.max(first_position + 1))..keys.end;
+        if layout.values::<A, B>(cache.v, task, not_seen_by_all).all(all_finite) {
             runs.clear();
-            runs.extend(layout.by_block(tile..end).map(|keys| Run {
-                start: layout.value_row::<A>(piece, keys.start),
+            runs.extend(layout.by_block(keys.clone()).map(|keys| Run {
+                start: layout.value_row::<A>(task, keys.start),
                 num_steps: keys.len().div_ceil(A::NUMBERS),
             }));
-            ahead.clear();
+            prefetch.clear();
             if waits {
-                let next = end..kv_len.min(end + KEY_TILE);
-                ahead.extend(layout.parts::<A, B>(cache.k, piece, next));
+                let next = keys.end..kv_len.min(keys.end + KEY_TILE);
+                prefetch.extend(layout.parts::<A, B>(cache.k, task, next));
             }
-            add_values(0..num_rows, cache.v, &runs, &ahead);
+            sums.add(0..num_rows, cache.v, runs, prefetch);
         } else {
             // Their weights are 0 where a query does not see them, but 0 · NaN is NaN: what a query doesn't see stays away.
-            for token in 0..num_tokens {
-                let seen = tile..end.min(first_position + token + 1);
+            for token in 0..task.num_tokens {
+                let seen = keys.start..keys.end.min(first_position + token + 1);
                 if !seen.is_empty() {
                     let num_steps = seen.len().div_ceil(A::NUMBERS);
-                    layout.copy_values::<A, B>(cache.v, piece, seen, &mut seen_values);
+                    layout.copy_values::<A, B>(cache.v, task, seen, seen_values);
                     let rows = token * groups..(token + 1) * groups;
-                    add_values(rows, &seen_values, &[Run { start: 0, num_steps }], &[]);
+                    sums.add(rows, seen_values, &[Run { start: 0, num_steps }], &[]);
                 }
             }
         }
     }
 
-    let columns = heads.start * head_dim..heads.end * head_dim;
-    // SAFETY: these tokens and heads are this piece's alone (`pieces`), and the pool runs a piece once.
-    #[expect(unsafe_code, reason = "pieces write disjoint parts")]
-    let mut part = unsafe { out.part(first_token..first_token + num_tokens, columns) };
-    for (row, sums) in attended.chunks(head_dim).enumerate() {
-        let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
-        divide(sums, softmax.total(row), out);
+    /// Divides what was summed by the totals of the weights, into the task's part of `out`.
+    fn write(self, out: &SharedResult<'_, MaybeUninit<f32>>) {
+        let Self { layout, task, groups, softmax, attended, .. } = self;
+        let head_dim = layout.head_dim;
+        let first_token = task.sequence.first_token + task.first;
+        let columns = task.kv_head * groups * head_dim..(task.kv_head + 1) * groups * head_dim;
+        // SAFETY: these tokens and heads are this task's alone (`tasks`), and the pool runs a task once.
+        #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+        let mut part = unsafe { out.part(first_token..first_token + task.num_tokens, columns) };
+        for (row, sums) in attended.chunks(head_dim).enumerate() {
+            let out = &mut part.row(row / groups)[row % groups * head_dim..][..head_dim];
+            divide(sums, softmax.total(row), out);
+        }
+    }
+}
+
+/// Where a tile's weighted values are added.
+struct ValueSums<'a, A, B> {
+    cache: &'a Cache<'a, A, B>,
+    head_dim: usize,
+    /// `[num_rows, KEY_TILE]`.
+    weights: &'a [A],
+    /// Where the vectors of a value start.
+    vectors: &'a [usize],
+    /// `[num_rows, head_dim]`.
+    attended: &'a mut [f32],
+}
+
+impl<A: Operand, B: Element> ValueSums<'_, A, B> {
+    /// Adds, for some rows, the values that `runs` of `v` are.
+    fn add(&mut self, rows: Range<usize>, v: &[B], runs: &[Run], prefetch: &[&[B]]) {
+        let weights_stride = KEY_TILE / A::NUMBERS;
+        for vectors in self.vectors.chunks(vectors_at_once(rows.len())) {
+            self.cache.outer(Outer {
+                a: &self.weights[rows.start * weights_stride..],
+                a_stride: weights_stride,
+                num_rows: rows.len(),
+                b: v,
+                runs,
+                vectors,
+                b_stride: self.head_dim,
+                c: &mut self.attended[rows.start * self.head_dim + vectors[0]..],
+                c_stride: self.head_dim,
+                is_new: false,
+                prefetch: if vectors[0] == 0 { prefetch } else { &[] },
+            });
+        }
     }
 }
 
@@ -388,93 +398,4 @@ fn correct(attended: &mut [f32], head_dim: usize, corrections: &[f32]) {
 /// Looks at all of them: that is vectors, where stopping at one is not.
 fn all_finite(values: &[impl Element]) -> bool {
     values.iter().fold(true, |all, value| all & value.is_finite())
-}
-
-impl KvLayout {
-    /// The first element of the block of `position`, for the piece's head.
-    fn region<A: Operand>(&self, piece: &Piece<'_>, position: usize) -> usize {
-        let block = piece.sequence.block_table[position / self.block_size] as usize;
-        (block * self.block_elements() + piece.kv_head * self.head_elements()) / A::NUMBERS
-    }
-
-    /// `positions`, those of each block by themselves.
-    fn by_block(&self, positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let mut first = positions.start;
-        std::iter::from_fn(move || {
-            let end = positions.end.min((first / self.block_size + 1) * self.block_size);
-            let start = std::mem::replace(&mut first, end);
-            (start < end).then_some(start..end)
-        })
-    }
-
-    /// What `elements`, keys or values, hold of `positions`, which start and end between elements: a part for each block.
-    fn parts<'c, A: Operand, B>(
-        &self,
-        elements: &'c [B],
-        piece: &Piece<'_>,
-        positions: Range<usize>,
-    ) -> impl Iterator<Item = &'c [B]> {
-        self.by_block(positions).map(|positions| {
-            let within = positions.start % self.block_size * self.head_dim / A::NUMBERS;
-            let start = self.region::<A>(piece, positions.start) + within;
-            &elements[start..start + positions.len() * self.head_dim / A::NUMBERS]
-        })
-    }
-
-    /// The values of `positions`, and of those that share an element with one: a part for each block.
-    fn values<'c, A: Operand, B>(
-        &self,
-        values: &'c [B],
-        piece: &Piece<'_>,
-        positions: Range<usize>,
-    ) -> impl Iterator<Item = &'c [B]> {
-        let whole = |position: usize| position.next_multiple_of(A::NUMBERS);
-        let first = positions.start / A::NUMBERS * A::NUMBERS;
-        self.parts::<A, B>(values, piece, first..whole(positions.end))
-    }
-
-    /// Makes `out` the values of `positions`, and of no others: if they end within an element, it is cleared from there on.
-    fn copy_values<A: Operand, B: Element>(
-        &self,
-        values: &[B],
-        piece: &Piece<'_>,
-        positions: Range<usize>,
-        out: &mut Vec<B>,
-    ) {
-        out.clear();
-        out.extend(self.values::<A, B>(values, piece, positions.clone()).flatten());
-        if !positions.len().is_multiple_of(A::NUMBERS) {
-            let last = out.len() - self.head_dim;
-            for value in &mut out[last..] {
-                *value = value.first();
-            }
-        }
-    }
-
-    /// Where the keys of 8 tokens from `position` on are, a multiple of 8: 8 lanes every [`Self::lanes`] elements.
-    fn key_half<A: Operand>(&self, piece: &Piece<'_>, position: usize) -> usize {
-        let index = position % self.block_size;
-        let group = Slot { index, lanes: self.lanes() }.group(self.head_dim, A::NUMBERS);
-        self.region::<A>(piece, position) + group + index % self.lanes()
-    }
-
-    /// Makes `halves` whole vectors of all keys of `positions`, which start with a vector: one half after the end stands in for
-    /// nothing.
-    fn key_halves<A: Operand>(
-        &self,
-        piece: &Piece<'_>,
-        positions: Range<usize>,
-        halves: &mut Vec<usize>,
-    ) {
-        let Range { start, end } = positions;
-        let keys = (start..end.next_multiple_of(2 * HALF)).step_by(HALF);
-        halves.clear();
-        halves
-            .extend(keys.map(|key| self.key_half::<A>(piece, if key < end { key } else { start })));
-    }
-
-    /// Where the values of the token at `position` are.
-    fn value_row<A: Operand>(&self, piece: &Piece<'_>, position: usize) -> usize {
-        self.region::<A>(piece, position) + position % self.block_size / A::NUMBERS * self.head_dim
-    }
 }

@@ -1,10 +1,10 @@
 //! A layer's keys and values in blocks: how they lie there, and how new ones get there.
 
-use crate::dispatch::Kernels;
+use crate::attention::outer::LANES;
 use crate::elementwise::Elementwise;
-use crate::outer::HALF;
-use crate::panel::SharedResult;
 use crate::pool::Pool;
+use crate::results::SharedResult;
+use crate::table::Kernels;
 
 /// Fewer elements than this are stored by the calling thread: waking others would cost more.
 const STORED_ALONE: usize = 16 * 1024;
@@ -32,7 +32,7 @@ impl KvLayout {
 
     /// Keys that lie side by side.
     pub(crate) fn lanes(&self) -> usize {
-        if self.block_size.is_multiple_of(2 * HALF) { 2 * HALF } else { HALF }
+        if self.block_size.is_multiple_of(2 * LANES) { 2 * LANES } else { LANES }
     }
 
     /// Checks what `sequences` say about a cache. Returns the number of their tokens in the batch.
@@ -42,7 +42,7 @@ impl KvLayout {
     /// or too few, or the sequences are not packed one after another.
     pub(crate) fn check(&self, kv: &KvMut<'_>, sequences: &[Sequence<'_>]) -> usize {
         let Self { block_size, num_kv_heads, head_dim } = *self;
-        assert!(block_size > 0 && block_size.is_multiple_of(HALF), "block_size {block_size}");
+        assert!(block_size > 0 && block_size.is_multiple_of(LANES), "block_size {block_size}");
         assert!(num_kv_heads > 0, "num_kv_heads {num_kv_heads}");
         assert!(head_dim > 0 && head_dim.is_multiple_of(16), "head_dim {head_dim}");
         let elements = block_size

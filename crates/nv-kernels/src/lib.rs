@@ -19,32 +19,39 @@
 //! ```
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
-mod ahead;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod block;
-mod dispatch;
+// Only of what users run: checks for debugging take registers.
+#[cfg(all(test, target_arch = "x86_64", not(debug_assertions)))]
+mod disassembly;
 mod elementwise;
 mod error;
+mod formats;
 mod isa;
+mod kernels;
 mod kv;
-mod limits;
 mod linear;
-mod outer;
-mod panel;
+mod matrix;
 mod pool;
+mod prefetch;
+mod results;
+mod roofline;
 mod rows;
 mod scalar;
+mod table;
+mod tier;
 
-pub use dispatch::Kernels;
 pub use error::{Error, Result};
+pub use formats::Format;
 pub use isa::Isa;
 pub use kv::{KvLayout, KvMut, Sequence};
-pub use limits::{product_peak, read_bandwidth};
-pub use linear::{Linear, Precision, Scratch};
-pub use panel::Matrix;
+pub use linear::kernel::Precision;
+pub use linear::{Linear, Scratch};
+pub use matrix::Matrix;
 pub use pool::{MAX_THREADS, Pool};
+pub use roofline::{product_peak, read_bandwidth};
 pub use rows::NormAndRotate;
+pub use table::Kernels;

@@ -1,12 +1,12 @@
 //! The worker pool: parallel regions that start in about a microsecond and share a machine politely.
 //!
-//! A region is a number of pieces. Each thread takes a run of neighbours, one by one, because what lies side by side
+//! A region is a number of tasks. Each thread takes a run of neighbours, one by one, because what lies side by side
 //! streams best from memory; whoever is done takes from the end of another's run, so that a delayed thread delays
 //! nobody else. Workers look for work a little while after a region (a decode step has a hundred of them in a row),
 //! then sleep. A worker that the system has put aside is not waited for: it joins a region or it does not. So that the
-//! system rarely puts one aside in the middle of a piece, which the others would wait for, every thread offers its core
+//! system rarely puts one aside in the middle of a task, which the others would wait for, every thread offers its core
 //! to other processes now and then, between regions.
-//! Which thread computes a piece never changes what is computed.
+//! Which thread computes a task never changes what is computed.
 
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -57,7 +57,7 @@ struct Shared {
     /// The region's work. Written by the caller while the gate is closed and nobody is inside; read by workers
     /// inside.
     work: UnsafeCell<Work>,
-    /// The pieces of each thread that nobody has taken, the caller's first.
+    /// The tasks of each thread that nobody has taken, the caller's first.
     runs: Vec<Run>,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -80,13 +80,13 @@ struct Work {
 struct Run(AtomicU64);
 
 impl Run {
-    fn set(&self, pieces: Range<usize>) {
-        let [first, end] = [pieces.start, pieces.end]
-            .map(|piece| u32::try_from(piece).expect("a region has fewer than 2³² pieces"));
+    fn set(&self, tasks: Range<usize>) {
+        let [first, end] = [tasks.start, tasks.end]
+            .map(|task| u32::try_from(task).expect("a region has fewer than 2³² tasks"));
         self.0.store(u64::from(end) << 32 | u64::from(first), SeqCst);
     }
 
-    /// Takes a piece: its own thread the first, others the last.
+    /// Takes a task: its own thread the first, others the last.
     fn take(&self, is_own: bool) -> Option<usize> {
         #[expect(clippy::cast_possible_truncation, reason = "each is one half")]
         let split = |run: u64| (run as u32, (run >> 32) as u32);
@@ -158,31 +158,31 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `work` once with each of `0..pieces`, on any threads and in any order, and returns when all are done.
+    /// Calls `work` once with each of `0..tasks`, on any threads and in any order, and returns when all are done.
     ///
-    /// While another region runs (a caller on another thread, or `work` itself calling back) the pieces run on the
+    /// While another region runs (a caller on another thread, or `work` itself calling back) the tasks run on the
     /// calling thread alone.
     ///
     /// # Panics
     /// If `work` does, after every thread has left it.
-    pub fn run<F: Fn(usize) + Sync>(&self, pieces: usize, work: F) {
-        if pieces <= 1 || self.workers.is_empty() {
-            return (0..pieces).for_each(work);
+    pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, work: F) {
+        if tasks <= 1 || self.workers.is_empty() {
+            return (0..tasks).for_each(work);
         }
         let mut turn = match self.turn.try_lock() {
             Ok(turn) => turn,
-            // A piece of an earlier region panicked; nothing is left half-done by that.
+            // A task of an earlier region panicked; nothing is left half-done by that.
             Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-            Err(TryLockError::WouldBlock) => return (0..pieces).for_each(work),
+            Err(TryLockError::WouldBlock) => return (0..tasks).for_each(work),
         };
         let shared = &*self.shared;
         let lent = Work {
             closure: (&raw const work).cast(),
-            call: |closure, piece| {
+            call: |closure, task| {
                 // SAFETY: `closure` is the address of `work`, an `F`, which `run` keeps until the gate is shut.
                 #[expect(unsafe_code, reason = "the closure's type was erased a few lines above")]
                 let work = unsafe { &*closure.cast::<F>() };
-                work(piece);
+                work(task);
             },
         };
         // SAFETY: this thread holds `turn`, the gate is closed and nobody is inside: no one else reads or writes.
@@ -192,7 +192,7 @@ impl Pool {
         }
         let threads = self.threads();
         for (thread, run) in shared.runs.iter().enumerate() {
-            run.set(pieces * thread / threads..pieces * (thread + 1) / threads);
+            run.set(tasks * thread / threads..tasks * (thread + 1) / threads);
         }
         shared.gate.store(OPEN, SeqCst);
         if shared.sleepers.load(SeqCst) > 0 {
@@ -200,7 +200,7 @@ impl Pool {
             shared.wake.notify_all();
         }
 
-        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_pieces(0, lent)));
+        let own = panic::catch_unwind(AssertUnwindSafe(|| shared.take_tasks(0, lent)));
         shared.close();
         turn.renew();
         // Taken before anything unwinds, so that the next region does not find it.
@@ -238,7 +238,7 @@ impl Shared {
             // SAFETY: this worker is inside an open region, so the caller does not write `work`.
             #[expect(unsafe_code, reason = "the slot is read-only inside a region")]
             let work = unsafe { *self.work.get() };
-            if panic::catch_unwind(AssertUnwindSafe(|| self.take_pieces(thread, work))).is_err() {
+            if panic::catch_unwind(AssertUnwindSafe(|| self.take_tasks(thread, work))).is_err() {
                 self.panicked.store(true, SeqCst);
             }
             // Nothing is left to take: shut the gate, so that nobody joins in vain, and leave.
@@ -255,12 +255,12 @@ impl Shared {
             .is_ok()
     }
 
-    /// Takes pieces until none is left: first those of `thread`, which takes them.
-    fn take_pieces(&self, thread: usize, work: Work) {
+    /// Takes tasks until none is left: first those of `thread`, which takes them.
+    fn take_tasks(&self, thread: usize, work: Work) {
         let (before, from_own) = self.runs.split_at(thread);
         for (i, run) in from_own.iter().chain(before).enumerate() {
-            while let Some(piece) = run.take(i == 0) {
-                (work.call)(work.closure, piece);
+            while let Some(task) = run.take(i == 0) {
+                (work.call)(work.closure, task);
             }
         }
     }
@@ -307,7 +307,7 @@ impl Drop for Pool {
         drop(self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its pieces, so joining it cannot fail.
+            // A worker catches the panics of its tasks, so joining it cannot fail.
             let _ = worker.join();
         }
     }
@@ -327,17 +327,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_piece_runs_once() {
+    fn every_task_runs_once() {
         for threads in [1, 2, 3, 8] {
             let pool = Pool::new(threads).unwrap();
-            for pieces in [0, 1, 2, 7, 100, 1000] {
-                let counts: Vec<AtomicU32> = (0..pieces).map(|_| AtomicU32::new(0)).collect();
-                pool.run(pieces, |piece| {
-                    counts[piece].fetch_add(1, SeqCst);
+            for tasks in [0, 1, 2, 7, 100, 1000] {
+                let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
+                pool.run(tasks, |task| {
+                    counts[task].fetch_add(1, SeqCst);
                 });
                 assert!(
                     counts.iter().all(|count| count.load(SeqCst) == 1),
-                    "{threads} threads, {pieces} pieces"
+                    "{threads} threads, {tasks} tasks"
                 );
             }
         }
@@ -375,7 +375,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         for bad in 0..8 {
             let result = panic::catch_unwind(AssertUnwindSafe(|| {
-                pool.run(8, |piece| assert!(piece != bad, "piece {piece}"));
+                pool.run(8, |task| assert!(task != bad, "task {task}"));
             }));
             assert!(result.is_err());
         }
@@ -389,9 +389,9 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let both_are_inside = Barrier::new(2);
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
-            pool.run(2, |piece| {
+            pool.run(2, |task| {
                 both_are_inside.wait();
-                panic!("piece {piece}");
+                panic!("task {task}");
             });
         }));
         assert!(result.is_err());
@@ -399,10 +399,10 @@ mod tests {
     }
 
     #[test]
-    fn a_region_of_one_piece_leaves_the_workers_to_others() {
+    fn a_region_of_one_task_leaves_the_workers_to_others() {
         let pool = Pool::new(2).unwrap();
         let both_are_inside = Barrier::new(2);
-        // Each of the two pieces inside waits for the other, which one thread alone could not give.
+        // Each of the two tasks inside waits for the other, which one thread alone could not give.
         pool.run(1, |_| pool.run(2, |_| _ = both_are_inside.wait()));
     }
 

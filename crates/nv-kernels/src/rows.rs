@@ -2,12 +2,13 @@
 
 use std::mem::MaybeUninit;
 
-use crate::dispatch::Kernels;
-use crate::panel::{Elements, Matrix, NewResult};
+use crate::matrix::Matrix;
 use crate::pool::Pool;
+use crate::results::NewResult;
+use crate::table::Kernels;
 
-/// Elements of a piece: some microseconds of work.
-const PIECE_ELEMENTS: usize = 16 * 1024;
+/// Elements of a task: some microseconds of work.
+const TASK_ELEMENTS: usize = 16 * 1024;
 
 /// Makes `out` `[num_rows, row_len]`, in parallel: `work(row, out)` writes a row, all of it.
 fn for_each_row(
@@ -16,20 +17,20 @@ fn for_each_row(
     (num_rows, row_len): (usize, usize),
     work: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
 ) {
-    let step = (PIECE_ELEMENTS / row_len).max(1);
+    let step = (TASK_ELEMENTS / row_len).max(1);
     let mut result = NewResult::new(out, num_rows, row_len);
-    let room = result.room();
-    pool.run(num_rows.div_ceil(step), |piece| {
-        let rows = piece * step..num_rows.min((piece + 1) * step);
-        // SAFETY: pieces are disjoint ranges of rows, and the pool runs a piece once.
-        #[expect(unsafe_code, reason = "pieces write disjoint rows")]
-        let mut part = unsafe { room.part(rows.clone(), 0..row_len) };
+    let shared = result.shared();
+    pool.run(num_rows.div_ceil(step), |task| {
+        let rows = task * step..num_rows.min((task + 1) * step);
+        // SAFETY: tasks are disjoint ranges of rows, and the pool runs a task once.
+        #[expect(unsafe_code, reason = "tasks write disjoint rows")]
+        let mut part = unsafe { shared.part(rows.clone(), 0..row_len) };
         for row in rows.clone() {
             work(row, part.row(row - rows.start));
         }
     });
-    // SAFETY: the pieces are all rows, and `work` writes all of a row.
-    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    // SAFETY: the tasks are all rows, and `work` writes all of a row.
+    #[expect(unsafe_code, reason = "what the tasks wrote is the result")]
     unsafe {
         result.written();
     }
@@ -109,36 +110,25 @@ pub(crate) fn add(pool: &Pool, x: &[f32], y: &[f32], out: &mut Vec<f32>) {
         return;
     }
     let mut result = NewResult::new(out, 1, len);
-    let room = result.room();
-    pool.run(len.div_ceil(PIECE_ELEMENTS), |piece| {
-        let range = piece * PIECE_ELEMENTS..len.min((piece + 1) * PIECE_ELEMENTS);
-        // SAFETY: pieces are disjoint ranges, and the pool runs a piece once.
-        #[expect(unsafe_code, reason = "pieces write disjoint columns")]
-        let mut part = unsafe { room.part(0..1, range.clone()) };
+    let shared = result.shared();
+    pool.run(len.div_ceil(TASK_ELEMENTS), |task| {
+        let range = task * TASK_ELEMENTS..len.min((task + 1) * TASK_ELEMENTS);
+        // SAFETY: tasks are disjoint ranges, and the pool runs a task once.
+        #[expect(unsafe_code, reason = "tasks write disjoint columns")]
+        let mut part = unsafe { shared.part(0..1, range.clone()) };
         for ((out, x), y) in part.row(0).iter_mut().zip(&x[range.clone()]).zip(&y[range]) {
             out.write(x + y);
         }
     });
-    // SAFETY: the pieces are all of `x`, `y` and the result, which have one length.
-    #[expect(unsafe_code, reason = "what the pieces wrote is the result")]
+    // SAFETY: the tasks are all of `x`, `y` and the result, which have one length.
+    #[expect(unsafe_code, reason = "what the tasks wrote is the result")]
     unsafe {
         result.written();
     }
 }
 
 pub(crate) fn embed(pool: &Pool, table: Matrix<'_>, ids: &[u32], out: &mut Vec<f32>) {
-    let size = table.in_features;
-    for_each_row(pool, out, (ids.len(), size), |row, out| {
-        let at = ids[row] as usize * size;
-        match table.data {
-            Elements::Bf16(table) => {
-                for (out, value) in out.iter_mut().zip(&table[at..at + size]) {
-                    out.write(value.to_f32());
-                }
-            }
-            Elements::F32(table) => {
-                out.write_copy_of_slice(&table[at..at + size]);
-            }
-        }
+    for_each_row(pool, out, (ids.len(), table.in_features()), |row, out| {
+        table.write_row(ids[row] as usize, out);
     });
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nv_kernels::Pool;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// A region as decoding has hundreds of in a row: some tens of pieces of a few microseconds.
-const PIECES: u32 = 32;
+/// A region as decoding has hundreds of in a row: some tens of tasks of a few microseconds.
+const TASKS: u32 = 32;
 const STEPS_A_PIECE: u32 = 4_000;
 
 /// What a pool of two threads has of two cores, one of which a competitor uses as well.
@@ -34,8 +34,8 @@ fn rate(pool: &Pool, time: Duration) -> f64 {
     let start = Instant::now();
     let mut regions = 0;
     while start.elapsed() < time {
-        pool.run(PIECES as usize, |piece| {
-            let mut state = piece;
+        pool.run(TASKS as usize, |task| {
+            let mut state = task;
             for _ in 0..STEPS_A_PIECE {
                 state = black_box(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
             }

@@ -2,21 +2,29 @@
 //!
 //! A step is 16 elements: the even ones, then the odd ones, for so it takes the fewest instructions to widen bfloat16. f32
 //! follow that order, so that weights give the same bits however they are stored.
-#![expect(unsafe_code, reason = "loads and stores of whole arrays")]
+#![expect(
+    unsafe_code,
+    reason = "loads and stores of whole arrays, and calls of what needs an instruction set"
+)]
+#![expect(clippy::inline_always, reason = "methods of a micro-kernel become a part of the loops")]
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
-    _mm256_castps_pd, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_permute4x64_pd, _mm256_setzero_ps,
-    _mm256_shuffle_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
-    _mm256_unpacklo_ps,
+    __m256, _mm_add_ps, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_permute4x64_pd, _mm256_setzero_ps, _mm256_shuffle_ps,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 use std::hint::black_box;
 
 use half::bf16;
 
-use super::{even, odd, reload};
-use crate::block::{linear_block, tile};
+use super::{Avx2, even, odd, reload};
+use crate::linear::gemm::gemm;
+use crate::linear::gemv::gemv;
+use crate::linear::kernel::KernelScratch;
+use crate::linear::micro_kernel::{Blocking, MicroKernel, Operands};
+use crate::results::Outputs;
+use crate::tier::Tier;
 
 /// 8 f32.
 #[target_feature(enable = "avx2,fma")]
@@ -88,7 +96,7 @@ fn mul_add(w: __m256, x: __m256, acc: __m256) -> __m256 {
 /// `((l0 + l2) + (l1 + l3))` in each half, then both.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+pub(super) fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
     let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
     let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
@@ -112,36 +120,140 @@ fn reduce_paired(acc: [__m256; 4]) -> [f32; 4] {
     }))
 }
 
-/// Asks for a line, to be in the second-level cache soon.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn prefetch(line: *const u8) {
-    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+/// bfloat16 weights, widened, by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct Bf16Widened;
+
+impl MicroKernel for Bf16Widened {
+    type Tier = Avx2;
+    type Weight = bf16;
+    type Input = f32;
+    type WeightStep = [bf16; 16];
+    type InputStep = [f32; 16];
+    type WeightVector = __m256;
+    type InputVector = __m256;
+
+    const STEP: usize = 16;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(_: Self::Tier, step: &[bf16; 16]) -> __m256 {
+        match (V, RELOAD) {
+            // SAFETY: the tier is a proof that the machine has it.
+            (0, _) => unsafe { load_even_widened(step) },
+            // SAFETY: the tier is a proof that the machine has it.
+            (_, false) => unsafe { load_odd_widened(step) },
+            // SAFETY: the tier is a proof that the machine has it.
+            (_, true) => unsafe { reload_odd_widened(step) },
+        }
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 16]) -> __m256 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m256, x: __m256, sums: __m256) -> __m256 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    fn blocking(num_tokens: usize) -> Blocking {
+        if num_tokens <= 3 {
+            Blocking::Gemv
+        } else {
+            Blocking::Gemm { mr: 3, nr: 4, panel_bytes: 0 }
+        }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        match Self::blocking(operands.x.layout().num_tokens) {
+            Blocking::Gemv => gemv::<Self, 4, 3, 2>(tier, operands, out),
+            Blocking::Gemm { .. } => gemm::<Self, 3, 4>(tier, operands, scratch, out),
+        }
+    }
 }
 
-tile!(
-    tile_bf16_f32, "avx2,fma", bf16, f32, __m256, step: 16,
-    parts: [load_even_widened by load_first, load_odd_widened by load_last], mul_add
-);
-tile!(
-    tile_bf16_f32_reloaded, "avx2,fma", bf16, f32, __m256, step: 16,
-    parts: [load_even_widened by load_first, reload_odd_widened by load_last], mul_add
-);
-tile!(
-    tile_f32, "avx2,fma", f32, f32, __m256, step: 16,
-    parts: [load_even by load_first, load_odd by load_last], mul_add
-);
+/// f32 weights by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct F32;
 
-linear_block!(
-    linear_bf16_f32, "avx2,fma", half::bf16, f32, __m256, reduce, _mm256_setzero_ps, step: 16,
-    few: 4 by [1 2 3] of tile_bf16_f32 looking every 2,
-    many: 3 by [1 2 3 4] of tile_bf16_f32_reloaded in parts of 0 KiB
-);
-linear_block!(
-    linear_f32, "avx2,fma", f32, f32, __m256, reduce_paired, _mm256_setzero_ps, step: 16,
-    few: 4 by [1 2 3] of tile_f32 looking every 2,
-    many: 2 by [1 2 3 4] of tile_f32 in parts of 0 KiB
-);
+impl MicroKernel for F32 {
+    type Tier = Avx2;
+    type Weight = f32;
+    type Input = f32;
+    type WeightStep = [f32; 16];
+    type InputStep = [f32; 16];
+    type WeightVector = __m256;
+    type InputVector = __m256;
+
+    const STEP: usize = 16;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(_: Self::Tier, step: &[f32; 16]) -> __m256 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_even(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_odd(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 16]) -> __m256 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m256, x: __m256, sums: __m256) -> __m256 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    #[inline(always)]
+    fn reduce(_: Self::Tier, sums: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { reduce_paired(sums) }
+    }
+
+    fn blocking(num_tokens: usize) -> Blocking {
+        if num_tokens <= 3 {
+            Blocking::Gemv
+        } else {
+            Blocking::Gemm { mr: 2, nr: 4, panel_bytes: 0 }
+        }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        match Self::blocking(operands.x.layout().num_tokens) {
+            Blocking::Gemv => gemv::<Self, 4, 3, 2>(tier, operands, out),
+            Blocking::Gemm { .. } => gemm::<Self, 2, 4>(tier, operands, scratch, out),
+        }
+    }
+}
 
 /// `steps` times 12 independent products.
 #[target_feature(enable = "avx2,fma")]

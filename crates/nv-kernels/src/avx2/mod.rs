@@ -1,15 +1,101 @@
 //! AVX2 with FMA: 8 lanes of f32, bfloat16 widened in registers.
-#![expect(unsafe_code, reason = "loads at addresses that callers vouch for")]
+#![expect(
+    unsafe_code,
+    reason = "loads at addresses that callers vouch for, and calls of what needs an instruction set"
+)]
+#![expect(clippy::inline_always, reason = "methods of a tier become a part of the loops")]
 
-mod dot;
-mod outer;
+pub(crate) mod dot;
+pub(crate) mod outer;
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_set1_epi32, _mm256_slli_epi32,
+    __m256, __m256i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
+    _mm256_fmadd_ps, _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32,
 };
 
-pub(crate) use dot::{f32_products, linear_bf16_f32, linear_f32};
+pub(crate) use dot::f32_products;
+use dot::{Bf16Widened, F32};
 pub(crate) use outer::{outer_bf16_f32, outer_f32};
+
+use crate::elementwise::AVX2;
+use crate::formats::Format;
+use crate::linear::kernel::{InputForm, LinearKernel, Precision};
+use crate::linear::micro_kernel::Dot;
+use crate::tier::{Tier, Work};
+
+/// The machine has AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Tier for Avx2 {
+    type Vector = __m256;
+
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn compile<W: Work>(self, work: W) -> W::Output {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { compiled(work) }
+    }
+
+    #[cfg(all(test, not(debug_assertions)))]
+    fn address_of<W: Work>() -> usize {
+        compiled::<W> as unsafe fn(W) -> W::Output as usize
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m256 {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn reduce(self, sums: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { dot::reduce(sums) }
+    }
+
+    /// To the second-level cache.
+    #[inline(always)]
+    fn prefetch(self, line: *const u8) {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(self, line: *const u8) {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+}
+
+/// `work` with the tier's instructions.
+#[target_feature(enable = "avx2,fma")]
+fn compiled<W: Work>(work: W) -> W::Output {
+    work.run()
+}
+
+/// The linear layers of the tier.
+pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {
+    static ROUNDED: Dot<Bf16Widened> = Dot::new(InputForm::Rounded, AVX2.arrange_rounded);
+    static UNROUNDED: Dot<Bf16Widened> = Dot::new(InputForm::Unrounded, AVX2.arrange_unrounded);
+    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, AVX2.arrange_f32);
+    match (format, precision) {
+        (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
+        (Format::Bf16, Precision::F32) => Some(&UNROUNDED),
+        (Format::F32, Precision::F32) => Some(&UNWIDENED),
+        _ => None,
+    }
+}
 
 /// The even ones of 16 bfloat16, as the f32 that they are.
 #[target_feature(enable = "avx2,fma")]

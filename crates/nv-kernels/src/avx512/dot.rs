@@ -2,22 +2,31 @@
 //!
 //! A step is 32 elements. Where they are not multiplied in pairs: the even ones, then the odd ones, for so it takes the fewest
 //! instructions to widen bfloat16. f32 follow that order, so that weights give the same bits however they are stored.
-#![expect(unsafe_code, reason = "loads and stores of whole arrays")]
+#![expect(
+    unsafe_code,
+    reason = "loads and stores of whole arrays, and calls of what needs an instruction set"
+)]
+#![expect(clippy::inline_always, reason = "methods of a micro-kernel become a part of the loops")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, _MM_HINT_T0, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
-    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps,
-    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_dpbf16_ps,
-    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_permutex2var_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_unpackhi_pd,
-    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, __m512bh, _mm_add_ps, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps, _mm512_castpd_ps,
+    _mm512_castps_pd, _mm512_castps512_ps256, _mm512_dpbf16_ps, _mm512_extractf64x4_pd,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutex2var_ps,
+    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 use std::hint::black_box;
 
 use half::bf16;
 
-use super::{even, odd, reload};
-use crate::block::{linear_block, tile};
+use super::{Avx512, even, odd, reload};
+use crate::linear::gemm::gemm;
+use crate::linear::gemv::gemv;
+use crate::linear::kernel::KernelScratch;
+use crate::linear::micro_kernel::{Blocking, MicroKernel, Operands};
+use crate::results::Outputs;
+use crate::tier::Tier;
 
 /// 32 bfloat16 as they lie in memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -105,7 +114,7 @@ fn mul_add(w: __m512, x: __m512, acc: __m512) -> __m512 {
 /// `((l0 + l2) + (l1 + l3))` in each quarter, then quarters 0 + 2 and 1 + 3, then both.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+pub(super) fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
@@ -121,118 +130,201 @@ fn reduce([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     out
 }
 
-/// Asks for a line. It goes to the first-level cache, though it is not needed so soon: asking for the second-level cache alone
-/// was slower by up to 8 % for the layers of 2 to 64 tokens, on a Zen 5.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn prefetch(line: *const u8) {
-    _mm_prefetch::<_MM_HINT_T0>(line.cast());
-}
+/// bfloat16 weights by bfloat16 inputs, in pairs.
+#[derive(Debug)]
+pub(crate) struct Bf16Pairs;
 
-tile!(
-    tile_bf16, "avx512f,avx512bw,avx512bf16", bf16, bf16, __m512, step: 32,
-    parts: [load_pairs by load_pairs], dot_pairs
-);
-tile!(
-    tile_bf16_f32, "avx512f", bf16, f32, __m512, step: 32,
-    parts: [load_even_widened by load_first, load_odd_widened by load_last], mul_add
-);
-tile!(
-    tile_bf16_f32_reloaded, "avx512f", bf16, f32, __m512, step: 32,
-    parts: [load_even_widened by load_first, reload_odd_widened by load_last], mul_add
-);
-tile!(
-    tile_f32, "avx512f", f32, f32, __m512, step: 32,
-    parts: [load_even by load_first, load_odd by load_last], mul_add
-);
+impl MicroKernel for Bf16Pairs {
+    type Tier = Avx512<true>;
+    type Weight = bf16;
+    type Input = bf16;
+    type WeightStep = [bf16; 32];
+    type InputStep = [bf16; 32];
+    type WeightVector = __m512bh;
+    type InputVector = __m512bh;
 
-linear_block!(
-    linear_bf16_sixes, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
-    few: 1 by [1 2 3 4 5] of tile_bf16 looking every 4,
-    many: 4 by [1 2 3 4 5 6] of tile_bf16 in parts of 0 KiB
-);
-linear_block!(
-    linear_bf16_eights, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
-    few: 1 by [1] of tile_bf16 looking every 4,
-    many: 3 by [1 2 3 4 5 6 7 8] of tile_bf16 in parts of 0 KiB
-);
-linear_block!(
-    linear_bf16_many, "avx512f,avx512bw,avx512bf16", half::bf16, half::bf16, __m512, reduce, _mm512_setzero_ps, step: 32,
-    few: 1 by [1] of tile_bf16 looking every 4,
-    many: 8 by [1 2 3] of tile_bf16 in parts of 256 KiB
-);
+    const STEP: usize = 32;
+    const VECTORS: usize = 1;
 
-/// Pairs are multiplied so fast that what suits some tokens, to wait little for weights from memory, isn't what suits many, to
-/// load little from the caches.
-pub(crate) mod linear_bf16 {
-    use std::ops::Range;
-
-    use half::bf16;
-
-    use super::{linear_bf16_eights, linear_bf16_many, linear_bf16_sixes};
-    use crate::block::{Tokens, TokensShape, Weights};
-    use crate::panel::Outputs;
-
-    /// How tokens come in tiles.
-    enum Tiles {
-        /// Of up to six, a part each.
-        Sixes,
-        /// Of up to eight, a part each.
-        Eights,
-        /// Small ones, of which many are a part.
-        Many,
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(_: Self::Tier, step: &[bf16; 32]) -> __m512bh {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { load_pairs(step) }
     }
 
-    /// The tiles of so many tokens. Where a tile is a part, each reads all rows again: the fewer the better, and those of six,
-    /// which take more rows at once, if they are as few as those of eight.
-    fn tiles(num_tokens: usize) -> Tiles {
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[bf16; 32]) -> __m512bh {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { load_pairs(step) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(_: Self::Tier, w: __m512bh, x: __m512bh, sums: __m512) -> __m512 {
+        // SAFETY: the tier is a proof that the machine has it.
+        unsafe { dot_pairs(w, x, sums) }
+    }
+
+    fn blocking(num_tokens: usize) -> Blocking {
         /// The most tokens that are some. Their speed against that of many, on a Zen 5: 1.13 at 16, 0.9 at 20, 1.1 at 24, 1.0 at 32,
         /// 0.94 at 64.
         const SOME: usize = 24;
-        if num_tokens > SOME {
-            Tiles::Many
+        // Pairs are multiplied so fast that what suits some tokens, to wait little for weights from memory, isn't what suits many,
+        // to load little from the caches. Where a tile is a panel, each reads all rows again: the fewer the better, and those of
+        // six, which take more rows at once, if they are as few as those of eight.
+        if num_tokens <= 5 {
+            Blocking::Gemv
+        } else if num_tokens > SOME {
+            Blocking::Gemm { mr: 8, nr: 3, panel_bytes: 256 * 1024 }
         } else if num_tokens.div_ceil(8) < num_tokens.div_ceil(6) {
-            Tiles::Eights
+            Blocking::Gemm { mr: 3, nr: 8, panel_bytes: 0 }
         } else {
-            Tiles::Sixes
+            Blocking::Gemm { mr: 4, nr: 6, panel_bytes: 0 }
         }
     }
 
-    /// How so many tokens of `k` elements are laid out.
-    pub(crate) fn shape(num_tokens: usize, k: usize) -> TokensShape {
-        match tiles(num_tokens) {
-            Tiles::Sixes => linear_bf16_sixes::shape(num_tokens, k),
-            Tiles::Eights => linear_bf16_eights::shape(num_tokens, k),
-            Tiles::Many => linear_bf16_many::shape(num_tokens, k),
-        }
-    }
-
-    /// `x @ wᵀ` for a part of `x`, `[num_tokens, num_rows]`. Rows are whole steps.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(crate) fn block(
-        w: Weights<'_, bf16>,
-        x: Tokens<'_, bf16>,
-        part: Range<usize>,
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
         out: Outputs<'_>,
     ) {
-        match tiles(x.shape().num_tokens) {
-            Tiles::Sixes => linear_bf16_sixes::block(w, x, part, out),
-            Tiles::Eights => linear_bf16_eights::block(w, x, part, out),
-            Tiles::Many => linear_bf16_many::block(w, x, part, out),
+        match Self::blocking(operands.x.layout().num_tokens) {
+            Blocking::Gemv => gemv::<Self, 1, 5, 4>(tier, operands, out),
+            Blocking::Gemm { mr: 8, .. } => gemm::<Self, 8, 3>(tier, operands, scratch, out),
+            Blocking::Gemm { mr: 3, .. } => gemm::<Self, 3, 8>(tier, operands, scratch, out),
+            Blocking::Gemm { .. } => gemm::<Self, 4, 6>(tier, operands, scratch, out),
         }
     }
 }
 
-linear_block!(
-    linear_bf16_f32, "avx512f", half::bf16, f32, __m512, reduce, _mm512_setzero_ps, step: 32,
-    few: 2 by [1 2 3 4 5] of tile_bf16_f32 looking every 2,
-    many: 4 by [1 2 3 4 5 6] of tile_bf16_f32_reloaded in parts of 0 KiB
-);
-linear_block!(
-    linear_f32, "avx512f", f32, f32, __m512, reduce, _mm512_setzero_ps, step: 32,
-    few: 2 by [1 2 3 4 5] of tile_f32 looking every 2,
-    many: 4 by [1 2 3 4 5 6] of tile_f32 in parts of 0 KiB
-);
+/// bfloat16 weights, widened, by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct Bf16Widened;
+
+impl MicroKernel for Bf16Widened {
+    type Tier = Avx512;
+    type Weight = bf16;
+    type Input = f32;
+    type WeightStep = [bf16; 32];
+    type InputStep = [f32; 32];
+    type WeightVector = __m512;
+    type InputVector = __m512;
+
+    const STEP: usize = 32;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(_: Self::Tier, step: &[bf16; 32]) -> __m512 {
+        match (V, RELOAD) {
+            // SAFETY: the tier is a proof that the machine has it.
+            (0, _) => unsafe { load_even_widened(step) },
+            // SAFETY: the tier is a proof that the machine has it.
+            (_, false) => unsafe { load_odd_widened(step) },
+            // SAFETY: the tier is a proof that the machine has it.
+            (_, true) => unsafe { reload_odd_widened(step) },
+        }
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 32]) -> __m512 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m512, x: __m512, sums: __m512) -> __m512 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    fn blocking(num_tokens: usize) -> Blocking {
+        if num_tokens <= 5 {
+            Blocking::Gemv
+        } else {
+            Blocking::Gemm { mr: 4, nr: 6, panel_bytes: 0 }
+        }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        match Self::blocking(operands.x.layout().num_tokens) {
+            Blocking::Gemv => gemv::<Self, 2, 5, 2>(tier, operands, out),
+            Blocking::Gemm { .. } => gemm::<Self, 4, 6>(tier, operands, scratch, out),
+        }
+    }
+}
+
+/// f32 weights by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct F32;
+
+impl MicroKernel for F32 {
+    type Tier = Avx512;
+    type Weight = f32;
+    type Input = f32;
+    type WeightStep = [f32; 32];
+    type InputStep = [f32; 32];
+    type WeightVector = __m512;
+    type InputVector = __m512;
+
+    const STEP: usize = 32;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(_: Self::Tier, step: &[f32; 32]) -> __m512 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_even(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_odd(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 32]) -> __m512 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m512, x: __m512, sums: __m512) -> __m512 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    fn blocking(num_tokens: usize) -> Blocking {
+        if num_tokens <= 5 {
+            Blocking::Gemv
+        } else {
+            Blocking::Gemm { mr: 4, nr: 6, panel_bytes: 0 }
+        }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        match Self::blocking(operands.x.layout().num_tokens) {
+            Blocking::Gemv => gemv::<Self, 2, 5, 2>(tier, operands, out),
+            Blocking::Gemm { .. } => gemm::<Self, 4, 6>(tier, operands, scratch, out),
+        }
+    }
+}
 
 /// `steps` times 24 independent products of pairs.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]

@@ -147,7 +147,7 @@ fn bits_are_those_of_the_token_where_tiles_come_in_segments_and_tokens_are_far()
 
 #[test]
 fn gate_and_up_need_not_be_stored_alike() {
-    // Rows for several pieces, of which f32 has more.
+    // Rows for several tasks, of which f32 has more.
     let (in_features, size, num_tokens) = (1024, 100, 5);
     let x = values(num_tokens * in_features, 7);
     let bf16s = |seed| -> Vec<bf16> {

@@ -1,51 +1,8 @@
-//! Row-major operands and results, with the bounds that the tiles rely on.
+//! Row-major results that threads write in disjoint parts, with the bounds that kernels rely on.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-
-use half::bf16;
-
-/// Rows of `k` elements each, back to back: some weight rows, or the inputs of some tokens.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Panel<'a, E> {
-    data: &'a [E],
-    k: usize,
-}
-
-impl<'a, E: Copy> Panel<'a, E> {
-    /// # Panics
-    /// If `data` is not whole rows.
-    pub(crate) fn new(data: &'a [E], k: usize) -> Self {
-        assert!(
-            k > 0 && data.len().is_multiple_of(k),
-            "{} elements are not rows of {k}",
-            data.len()
-        );
-        Self { data, k }
-    }
-
-    /// Elements a row.
-    pub(crate) fn k(self) -> usize {
-        self.k
-    }
-
-    pub(crate) fn num_rows(self) -> usize {
-        self.data.len() / self.k
-    }
-
-    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
-        Self { data: &self.data[rows.start * self.k..rows.end * self.k], k: self.k }
-    }
-
-    pub(crate) fn elements(self) -> &'a [E] {
-        self.data
-    }
-
-    pub(crate) fn row(self, row: usize) -> &'a [E] {
-        &self.data[row * self.k..(row + 1) * self.k]
-    }
-}
 
 /// Some columns of some rows of a row-major result `[num_rows, stride]`, for one thread alone.
 #[derive(Debug)]
@@ -188,7 +145,7 @@ impl<'a, E> SharedResult<'a, E> {
     }
 }
 
-/// A row-major result that threads write into the room of a vector. Nobody zeroes it for them: that would cost as much
+/// A row-major result that threads write into the capacity of a vector. Nobody zeroes it for them: that would cost as much
 /// memory traffic as the result itself. The vector is empty until all is written.
 #[derive(Debug)]
 pub(crate) struct NewResult<'a> {
@@ -205,69 +162,21 @@ impl<'a> NewResult<'a> {
         Self { out, len: num_rows * stride, stride }
     }
 
-    /// The room, for the threads to write.
+    /// The uninitialised elements, for threads to write.
     ///
     /// # Panics
     /// If rows are empty.
-    pub(crate) fn room(&mut self) -> SharedResult<'_, MaybeUninit<f32>> {
+    pub(crate) fn shared(&mut self) -> SharedResult<'_, MaybeUninit<f32>> {
         SharedResult::new(&mut self.out.spare_capacity_mut()[..self.len], self.stride)
     }
 
     /// Gives the result to the vector.
     ///
     /// # Safety
-    /// Every element of [`Self::room`] must have been written.
+    /// Every element of [`Self::shared`] must have been written.
     #[expect(unsafe_code, reason = "only the caller knows that all parts are written")]
     pub(crate) unsafe fn written(self) {
-        // SAFETY: `new` made room for `len` elements, and the caller vouches that they are written.
+        // SAFETY: `new` reserved `len` elements, and the caller vouches that they are written.
         unsafe { self.out.set_len(self.len) }
-    }
-}
-
-/// A weight matrix `[out_features, in_features]` as it is stored.
-#[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
-    pub(crate) data: Elements<'a>,
-    pub(crate) in_features: usize,
-}
-
-/// The stored elements of a [`Matrix`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Elements<'a> {
-    Bf16(&'a [bf16]),
-    F32(&'a [f32]),
-}
-
-impl<'a> Matrix<'a> {
-    /// A bf16 matrix with rows of `in_features`.
-    ///
-    /// # Panics
-    /// If `data` is not whole rows.
-    pub fn bf16(data: &'a [bf16], in_features: usize) -> Self {
-        assert!(in_features > 0 && data.len().is_multiple_of(in_features));
-        Self { data: Elements::Bf16(data), in_features }
-    }
-
-    /// An f32 matrix with rows of `in_features`.
-    ///
-    /// # Panics
-    /// If `data` is not whole rows.
-    pub fn f32(data: &'a [f32], in_features: usize) -> Self {
-        assert!(in_features > 0 && data.len().is_multiple_of(in_features));
-        Self { data: Elements::F32(data), in_features }
-    }
-
-    /// The length of a row.
-    pub fn in_features(self) -> usize {
-        self.in_features
-    }
-
-    /// The number of rows.
-    pub fn out_features(self) -> usize {
-        let elements = match self.data {
-            Elements::Bf16(data) => data.len(),
-            Elements::F32(data) => data.len(),
-        };
-        elements / self.in_features
     }
 }

@@ -1,16 +1,16 @@
-//! The machine's own limits, measured: what the kernels' speed is held against.
+//! The machine's roofline, measured: read bandwidth and products, which the kernels' speed is held against.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::ahead::LINE_BYTES;
-use crate::dispatch::Kernels;
-use crate::linear::Precision;
+use crate::linear::kernel::Precision;
 use crate::pool::Pool;
+use crate::prefetch::LINE_BYTES;
+use crate::table::Kernels;
 
 /// Bytes a second that the pool's threads read together from `bytes`, each its own part.
 ///
-/// A thread reads its part in several streams side by side and asks for what comes next: of a single stream alone some
+/// A thread reads its part in several streams side by side and prefetches what comes next: of a single stream alone some
 /// machines read little more than half of what their memory gives.
 pub fn read_bandwidth(pool: &Pool, bytes: &[u8]) -> f64 {
     const STREAMS: usize = 4;
@@ -33,7 +33,7 @@ pub fn read_bandwidth(pool: &Pool, bytes: &[u8]) -> f64 {
         let [.., last] = streams;
         for i in 0..last.len() {
             for stream in streams {
-                ask(stream[i].as_ptr().wrapping_add(AHEAD_BYTES));
+                prefetch(stream[i].as_ptr().wrapping_add(PREFETCH_DISTANCE));
                 add(&stream[i]);
             }
         }
@@ -45,12 +45,12 @@ pub fn read_bandwidth(pool: &Pool, bytes: &[u8]) -> f64 {
     (lines.len() * LINE_BYTES) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Bytes between what is read and what is asked for.
-const AHEAD_BYTES: usize = 1024;
+/// Bytes between what is read and what is prefetched.
+const PREFETCH_DISTANCE: usize = 1024;
 
-/// Asks for a line, where there is an instruction for it.
+/// Prefetches a line, where there is an instruction for it.
 #[inline]
-fn ask(line: *const u8) {
+fn prefetch(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -97,11 +97,4 @@ pub fn product_peak(kernels: &Kernels, pool: &Pool, precision: Precision) -> f64
         }
     }
     (pool.threads() * STEPS * products.operations_a_step) as f64 / shortest.as_secs_f64()
-}
-
-/// Products of one kind, over and over.
-pub(crate) struct Products {
-    /// Does a number of steps and returns something that depends on all of them.
-    pub(crate) run: unsafe fn(usize) -> f32,
-    pub(crate) operations_a_step: usize,
 }

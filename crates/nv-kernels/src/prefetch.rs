@@ -1,8 +1,8 @@
-//! Memory that is asked for while something else is computed.
+//! Memory that is prefetched while something else is computed.
 
-/// Cache lines that are asked for in advance, by their addresses: nobody reads there.
+/// Cache lines to prefetch, by their addresses: nothing is read there.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ahead {
+pub(crate) struct Prefetch {
     start: *const u8,
     /// Whole lines after `start`.
     end: *const u8,
@@ -11,7 +11,7 @@ pub(crate) struct Ahead {
 /// Bytes of a cache line.
 pub(crate) const LINE_BYTES: usize = 64;
 
-impl Ahead {
+impl Prefetch {
     pub(crate) fn of<E>(elements: &[E]) -> Self {
         let start = elements.as_ptr().cast::<u8>();
         let len = Self::num_lines_of::<E>(elements.len()) * LINE_BYTES;
@@ -42,7 +42,7 @@ impl Ahead {
     }
 }
 
-impl IntoIterator for Ahead {
+impl IntoIterator for Prefetch {
     type Item = *const u8;
     type IntoIter = Lines;
 
@@ -52,16 +52,16 @@ impl IntoIterator for Ahead {
     }
 }
 
-/// The addresses of an [`Ahead`].
+/// The addresses of an [`Prefetch`].
 #[derive(Debug)]
-pub(crate) struct Lines(Ahead);
+pub(crate) struct Lines(Prefetch);
 
 impl Iterator for Lines {
     type Item = *const u8;
 
     #[inline]
     fn next(&mut self) -> Option<*const u8> {
-        let Ahead { start, end } = self.0;
+        let Prefetch { start, end } = self.0;
         (start != end).then(|| {
             self.0.start = start.wrapping_add(LINE_BYTES);
             start
@@ -75,29 +75,29 @@ pub(crate) fn share(items: usize, times: usize) -> usize {
     if items <= times { 1 } else { items.div_ceil(times.max(1)) }
 }
 
-/// Several parts of memory, asked for in equal shares.
+/// Several parts of memory, prefetched in equal shares.
 #[derive(Debug)]
-pub(crate) struct PartsAhead<'a, E> {
+pub(crate) struct PrefetchParts<'a, E> {
     parts: &'a [&'a [E]],
     /// What is left of the last part that was begun.
-    lines: Ahead,
+    lines: Prefetch,
     lines_a_share: usize,
 }
 
-impl<'a, E> PartsAhead<'a, E> {
+impl<'a, E> PrefetchParts<'a, E> {
     pub(crate) fn new(parts: &'a [&'a [E]], num_shares: usize) -> Self {
-        let num_lines = parts.iter().map(|part| Ahead::of(part).num_lines()).sum();
+        let num_lines = parts.iter().map(|part| Prefetch::of(part).num_lines()).sum();
         let lines_a_share = share(num_lines, num_shares);
-        Self { parts, lines: Ahead::of::<E>(&[]), lines_a_share }
+        Self { parts, lines: Prefetch::of::<E>(&[]), lines_a_share }
     }
 
     /// The next share, or what a part's end leaves of it.
     #[inline]
-    pub(crate) fn next_share(&mut self) -> Ahead {
+    pub(crate) fn next_share(&mut self) -> Prefetch {
         if self.lines.num_lines() == 0
             && let Some((part, parts)) = self.parts.split_first()
         {
-            (self.lines, self.parts) = (Ahead::of(part), parts);
+            (self.lines, self.parts) = (Prefetch::of(part), parts);
         }
         self.lines.split_to(self.lines_a_share)
     }
@@ -112,10 +112,10 @@ mod tests {
         let memory = [0u32; 16 * 40];
         let parts = [&memory[..16 * 7], &[][..], &memory[16 * 10..16 * 30]];
         for num_shares in [1, 2, 5, 9, 27, 100] {
-            let mut ahead = PartsAhead::new(&parts, num_shares);
+            let mut prefetch = PrefetchParts::new(&parts, num_shares);
             // A part's end may cost a share more.
             let got: Vec<_> =
-                (0..num_shares + parts.len()).flat_map(|_| ahead.next_share()).collect();
+                (0..num_shares + parts.len()).flat_map(|_| prefetch.next_share()).collect();
             let lines =
                 |part: &[u32]| part.chunks(16).map(|line| line.as_ptr().cast()).collect::<Vec<_>>();
             assert_eq!(got, [lines(parts[0]), lines(parts[2])].concat(), "{num_shares} shares");

@@ -1,0 +1,138 @@
+//! The table of a tier's kernels. This is where tiers are listed.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use crate::attention::outer::{self, Outer};
+use crate::elementwise::{self, Elementwise};
+use crate::error::Result;
+use crate::formats::Format;
+use crate::isa::Isa;
+use crate::linear::kernel::{LinearKernel, Precision};
+use crate::scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2, avx512};
+
+/// The kernels of one tier. Only handed out for a tier that the machine has.
+pub struct Kernels {
+    isa: Isa,
+    /// The tier's own linear layers over weights of a format.
+    linear: fn(Format, Precision) -> Option<&'static dyn LinearKernel>,
+    /// Where the machine multiplies bfloat16 pairs itself; elsewhere both sides are widened to f32.
+    pub(crate) outer_bf16: Option<unsafe fn(Outer<'_, u32, u32>)>,
+    pub(crate) outer_bf16_f32: unsafe fn(Outer<'_, [f32; 2], u32>),
+    pub(crate) outer_f32: unsafe fn(Outer<'_, [f32; 1], f32>),
+    pub(crate) elementwise: &'static Elementwise,
+    /// As [`Self::outer_bf16`].
+    pub(crate) bf16_products: Option<Products>,
+    pub(crate) f32_products: Products,
+}
+
+/// Products of one kind, over and over: what the machine could do at best.
+pub(crate) struct Products {
+    /// Does a number of steps and returns something that depends on all of them.
+    pub(crate) run: unsafe fn(usize) -> f32,
+    pub(crate) operations_a_step: usize,
+}
+
+static SCALAR: Kernels = Kernels {
+    isa: Isa::Scalar,
+    linear: |_, _| None,
+    outer_bf16: None,
+    outer_bf16_f32: outer::scalar_bf16_f32,
+    outer_f32: outer::scalar_f32,
+    elementwise: &elementwise::SCALAR,
+    bf16_products: None,
+    f32_products: Products {
+        run: scalar::f32_products,
+        operations_a_step: scalar::PRODUCTS_A_STEP * 2,
+    },
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX2: Kernels = Kernels {
+    isa: Isa::Avx2,
+    linear: avx2::linear,
+    outer_bf16: None,
+    outer_bf16_f32: avx2::outer_bf16_f32,
+    outer_f32: avx2::outer_f32,
+    elementwise: &elementwise::AVX2,
+    bf16_products: None,
+    f32_products: Products { run: avx2::f32_products, operations_a_step: 12 * 8 * 2 },
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX512: Kernels = Kernels {
+    isa: Isa::Avx512,
+    linear: avx512::linear,
+    outer_bf16: None,
+    outer_bf16_f32: avx512::outer_bf16_f32,
+    outer_f32: avx512::outer_f32,
+    elementwise: &elementwise::AVX512,
+    bf16_products: None,
+    f32_products: Products { run: avx512::f32_products, operations_a_step: 24 * 16 * 2 },
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX512_BF16: Kernels = Kernels {
+    isa: Isa::Avx512Bf16,
+    linear: avx512::linear_with_bf16,
+    outer_bf16: Some(avx512::outer_bf16),
+    outer_bf16_f32: avx512::outer_bf16_f32,
+    outer_f32: avx512::outer_f32,
+    elementwise: &elementwise::AVX512,
+    bf16_products: Some(Products { run: avx512::bf16_products, operations_a_step: 24 * 32 * 2 }),
+    f32_products: Products { run: avx512::f32_products, operations_a_step: 24 * 16 * 2 },
+};
+
+impl Kernels {
+    /// The kernels of `isa`, if this machine can run them.
+    pub fn for_isa(isa: Isa) -> Option<&'static Self> {
+        if !isa.is_available() {
+            return None;
+        }
+        Some(match isa {
+            Isa::Scalar => &SCALAR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => &AVX512_BF16,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => return None,
+        })
+    }
+
+    /// The kernels of [`Isa::from_env`], chosen once a process.
+    ///
+    /// # Errors
+    /// As [`Isa::from_env`].
+    pub fn best() -> Result<&'static Self> {
+        static BEST: OnceLock<Result<&'static Kernels>> = OnceLock::new();
+        BEST.get_or_init(|| Ok(Self::for_isa(Isa::from_env()?).unwrap_or(&SCALAR))).clone()
+    }
+
+    /// The tier.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// How the tier multiplies weights of `format` in `precision`; in plain Rust, if it has no kernel of its own.
+    ///
+    /// # Panics
+    /// If inputs in bfloat16 would lose what such weights hold.
+    pub(crate) fn linear_kernel(
+        &self,
+        format: Format,
+        precision: Precision,
+    ) -> &'static dyn LinearKernel {
+        (self.linear)(format, precision).unwrap_or_else(|| scalar::linear(format, precision))
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,47 @@
+//! What the loops that are written once want of a tier's instructions.
+
+use bytemuck::Pod;
+
+/// Work that a tier compiles: its body, with all that is inlined into it, becomes one function with the tier's instructions.
+///
+/// `run` and what it calls are `#[inline(always)]`: a function that stays by itself has no instructions but those that every
+/// machine has.
+pub(crate) trait Work {
+    type Output;
+
+    fn run(self) -> Self::Output;
+}
+
+/// A tier's instructions. A value of the type is a proof that the machine has them.
+///
+/// Methods are `#[inline(always)]`.
+pub(crate) trait Tier: Copy + 'static {
+    /// A vector of f32.
+    type Vector: Pod;
+
+    /// # Safety
+    /// The machine has the tier.
+    #[expect(unsafe_code, reason = "kernels need their instruction set")]
+    unsafe fn new() -> Self;
+
+    /// Calls `work`, compiled with the tier's instructions.
+    fn compile<W: Work>(self, work: W) -> W::Output;
+
+    /// Where such work is that the tier compiled.
+    #[cfg(all(test, not(debug_assertions)))]
+    fn address_of<W: Work>() -> usize;
+
+    fn zero(self) -> Self::Vector;
+
+    /// `a · b + c`, rounded once.
+    fn multiply_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// The sums of the lanes of four vectors, all by the same tree.
+    fn reduce(self, sums: [Self::Vector; 4]) -> [f32; 4];
+
+    /// Prefetches a line of weights, to the level of cache that suits the tier's loops.
+    fn prefetch(self, line: *const u8);
+
+    /// Prefetches a line to the first-level cache.
+    fn prefetch_near(self, line: *const u8);
+}
