@@ -10,14 +10,12 @@ BEYOND_SCHEMAS = {
     r"logit_bias|allowed_token_ids|stop_token_ids|prompt.*|tokens\[\d+\]",
     # Of numbers above 0, those that 32 bits can't hold.
     r"repetition_penalty",
-    # Whole numbers with a point, of which JSON Schema thinks as of others.
-    r"seed|top_k|priority|logprobs",
     # A template's mind, and the prompt's length.
     r"messages|max_tokens|max_completion_tokens|min_tokens",
     # Languages of their own.
     r"(guided|structured_outputs)[_.](json|regex|grammar|choice)|response_format\.json_schema\.schema|tools(\[\d+\].*)?",
     # What one field asks of another, or says against it.
-    r"enable_thinking|think|thinking(\.type)?|reasoning(\.enabled)?|reasoning_effort",
+    r"enable_thinking|think|thinking(\.type)?|reasoning(\.(enabled|effort))?|reasoning_effort",
     r"stream_options|top_logprobs|prompt_logprobs|echo|n|stop|tool_choice(\.function\.name)?|structured_outputs.*|guided_.*|response_format.*",
 }
 
