@@ -359,13 +359,13 @@ pub(crate) struct Elementwise {
     pub(crate) norm_and_rotate: NormAndRotate,
     /// `gate = silu(gate) * up`
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
-    /// Inputs of `linear_bf16`.
+    /// Inputs of `InputForm::Bf16`.
     pub(crate) arrange_bf16: Arrange<bf16>,
-    /// Inputs of `linear_bf16_f32`, rounded to bfloat16.
+    /// Inputs of `InputForm::Rounded`.
     pub(crate) arrange_rounded: Arrange<f32>,
-    /// The same as they are.
+    /// Inputs of `InputForm::Unrounded`.
     pub(crate) arrange_unrounded: Arrange<f32>,
-    /// Inputs of `linear_f32`.
+    /// Inputs of `InputForm::F32`.
     pub(crate) arrange_f32: Arrange<f32>,
     /// Rounds to bfloat16 and widens again.
     pub(crate) round: unsafe fn(&[f32], &mut [f32]),

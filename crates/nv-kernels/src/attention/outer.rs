@@ -33,7 +33,7 @@ pub(crate) struct Outer<'a, A, B> {
     pub(crate) vectors: &'a [usize],
     /// From a step to the next in a run.
     pub(crate) b_stride: usize,
-    /// `[num_rows, c_stride]`, of which `8 · halves.len()` columns are added to, or overwritten if `is_new` says so.
+    /// `[num_rows, c_stride]`, of which `8 · vectors.len()` columns are added to, or overwritten if `is_new` says so.
     pub(crate) c: &'a mut [f32],
     pub(crate) c_stride: usize,
     pub(crate) is_new: bool,
