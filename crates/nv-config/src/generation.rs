@@ -188,7 +188,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::qwen3::load_config;
+    use crate::parse::load_config;
 
     #[test]
     fn the_published_file_is_read() {

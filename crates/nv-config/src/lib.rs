@@ -20,12 +20,16 @@
 mod error;
 mod generation;
 mod json;
+mod parse;
+mod quantization;
 mod qwen3;
 mod rope;
+mod validate;
 mod warning;
 
 pub use error::{Error, Result};
 pub use generation::{GenerationConfig, load_generation_config};
-pub use qwen3::{Dtype, Qwen3Config, load_config};
+pub use parse::load_config;
+pub use qwen3::{Dtype, FeedForward, Qwen3Config};
 pub use rope::{RopeScaling, Yarn};
 pub use warning::ConfigWarning;

@@ -3,7 +3,7 @@
 //! Written once. Knows nothing of sequences: an [`AttentionCache`] tells its tokens apart.
 
 use candle_core::{DType, Tensor};
-use nv_config::Qwen3Config;
+use nv_config::{FeedForward, Qwen3Config};
 
 use crate::attention::Qwen3Attention;
 use crate::cache::AttentionCache;
@@ -126,7 +126,9 @@ impl Qwen3DecoderLayer {
                 &format!("{name}.post_attention_layernorm"),
                 eps,
             ),
-            mlp: Qwen3MLP::load(weights, &format!("{name}.mlp")),
+            mlp: match config.feed_forward() {
+                FeedForward::Dense { .. } => Qwen3MLP::load(weights, &format!("{name}.mlp")),
+            },
             ops: weights.ops().clone(),
         }
     }

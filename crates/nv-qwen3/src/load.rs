@@ -2,115 +2,22 @@
 //!
 //! Knows names and shapes; knows nothing of what the graph computes with them.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ptr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use nv_config::{ConfigWarning, Qwen3Config};
-use nv_weights::{Checkpoint, TensorView};
+use nv_kernels::Format;
+use nv_weights::Checkpoint;
 
-use crate::copies::CopyReason;
-use crate::error::{Misshapen, Result, TensorReport};
+use crate::error::Result;
 use crate::ops::Ops;
+use crate::sources::{
+    CheckpointSource, VarBuilderSource, WeightSource, head_and_embedding, locate, report,
+};
+use crate::spec::{LM_HEAD, Role, TensorSpec};
 use crate::weight::Weight;
-
-const EMBED_TOKENS: &str = "model.embed_tokens.weight";
-const LM_HEAD: &str = "lm_head.weight";
-
-/// The tensors that a checkpoint of `config` holds, with their shapes, in the order of the graph.
-///
-/// Names and shapes are those of transformers' `Qwen3ForCausalLM.state_dict()`; linear weights are
-/// `[out_features, in_features]`. A tied model has no `lm_head.weight` of its own, though its checkpoint may hold one.
-pub fn tensor_shapes(config: &Qwen3Config) -> Vec<(String, Vec<usize>)> {
-    let hidden_size = config.hidden_size;
-    let q_size = config.num_attention_heads * config.head_dim;
-    let kv_size = config.num_key_value_heads * config.head_dim;
-    let projections = [
-        ("q_proj", q_size, hidden_size),
-        ("k_proj", kv_size, hidden_size),
-        ("v_proj", kv_size, hidden_size),
-        ("o_proj", hidden_size, q_size),
-    ];
-
-    let mut shapes = vec![(EMBED_TOKENS.to_owned(), vec![config.vocab_size, hidden_size])];
-    for layer in 0..config.num_hidden_layers {
-        let mut push = |name: &str, shape: &[usize]| {
-            shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-        };
-        push("input_layernorm.weight", &[hidden_size]);
-        for (name, out_features, in_features) in projections {
-            push(&format!("self_attn.{name}.weight"), &[out_features, in_features]);
-            if config.attention_bias {
-                push(&format!("self_attn.{name}.bias"), &[out_features]);
-            }
-        }
-        push("self_attn.q_norm.weight", &[config.head_dim]);
-        push("self_attn.k_norm.weight", &[config.head_dim]);
-        push("post_attention_layernorm.weight", &[hidden_size]);
-        push("mlp.gate_proj.weight", &[config.intermediate_size, hidden_size]);
-        push("mlp.up_proj.weight", &[config.intermediate_size, hidden_size]);
-        push("mlp.down_proj.weight", &[hidden_size, config.intermediate_size]);
-    }
-    shapes.push(("model.norm.weight".to_owned(), vec![hidden_size]));
-    if !config.tie_word_embeddings {
-        shapes.push((LM_HEAD.to_owned(), vec![config.vocab_size, hidden_size]));
-    }
-    shapes
-}
-
-/// A tensor of the graph, and where it is.
-pub(crate) struct Source {
-    /// Its name in the graph.
-    pub(crate) name: String,
-    /// Its name where the weights are.
-    pub(crate) stored_as: String,
-    pub(crate) shape: Vec<usize>,
-}
-
-/// The tensors of the graph where the weights have the names that `has` knows.
-///
-/// As in transformers, an `lm_head.weight` of a tied model that is there is used, and stands in for an embedding that is not.
-fn sources(config: &Qwen3Config, has: impl Fn(&str) -> bool) -> Vec<Source> {
-    let has_own_head = config.tie_word_embeddings && has(LM_HEAD);
-    let stands_in = has_own_head && !has(EMBED_TOKENS);
-    let tensors = tensor_shapes(&Qwen3Config {
-        tie_word_embeddings: config.tie_word_embeddings && (stands_in || !has_own_head),
-        ..config.clone()
-    });
-    let source = |(name, shape): (String, Vec<usize>)| {
-        let stored_as =
-            if stands_in && name == EMBED_TOKENS { LM_HEAD.to_owned() } else { name.clone() };
-        Source { name, stored_as, shape }
-    };
-    tensors.into_iter().map(source).collect()
-}
-
-/// The tensors of the graph and where they are in `checkpoint`.
-///
-/// One that `is_copied` need not be copied twice: an `lm_head.weight` of which that holds is left out if the embedding has the
-/// same bytes, which both are read for.
-pub(crate) fn sources_in(
-    config: &Qwen3Config,
-    checkpoint: &Checkpoint,
-    is_copied: impl Fn(&TensorView<'_>) -> bool,
-) -> Vec<Source> {
-    let mut sources = sources(config, |name| checkpoint.get(name).is_some());
-    let is_same = |a: TensorView<'_>, b: TensorView<'_>| {
-        let (bytes, others) = (a.bytes(), b.bytes());
-        (a.dtype(), a.shape()) == (b.dtype(), b.shape())
-            && (ptr::eq(bytes, others) || bytes == others)
-    };
-    if let Some(head) = checkpoint.get(LM_HEAD)
-        && is_copied(&head)
-        && checkpoint.get(EMBED_TOKENS).is_some_and(|embedding| is_same(head, embedding))
-    {
-        sources.retain(|source| source.name != LM_HEAD);
-    }
-    sources
-}
 
 /// Compares names, shapes and dtypes of `checkpoint` with those that `config` implies, reading no weight.
 ///
@@ -121,33 +28,8 @@ pub(crate) fn sources_in(
 /// [`Error::Tensors`](crate::Error::Tensors) with every missing, misshapen and unexpected tensor, and those of an
 /// unsupported dtype.
 pub fn check_tensors(config: &Qwen3Config, checkpoint: &Checkpoint) -> Result<()> {
-    let mut report = TensorReport::default();
-    let mut used = BTreeSet::new();
-    for Source { stored_as: name, shape, .. } in sources_in(config, checkpoint, |_| false) {
-        if let Some(stored_as) = checkpoint.stored_as(&name) {
-            report.stored_as.insert(name.clone(), stored_as.to_owned());
-        }
-        match checkpoint.get(&name) {
-            None => report.missing.push(name),
-            Some(view) => {
-                used.insert(view.name());
-                if view.float_dtype().is_err() {
-                    report.unsupported.push((name.clone(), view.dtype()));
-                }
-                if view.shape() != shape {
-                    let found = view.shape().to_vec();
-                    report.misshapen.push(Misshapen { name, expected: shape, found });
-                }
-            }
-        }
-    }
-    report.unexpected = checkpoint
-        .tensors()
-        .map(|view| view.name())
-        .filter(|name| !used.contains(name) && !name.contains("rotary_emb.inv_freq"))
-        .map(str::to_owned)
-        .collect();
-    report.into_result()
+    let tensors = locate(config, |name| checkpoint.get(name).is_some());
+    report(checkpoint, &tensors).into_result()
 }
 
 /// What `config` leaves open or says in vain, and `checkpoint` doesn't settle.
@@ -162,20 +44,30 @@ pub fn config_warnings<'a>(
     })
 }
 
+/// A matrix of a loaded model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedMatrix {
+    /// Its name, shape, and what the graph does with it.
+    pub spec: TensorSpec,
+    /// What it is multiplied as.
+    pub format: Format,
+    /// The bytes that reading it once takes.
+    pub num_bytes: usize,
+}
+
 /// The weights of one model, all present and well-shaped, taken by name while the graph is built.
 pub(crate) struct Weights {
     /// Linear weights and the embedding.
     matrices: BTreeMap<String, Weight>,
     /// Norm weights and biases, in float32.
     vectors: BTreeMap<String, Tensor>,
+    /// What the matrices are, in the order of the graph.
+    loaded: Vec<LoadedMatrix>,
     ops: Ops,
 }
 
 impl Weights {
     /// Loads every tensor that `config` implies from `vb`, matrices in its dtype.
-    ///
-    /// A `VarBuilder` cannot list its names, so here unexpected tensors are looked for where a wrong config would
-    /// leave them: biases, and one more layer.
     ///
     /// # Errors
     /// `Error::Tensors` with every missing, misshapen and unexpected tensor; `Error::Candle` if one can't be read.
@@ -184,36 +76,7 @@ impl Weights {
         vb: &VarBuilder<'_>,
         ops: Ops,
     ) -> Result<Self> {
-        let sources = sources(config, |name| vb.contains_tensor(name));
-        let mut report = TensorReport {
-            unexpected: stray_names(config, &sources)
-                .into_iter()
-                .filter(|name| vb.contains_tensor(name))
-                .collect(),
-            ..TensorReport::default()
-        };
-        let mut weights = Self::empty(ops);
-        for Source { name, stored_as, shape } in sources {
-            if !vb.contains_tensor(&stored_as) {
-                report.missing.push(stored_as);
-                continue;
-            }
-            let tensor = vb.get_unchecked_dtype(&stored_as, dtype_of(&shape, vb.dtype()))?;
-            if tensor.dims() == shape {
-                weights.insert(name, tensor);
-            } else {
-                let found = tensor.dims().to_vec();
-                report.misshapen.push(Misshapen { name: stored_as, expected: shape, found });
-            }
-        }
-        report.into_result()?;
-        if let (Some(Weight::Tensor(head)), Some(Weight::Tensor(embedding))) =
-            (weights.matrices.get(LM_HEAD), weights.matrices.get(EMBED_TOKENS))
-            && are_equal(head, embedding)?
-        {
-            weights.matrices.remove(LM_HEAD);
-        }
-        Ok(weights)
+        Self::load(config, VarBuilderSource::new(vb, ops.takes_bytes()), ops)
     }
 
     /// Takes every tensor that `config` implies from `checkpoint`. Where kernels compute, bfloat16 matrices stay where
@@ -227,44 +90,32 @@ impl Weights {
         dtype: DType,
         ops: Ops,
     ) -> Result<Self> {
-        check_tensors(config, checkpoint)?;
-        let vb = checkpoint.var_builder(dtype, ops.device());
-        let has_kernels = matches!(ops, Ops::Kernels(..));
-        let mut weights = Self::empty(ops);
-        // By the names that they are stored under, for metadata may give a tensor several.
-        let mut copies = BTreeMap::<String, Tensor>::new();
-        let is_copied = |view: &TensorView<'_>| !has_kernels || CopyReason::of(view).is_some();
-        for Source { name, stored_as, shape } in sources_in(config, checkpoint, is_copied) {
-            let shared = checkpoint.shared_tensor(&stored_as)?;
-            let stored_as = shared.view().name().to_owned();
-            if let ([_, _], true) = (shape.as_slice(), has_kernels)
-                && let Some(mapped) = Weight::mapped(shared)
-            {
-                weights.matrices.insert(name, mapped);
-                continue;
+        let device = (!ops.takes_bytes()).then(|| ops.device().clone());
+        Self::load(config, CheckpointSource::new(checkpoint, dtype, device.as_ref()), ops)
+    }
+
+    fn load(config: &Qwen3Config, mut source: impl WeightSource, ops: Ops) -> Result<Self> {
+        let mut tensors = locate(config, |name| source.contains(name));
+        source.report(config, &tensors)?.into_result()?;
+        if let Some((head, embedding)) = head_and_embedding(&tensors)
+            && source.are_equal_copies(head, embedding)?
+        {
+            tensors.retain(|tensor| tensor.spec.role != Role::Head);
+        }
+        let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        let mut loaded = Vec::new();
+        for tensor in tensors {
+            if tensor.spec.role.is_matrix() {
+                let matrix = source.matrix(&tensor)?;
+                let (format, num_bytes) = matrix.size();
+                matrices.insert(tensor.spec.name.clone(), matrix);
+                loaded.push(LoadedMatrix { spec: tensor.spec, format, num_bytes });
+            } else {
+                let vector = source.vector(&tensor)?;
+                vectors.insert(tensor.spec.name, vector);
             }
-            let tensor = match copies.entry(stored_as) {
-                Entry::Occupied(copy) => copy.get().clone(),
-                Entry::Vacant(entry) => {
-                    let copy = vb.get_unchecked_dtype(entry.key(), dtype_of(&shape, dtype))?;
-                    entry.insert(copy).clone()
-                }
-            };
-            weights.insert(name, tensor);
         }
-        Ok(weights)
-    }
-
-    fn empty(ops: Ops) -> Self {
-        Self { matrices: BTreeMap::new(), vectors: BTreeMap::new(), ops }
-    }
-
-    fn insert(&mut self, name: String, tensor: Tensor) {
-        if tensor.rank() == 2 {
-            self.matrices.insert(name, Weight::Tensor(tensor));
-        } else {
-            self.vectors.insert(name, tensor);
-        }
+        Ok(Self { matrices, vectors, loaded, ops })
     }
 
     /// Where and how the model computes.
@@ -272,7 +123,12 @@ impl Weights {
         &self.ops
     }
 
-    /// Takes the matrix `name`, which [`tensor_shapes`] lists.
+    /// What the matrices are, in the order of the graph.
+    pub(crate) fn loaded(&self) -> &[LoadedMatrix] {
+        &self.loaded
+    }
+
+    /// Takes the matrix `name`, which [`tensor_specs`](crate::tensor_specs) lists.
     pub(crate) fn take_matrix(&mut self, name: &str) -> Weight {
         self.matrices
             .remove(name)
@@ -284,54 +140,16 @@ impl Weights {
         self.matrices.contains_key(LM_HEAD)
     }
 
-    /// Takes the vector `name`, which [`tensor_shapes`] lists.
+    /// Takes the vector `name`, which [`tensor_specs`](crate::tensor_specs) lists.
     pub(crate) fn take_vector(&mut self, name: &str) -> Tensor {
         self.take_optional_vector(name)
             .unwrap_or_else(|| panic!("the graph asks for `{name}`, which no config implies"))
     }
 
-    /// Takes the vector `name` if [`tensor_shapes`] lists it for this config.
+    /// Takes the vector `name` if [`tensor_specs`](crate::tensor_specs) lists it for this config.
     pub(crate) fn take_optional_vector(&mut self, name: &str) -> Option<Tensor> {
         self.vectors.remove(name)
     }
-}
-
-/// What a tensor is loaded as in a model that computes in `dtype`: norm weights and biases act on float32 values.
-fn dtype_of(shape: &[usize], dtype: DType) -> DType {
-    if shape.len() == 2 { dtype } else { DType::F32 }
-}
-
-/// Whether two matrices on one device have the same shape and values; looked at a few rows at a time, up to the first difference.
-fn are_equal(a: &Tensor, b: &Tensor) -> Result<bool> {
-    const ROWS: usize = 4096;
-    if a.dims() != b.dims() {
-        return Ok(false);
-    }
-    let num_rows = a.dim(0)?;
-    for start in (0..num_rows).step_by(ROWS) {
-        let len = ROWS.min(num_rows - start);
-        let differs = a.narrow(0, start, len)?.ne(&b.narrow(0, start, len)?)?;
-        if differs.flatten_all()?.max(0)?.to_scalar::<u8>()? != 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Names that a Qwen3 checkpoint of a neighbouring config would hold, less those of the `sources`.
-fn stray_names(config: &Qwen3Config, sources: &[Source]) -> BTreeSet<String> {
-    let neighbour = Qwen3Config {
-        num_hidden_layers: config.num_hidden_layers + 1,
-        attention_bias: true,
-        layer_types: Vec::new(),
-        ..config.clone()
-    };
-    let mut names: BTreeSet<String> =
-        tensor_shapes(&neighbour).into_iter().map(|(name, _)| name).collect();
-    for source in sources {
-        names.remove(&source.name);
-    }
-    names
 }
 
 #[cfg(test)]
@@ -343,9 +161,10 @@ mod tests {
 
     use super::*;
     use crate::copies::copied_weights;
-    use crate::error::Error;
+    use crate::error::{Error, Misshapen, TensorReport};
     use crate::model::Qwen3ForCausalLM;
     use crate::ops::Cpu;
+    use crate::spec::{EMBED_TOKENS, tensor_shapes};
 
     fn config(extra: &str) -> Qwen3Config {
         serde_json::from_str(&format!(
@@ -590,18 +409,6 @@ mod tests {
               add the field if that is wrong"
             ]
         );
-    }
-
-    #[test]
-    fn shapes_add_up_to_the_parameter_count() {
-        for extra in ["", r#", "tie_word_embeddings": false"#, r#", "attention_bias": true"#] {
-            let config = config(extra);
-            let elements: usize = tensor_shapes(&config)
-                .iter()
-                .map(|(_, shape)| shape.iter().product::<usize>())
-                .sum();
-            assert_eq!(elements as u64, config.num_parameters(), "{extra}");
-        }
     }
 
     #[test]

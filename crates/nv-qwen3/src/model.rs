@@ -14,7 +14,7 @@ use crate::cache::{AttentionCache, DenseCache};
 use crate::decoder::Qwen3Decoder;
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::load::Weights;
+use crate::load::{LoadedMatrix, Weights};
 use crate::ops::{Cpu, Ops};
 
 /// Qwen3 up to its last norm: token ids in, hidden states out.
@@ -52,6 +52,7 @@ pub struct Qwen3Model {
 pub struct Qwen3ForCausalLM {
     model: Qwen3Model,
     lm_head: Linear,
+    matrices: Arc<[LoadedMatrix]>,
 }
 
 impl Qwen3Model {
@@ -180,6 +181,7 @@ impl Qwen3ForCausalLM {
     }
 
     fn build(config: &Qwen3Config, mut weights: Weights, dtype: DType) -> Self {
+        let matrices = weights.loaded().into();
         let decoder = Qwen3Decoder::load(config, &mut weights);
         let lm_head = if weights.has_head() {
             Linear::load(&mut weights, "lm_head")
@@ -187,7 +189,7 @@ impl Qwen3ForCausalLM {
             Linear::tied(decoder.embed_tokens(), decoder.ops())
         };
         let cache = DenseCache::new(config.num_hidden_layers, dtype, decoder.ops().clone());
-        Self { model: Qwen3Model { decoder, cache }, lm_head }
+        Self { model: Qwen3Model { decoder, cache }, lm_head, matrices }
     }
 
     /// The logits that follow the last of `input_ids`, which stand at `start_pos` and after.
@@ -245,6 +247,11 @@ impl Qwen3ForCausalLM {
         self.model.config()
     }
 
+    /// The matrices as the model multiplies them, in the order of the graph; the head only if it has one of its own.
+    pub fn matrices(&self) -> &[LoadedMatrix] {
+        &self.matrices
+    }
+
     /// The device that holds the weights.
     pub fn device(&self) -> &Device {
         self.model.device()
@@ -271,7 +278,7 @@ fn ops_on(device: &Device, dtype: DType, cpu: Option<Cpu>) -> Result<Ops> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::tensor_shapes;
+    use crate::spec::tensor_shapes;
 
     const CONFIG: &str = r#"{"model_type": "qwen3", "vocab_size": 13, "hidden_size": 8,
         "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,

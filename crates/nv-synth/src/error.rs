@@ -13,12 +13,6 @@ pub enum Error {
     /// The config is not one of a Qwen3 model.
     #[error(transparent)]
     Config(#[from] nv_config::Error),
-    /// The folder is there already.
-    #[error("{} exists already", path.display())]
-    Exists {
-        /// The folder.
-        path: PathBuf,
-    },
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -27,24 +21,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// A folder could not be created.
-    #[error("cannot create {}", path.display())]
-    Create {
-        /// The folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file of the checkpoint could not be written.
-    #[error("cannot write {file} for {}", dir.display())]
-    Write {
-        /// The file's name.
-        file: String,
-        /// The folder of the checkpoint.
-        dir: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The folder or its files could not be written.
+    #[error(transparent)]
+    Write(#[from] nv_weights::WriteError),
     /// The writer was told to stop.
     #[error("stopped before {} was complete; nothing of it is left", dir.display())]
     Stopped {

@@ -4,6 +4,7 @@
 //! defines to the bit.
 
 use half::bf16;
+use nv_qwen3::{Role, TensorSpec};
 use sha2::{Digest, Sha256};
 
 /// The values of one tensor: about normal, each a function of its index.
@@ -15,12 +16,13 @@ pub(crate) struct Noise {
 }
 
 impl Noise {
-    pub(crate) fn new(seed: u64, name: &str, shape: &[usize]) -> Self {
-        let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize();
-        let (mean, std) = match *shape {
+    pub(crate) fn new(seed: u64, spec: &TensorSpec) -> Self {
+        let digest =
+            Sha256::new().chain_update(seed.to_le_bytes()).chain_update(&spec.name).finalize();
+        let (mean, std) = match spec.role {
             // Unit input gives unit output; so does the head, which may be the embedding, transposed.
-            [_, in_features] => (0.0, 1.0 / (in_features as f32).sqrt()),
-            _ if name.ends_with("norm.weight") => (1.0, 0.25),
+            role if role.is_matrix() => (0.0, 1.0 / (spec.shape[1] as f32).sqrt()),
+            Role::Norm => (1.0, 0.25),
             _ => (0.0, 0.25), // a bias
         };
         // Four uniform 16-bit integers have the variance 4 * (2^32 - 1) / 12.
@@ -48,12 +50,18 @@ impl Noise {
 
 #[cfg(test)]
 mod tests {
+    use nv_qwen3::Projection;
+
     use super::*;
+
+    fn spec(name: &str, role: Role, shape: &[usize]) -> TensorSpec {
+        TensorSpec { name: name.into(), role, shape: shape.into() }
+    }
 
     #[test]
     fn seeds_and_names_give_values_of_their_own() {
         let values = |seed, name| {
-            let noise = Noise::new(seed, name, &[4, 4]);
+            let noise = Noise::new(seed, &spec(name, Role::Head, &[4, 4]));
             (0..16).map(|index| noise.value(index).to_bits()).collect::<Vec<_>>()
         };
         assert_eq!(values(1, "a"), values(1, "a"));
@@ -63,8 +71,8 @@ mod tests {
 
     #[test]
     fn values_have_the_stated_mean_and_deviation() {
-        let check = |name: &str, shape: &[usize], mean: f64, std: f64| {
-            let noise = Noise::new(3, name, shape);
+        let check = |name: &str, role, shape: &[usize], mean: f64, std: f64| {
+            let noise = Noise::new(3, &spec(name, role, shape));
             let values: Vec<f64> = (0..100_000).map(|index| noise.value(index).to_f64()).collect();
             let found_mean = values.iter().sum::<f64>() / 1e5;
             let found_std =
@@ -72,8 +80,8 @@ mod tests {
             assert!((found_mean - mean).abs() < 0.02 * std, "{name}: mean {found_mean}");
             assert!((found_std / std - 1.0).abs() < 0.02, "{name}: deviation {found_std}");
         };
-        check("q_proj.weight", &[512, 64], 0.0, 0.125);
-        check("q_proj.bias", &[512], 0.0, 0.25);
-        check("model.norm.weight", &[512], 1.0, 0.25);
+        check("q_proj.weight", Role::Projection(Projection::Q), &[512, 64], 0.0, 0.125);
+        check("q_proj.bias", Role::Bias, &[512], 0.0, 0.25);
+        check("model.norm.weight", Role::Norm, &[512], 1.0, 0.25);
     }
 }

@@ -1,25 +1,15 @@
-//! The writer: which tensor goes into which file, and the files.
-//!
-//! Tensors are written as they are made, in small pieces: memory stays the same for any size of checkpoint.
+//! What a random checkpoint depends on, and how it is made: in small pieces, so that memory stays the same for any size.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
 use nv_config::load_config;
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::json;
+use nv_qwen3::tensor_specs;
+use nv_weights::{CheckpointWriter, Dtype, NewTensor, Shards};
 
 use crate::error::{Error, Result};
 use crate::noise::Noise;
-
-const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
-
-const BYTES_PER_ELEMENT: usize = size_of::<bf16>();
 
 /// All that a random checkpoint depends on.
 #[derive(Debug, Clone)]
@@ -38,8 +28,7 @@ impl Recipe {
     /// The folder appears under its name only when it is complete.
     ///
     /// # Errors
-    /// [`Error::Config`] if the config isn't a valid Qwen3 config, [`Error::Exists`] if `dir` does; otherwise what the
-    /// system says.
+    /// [`Error::Config`] if the config isn't a valid Qwen3 config; [`Error::Write`] if `dir` exists, and for what the system says.
     pub fn write(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         self.write_until(dir, || false)
     }
@@ -53,152 +42,44 @@ impl Recipe {
         dir: &Path,
         mut is_stopped: impl FnMut() -> bool,
     ) -> Result<Vec<PathBuf>> {
+        /// Elements.
+        const PIECE: usize = 1 << 16;
         let config = load_config(&self.config)?;
-        if dir.exists() {
-            return Err(Error::Exists { path: dir.into() });
-        }
-        let parent = match dir.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let create = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Create { path, source }
-        };
-        let write = |file: &str| {
-            let (file, dir) = (file.to_owned(), dir.to_owned());
-            move |source| Error::Write { file, dir, source }
-        };
-        fs::create_dir_all(parent).map_err(create(parent))?;
-        // Removed when dropped: an error leaves nothing behind.
-        let scratch =
-            tempfile::Builder::new().prefix(".synth-").tempdir_in(parent).map_err(create(dir))?;
-        let part = scratch.path().join("checkpoint");
-        fs::create_dir(&part).map_err(create(dir))?;
-
         let config_json = fs::read(&self.config)
             .map_err(|source| Error::Read { path: self.config.clone(), source })?;
-        fs::write(part.join(CONFIG), config_json).map_err(write(CONFIG))?;
-        let shards = split(nv_qwen3::tensor_shapes(&config), self.max_shard_bytes);
-        let names = file_names(shards.len());
-        for (shard, name) in shards.iter().zip(&names) {
-            let is_whole = write_shard(shard, self.seed, &part.join(name), &mut is_stopped);
-            if !is_whole.map_err(write(name))? {
-                return Err(Error::Stopped { dir: dir.into() });
+        let specs = tensor_specs(&config);
+        let tensors = specs.iter().map(|spec| NewTensor {
+            name: spec.name.clone(),
+            dtype: Dtype::BF16,
+            shape: spec.shape.clone(),
+        });
+        let num_parameters = config.num_parameters();
+        // As safetensors' own writer aligns them.
+        let shards = Shards { max_bytes: self.max_shard_bytes, alignment: 8 };
+        let mut writer = CheckpointWriter::create(dir, tensors.collect(), num_parameters, shards)?;
+        writer.write_file("config.json", &config_json)?;
+        let mut bytes = Vec::with_capacity(PIECE * size_of::<bf16>());
+        for spec in &specs {
+            let noise = Noise::new(self.seed, spec);
+            let len = spec.num_elements();
+            for start in (0..len).step_by(PIECE) {
+                if is_stopped() {
+                    return Err(Error::Stopped { dir: dir.into() });
+                }
+                bytes.clear();
+                for index in start..len.min(start + PIECE) {
+                    bytes.extend_from_slice(&noise.value(index as u64).to_le_bytes());
+                }
+                writer.write(&bytes)?;
             }
         }
-        if shards.len() > 1 {
-            let index = format!("{:#}\n", index(&shards, &names));
-            fs::write(part.join(INDEX), index).map_err(write(INDEX))?;
-        }
-        fs::rename(&part, dir).map_err(create(dir))?;
-        Ok(names.iter().map(|name| dir.join(name)).collect())
+        Ok(writer.finish()?)
     }
-}
-
-type NamedShape = (String, Vec<usize>);
-
-fn num_bytes(shape: &[usize]) -> usize {
-    shape.iter().product::<usize>() * BYTES_PER_ELEMENT
-}
-
-/// Fills shards in order; one holds more than `max_bytes` only if a single tensor does.
-fn split(tensors: Vec<NamedShape>, max_bytes: usize) -> Vec<Vec<NamedShape>> {
-    let mut shards: Vec<Vec<NamedShape>> = Vec::new();
-    let mut filled = usize::MAX;
-    for tensor in tensors {
-        let size = num_bytes(&tensor.1);
-        match shards.last_mut() {
-            Some(shard) if filled.saturating_add(size) <= max_bytes => {
-                filled += size;
-                shard.push(tensor);
-            }
-            _ => {
-                filled = size;
-                shards.push(vec![tensor]);
-            }
-        }
-    }
-    shards
-}
-
-fn file_names(num_shards: usize) -> Vec<String> {
-    if num_shards == 1 {
-        return vec!["model.safetensors".to_owned()];
-    }
-    (1..=num_shards).map(|i| format!("model-{i:05}-of-{num_shards:05}.safetensors")).collect()
-}
-
-/// The `model.safetensors.index.json` of `shards`.
-fn index(shards: &[Vec<NamedShape>], names: &[String]) -> serde_json::Value {
-    let mut weight_map = BTreeMap::new();
-    let mut total_size = 0;
-    for (shard, file) in shards.iter().zip(names) {
-        for (name, shape) in shard {
-            weight_map.insert(name, file);
-            total_size += num_bytes(shape);
-        }
-    }
-    let metadata =
-        json!({ "total_parameters": total_size / BYTES_PER_ELEMENT, "total_size": total_size });
-    json!({ "metadata": metadata, "weight_map": weight_map })
-}
-
-/// Writes one safetensors file: the header's length, the header, then the tensors without gaps. False if it was stopped.
-fn write_shard(
-    shard: &[NamedShape],
-    seed: u64,
-    path: &Path,
-    is_stopped: &mut impl FnMut() -> bool,
-) -> io::Result<bool> {
-    const PIECE: usize = 1 << 16;
-    let mut file = File::create(path)?;
-    file.write_all(&header(shard))?;
-    let mut bytes = Vec::with_capacity(PIECE * BYTES_PER_ELEMENT);
-    for (name, shape) in shard {
-        let noise = Noise::new(seed, name, shape);
-        let len = shape.iter().product::<usize>();
-        for start in (0..len).step_by(PIECE) {
-            if is_stopped() {
-                return Ok(false);
-            }
-            bytes.clear();
-            for index in start..len.min(start + PIECE) {
-                bytes.extend_from_slice(&noise.value(index as u64).to_le_bytes());
-            }
-            file.write_all(&bytes)?;
-        }
-    }
-    file.sync_all()?;
-    Ok(true)
-}
-
-/// The safetensors header, padded with spaces so that data starts at a multiple of 8.
-///
-/// `safetensors::serialize` wants every tensor in memory; its `Metadata` does the part that doesn't.
-fn header(shard: &[NamedShape]) -> Vec<u8> {
-    let mut end = 0;
-    let infos = shard.iter().map(|(name, shape)| {
-        let start = end;
-        end += num_bytes(shape);
-        let info =
-            TensorInfo { dtype: Dtype::BF16, shape: shape.clone(), data_offsets: (start, end) };
-        (name.clone(), info)
-    });
-    // transformers refuses a file that doesn't say which framework wrote it.
-    let framework = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata =
-        Metadata::new(Some(framework), infos.collect()).expect("tensors follow one another");
-    let mut json = serde_json::to_vec(&metadata).expect("a header is plain JSON");
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut header = (json.len() as u64).to_le_bytes().to_vec();
-    header.append(&mut json);
-    header
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use safetensors::SafeTensors;
 
@@ -242,7 +123,7 @@ mod tests {
 
         let tensors = read(&single);
         assert_eq!(tensors, read(&sharded));
-        let found: BTreeSet<NamedShape> =
+        let found: BTreeSet<(String, Vec<usize>)> =
             tensors.into_iter().map(|(name, (shape, _))| (name, shape)).collect();
         assert_eq!(
             found,

@@ -10,15 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::AnyBitPattern;
-use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
+use candle_core::DType;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::header::{Header, TensorInfo};
 use crate::mapping::Mapping;
-use crate::var_builder;
 
 /// How many bytes a mapped byte that is touched brings along on Linux (`fault_around_bytes`), if they are in memory.
 const FAULT_AROUND_BYTES: usize = 64 << 10;
@@ -160,14 +158,6 @@ impl Checkpoint {
                 black_box(bytes[0]);
             }
         }
-    }
-
-    /// A candle `VarBuilder` over these tensors, which it keeps open.
-    ///
-    /// BF16, F16, F32 and F64 tensors are copied to `device` and converted to `dtype` when they are asked for; candle's
-    /// own tensors can't borrow a mapping. Other dtypes, other shapes and absent tensors are errors then.
-    pub fn var_builder(self: &Arc<Self>, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        var_builder::new(Arc::clone(self), dtype, device)
     }
 
     fn find(&self, name: &str) -> Option<usize> {
@@ -342,6 +332,7 @@ pub(crate) mod tests {
     #[cfg(target_os = "linux")]
     use std::slice;
 
+    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;

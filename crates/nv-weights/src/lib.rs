@@ -2,6 +2,7 @@
 //!
 //! - [`ModelFiles`] finds the files of a model in a folder.
 //! - [`Checkpoint`] maps safetensors files and lends out their tensors, typed and shaped, without copying them.
+//! - [`CheckpointWriter`] writes such files, a tensor at a time.
 //! - [`load_safetensors`] gives the same tensors as a candle `VarBuilder`.
 //! - With the feature `hub`, `download_model` fetches a model from the Hugging Face hub, or finds it in the local cache.
 //!
@@ -37,6 +38,7 @@ mod hub;
 mod index;
 mod mapping;
 mod var_builder;
+mod writer;
 
 pub use checkpoint::{Checkpoint, CheckpointFile, SharedTensor, TensorView};
 pub use error::{Error, Result};
@@ -45,3 +47,4 @@ pub use files::ModelFiles;
 pub use hub::{Hub, download_model};
 pub use safetensors::Dtype;
 pub use var_builder::load_safetensors;
+pub use writer::{CheckpointWriter, NewTensor, Shards, WriteError};

@@ -26,12 +26,14 @@ pub fn load_safetensors(
     Ok(Arc::new(Checkpoint::open(paths)?).var_builder(dtype, device))
 }
 
-pub(crate) fn new(
-    checkpoint: Arc<Checkpoint>,
-    dtype: DType,
-    device: &Device,
-) -> VarBuilder<'static> {
-    VarBuilder::from_backend(Box::new(Backend(checkpoint)), dtype, device.clone())
+impl Checkpoint {
+    /// A candle `VarBuilder` over these tensors, which it keeps open.
+    ///
+    /// BF16, F16, F32 and F64 tensors are copied to `device` and converted to `dtype` when they are asked for; candle's
+    /// own tensors can't borrow a mapping. Other dtypes, other shapes and absent tensors are errors then.
+    pub fn var_builder(self: &Arc<Self>, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Backend(Arc::clone(self))), dtype, device.clone())
+    }
 }
 
 struct Backend(Arc<Checkpoint>);

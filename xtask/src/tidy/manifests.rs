@@ -11,7 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nv-kernels", &[]),
     ("nv-text", &[]),
     ("nv-qwen3", &["nv-config", "nv-weights", "nv-kernels"]),
-    ("nv-synth", &["nv-config", "nv-qwen3"]),
+    ("nv-synth", &["nv-config", "nv-weights", "nv-qwen3"]),
     ("nv-engine", &["nv-config", "nv-kernels", "nv-qwen3"]),
     ("nv-server", &["nv-config", "nv-text", "nv-engine"]),
     (

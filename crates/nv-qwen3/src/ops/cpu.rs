@@ -1,17 +1,16 @@
 //! The CPU: kernels of one tier, a pool of threads, and the way between candle tensors and slices.
 
-use std::fmt;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor, WithDType};
+use candle_core::{Device, Tensor};
 use nv_kernels::{
     Kernels, KvLayout, KvMut, Linear, NormAndRotate, Pool, Precision, Scratch, Sequence,
 };
 
 use super::Angles;
+use crate::elements::Elements;
 use crate::error::{Error, Result};
-use crate::weight::{Weight, WeightRef};
+use crate::weight::Weight;
 
 /// The kernels and threads that models compute with on the CPU. Clones share them.
 #[derive(Debug, Clone)]
@@ -98,8 +97,8 @@ impl Cpu {
     }
 
     pub(super) fn embed(&self, table: &Weight, ids: &[u32]) -> Result<Tensor> {
-        let table = table.borrow()?;
-        let table = table.matrix()?;
+        let table = table.bytes()?;
+        let table = table.matrix();
         let size = table.in_features();
         let mut out = Vec::new();
         self.kernels.embed(&self.pool, table, ids, &mut out);
@@ -114,8 +113,8 @@ impl Cpu {
     ) -> Result<Vec<Tensor>> {
         let num_tokens = x.dim(0)?;
         let x = Elements::of(x)?;
-        let weights = weights.iter().map(|weight| weight.borrow()).collect::<Result<Vec<_>>>()?;
-        let weights = weights.iter().map(WeightRef::matrix).collect::<Result<Vec<_>>>()?;
+        let weights = weights.iter().map(|weight| weight.bytes()).collect::<Result<Vec<_>>>()?;
+        let weights: Vec<_> = weights.iter().map(|weight| weight.matrix()).collect();
         let mut outs = vec![Vec::new(); weights.len()];
         let mut outputs: Vec<Linear<'_>> =
             weights.iter().zip(&mut outs).map(|(&weight, out)| Linear { weight, out }).collect();
@@ -144,8 +143,8 @@ impl Cpu {
     ) -> Result<Tensor> {
         let num_tokens = x.dim(0)?;
         let x = Elements::of(x)?;
-        let (gate, up) = (gate.borrow()?, up.borrow()?);
-        let (gate, up) = (gate.matrix()?, up.matrix()?);
+        let (gate, up) = (gate.bytes()?, up.bytes()?);
+        let (gate, up) = (gate.matrix(), up.matrix());
         let mut out = Vec::new();
         self.kernels.swiglu(
             &self.pool,
@@ -201,52 +200,6 @@ impl Cpu {
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
         // Nothing in it outlives a call, so a panic in an earlier one does no harm.
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The elements of a contiguous tensor on the CPU, borrowed from its storage.
-pub struct Elements<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-}
-
-impl<'a> Elements<'a> {
-    /// Borrows the elements of `tensor`.
-    ///
-    /// # Errors
-    /// [`Error::Candle`](crate::Error::Candle) if it is not contiguous.
-    pub fn of(tensor: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let (start, end) = layout
-            .contiguous_offsets()
-            .ok_or(candle_core::Error::RequiresContiguous { op: "a kernel" })?;
-        Ok(Self { storage, range: start..end })
-    }
-
-    pub(crate) fn storage(&self) -> &Storage {
-        &self.storage
-    }
-
-    /// The elements in order.
-    ///
-    /// # Errors
-    /// [`Error::Candle`](crate::Error::Candle) if they are of another type or on another device.
-    pub fn as_slice<T: WithDType>(&self) -> Result<&[T]> {
-        match &*self.storage {
-            Storage::Cpu(storage) => Ok(&CpuStorage::as_slice(storage)?[self.range.clone()]),
-            _ => Err(candle_core::Error::UnexpectedDType {
-                msg: "kernels take tensors on the CPU",
-                expected: T::DTYPE,
-                got: self.storage.dtype(),
-            }
-            .into()),
-        }
-    }
-}
-
-impl fmt::Debug for Elements<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Elements").field("range", &self.range).finish_non_exhaustive()
     }
 }
 

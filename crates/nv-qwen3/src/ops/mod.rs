@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::weight::Weight;
 
 pub use candle::causal_attention;
-pub use cpu::{Cpu, Elements};
+pub use cpu::Cpu;
 
 /// Where and how a model computes. Clones are cheap.
 #[derive(Debug, Clone)]
@@ -40,6 +40,11 @@ impl Ops {
         }
     }
 
+    /// Whether matrices are bytes for kernels; else they are tensors on the device.
+    pub(crate) fn takes_bytes(&self) -> bool {
+        matches!(self, Self::Kernels(..))
+    }
+
     /// The rows of `table` that `ids` name, in float32.
     ///
     /// Shapes: `table` `[vocab_size, hidden_size]`; returns `[ids.len(), hidden_size]`.
@@ -48,7 +53,7 @@ impl Ops {
             Self::Kernels(cpu, _) => cpu.embed(table, ids),
             Self::Candle(device) => {
                 let ids = Tensor::new(ids, device)?;
-                Ok(table.tensor().index_select(&ids, 0)?.to_dtype(DType::F32)?)
+                Ok(table.tensor(device)?.index_select(&ids, 0)?.to_dtype(DType::F32)?)
             }
         }
     }
@@ -64,10 +69,10 @@ impl Ops {
     ) -> Result<[Tensor; N]> {
         let products: Vec<Tensor> = match self {
             Self::Kernels(cpu, precision) => cpu.linear(x, *precision, &weights)?,
-            Self::Candle(_) => weights
+            Self::Candle(device) => weights
                 .into_iter()
-                .map(|weight| candle::linear(x, weight.tensor()))
-                .collect::<candle_core::Result<_>>()?,
+                .map(|weight| Ok(candle::linear(x, &*weight.tensor(device)?)?))
+                .collect::<Result<_>>()?,
         };
         Ok(products.try_into().unwrap_or_else(|_| unreachable!("a product for each weight")))
     }
@@ -76,7 +81,9 @@ impl Ops {
     pub(crate) fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight) -> Result<Tensor> {
         match self {
             Self::Kernels(cpu, precision) => cpu.swiglu(x, *precision, gate, up),
-            Self::Candle(_) => Ok(candle::swiglu(x, gate.tensor(), up.tensor())?),
+            Self::Candle(device) => {
+                Ok(candle::swiglu(x, &*gate.tensor(device)?, &*up.tensor(device)?)?)
+            }
         }
     }
 

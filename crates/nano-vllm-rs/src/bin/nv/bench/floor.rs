@@ -1,6 +1,7 @@
 //! What a step has to read and to compute, and how fast a machine could do that at best. Pure arithmetic.
 
 use nano_vllm_rs::model::Qwen3Config;
+use nano_vllm_rs::qwen3::{LoadedMatrix, Role};
 
 use super::limits::Limits;
 
@@ -11,7 +12,8 @@ pub(crate) struct Costs {
     layer_weights: u64,
     /// Weights of `lm_head`, tied or not.
     head_weights: u64,
-    bytes_a_weight: u64,
+    /// Of both.
+    weight_bytes: u64,
     /// Keys and values of one token in all layers.
     kv_bytes_a_token: u64,
     /// Multiplications and additions of one query token with one key token, in all layers: scores, and values.
@@ -40,21 +42,24 @@ pub(crate) enum Limit {
 }
 
 impl Costs {
+    /// Of a model of `config` with `matrices`.
     pub(crate) fn new(
         config: &Qwen3Config,
-        bytes_a_weight: usize,
+        matrices: &[LoadedMatrix],
         bytes_a_kv_element: usize,
     ) -> Self {
-        let (hidden_size, q_size, kv_size) =
-            (config.hidden_size, config.q_size(), config.kv_size());
-        let attention = 2 * hidden_size * (q_size + kv_size);
-        let mlp = 3 * hidden_size * config.intermediate_size;
+        let (of_layers, others): (Vec<_>, Vec<_>) =
+            matrices.iter().partition(|matrix| matches!(matrix.spec.role, Role::Projection(_)));
+        // The embedding of a tied model is the head, too; elsewhere a step reads a row a token.
+        let head = others.iter().max_by_key(|matrix| matrix.spec.role == Role::Head);
+        let multiplied = || of_layers.iter().chain(head);
+        let num_weights = |matrix: &&LoadedMatrix| matrix.spec.num_elements() as u64;
         Self {
-            layer_weights: (config.num_hidden_layers * (attention + mlp)) as u64,
-            head_weights: (config.vocab_size * hidden_size) as u64,
-            bytes_a_weight: bytes_a_weight as u64,
+            layer_weights: of_layers.iter().map(num_weights).sum(),
+            head_weights: head.map_or(0, num_weights),
+            weight_bytes: multiplied().map(|matrix| matrix.num_bytes as u64).sum(),
             kv_bytes_a_token: config.kv_cache_bytes_per_token(bytes_a_kv_element) as u64,
-            operations_a_pair: (config.num_hidden_layers * 4 * q_size) as u64,
+            operations_a_pair: (config.num_hidden_layers * 4 * config.q_size()) as u64,
         }
     }
 
@@ -98,7 +103,7 @@ impl Costs {
 
     /// Bytes of the matrices that every step reads.
     pub(crate) fn weight_bytes(&self) -> u64 {
-        (self.layer_weights + self.head_weights) * self.bytes_a_weight
+        self.weight_bytes
     }
 
     /// Bytes that the keys and values of `num_tokens` take.
@@ -130,14 +135,31 @@ impl Limit {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use nano_vllm_rs::kernels::Format;
+    use nano_vllm_rs::qwen3::tensor_specs;
+
     use super::*;
+
+    /// A model of the config `json` in bfloat16.
+    pub(crate) fn costs_of(json: &str) -> Costs {
+        let config = serde_json::from_str(json).unwrap();
+        let matrices: Vec<_> = tensor_specs(&config)
+            .into_iter()
+            .filter(|spec| spec.role.is_matrix())
+            .map(|spec| {
+                let num_bytes = 2 * spec.num_elements();
+                LoadedMatrix { spec, format: Format::Bf16, num_bytes }
+            })
+            .collect();
+        Costs::new(&config, &matrices, 2)
+    }
 
     /// Qwen3-0.6B in bfloat16.
     fn costs() -> Costs {
         let config = r#"{"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072,
             "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}"#;
-        Costs::new(&serde_json::from_str(config).unwrap(), 2, 2)
+        costs_of(config)
     }
 
     // A layer: q and o 1024 x 2048, k and v 1024 x 1024, three of 1024 x 3072: 15,728,640 weights; 28 of them:

@@ -12,7 +12,7 @@ use nano_vllm_rs::engine::{Engine, EngineConfig};
 use nano_vllm_rs::kernels::{Pool, Precision};
 use nano_vllm_rs::model::{Cpu, DType, Qwen3ForCausalLM};
 use nano_vllm_rs::text::Tokenizer;
-use nano_vllm_rs::weights::{Checkpoint, Dtype};
+use nano_vllm_rs::weights::Checkpoint;
 
 use super::floor::Costs;
 use super::limits::Machine;
@@ -48,7 +48,7 @@ pub(super) fn measure(
         if dtype == DType::BF16 { (Precision::Bf16, "bf16") } else { (Precision::F32, "f32") };
     let cpu = Cpu::new(args.threads.map_or_else(Pool::default_threads, usize::from))?;
     let qwen3 = build(model, &model.checkpoint, dtype, &cpu)?;
-    let costs = costs(model, dtype)?;
+    let costs = Costs::new(&model.config, qwen3.matrices(), dtype.size_in_bytes());
     let machine = Machine::new(cpu, precision, Arc::clone(&model.checkpoint));
 
     let mut report = Report {
@@ -312,14 +312,6 @@ fn build(
 ) -> Result<Qwen3ForCausalLM> {
     let cpu = cpu.clone();
     Ok(Qwen3ForCausalLM::from_checkpoint_on(&model.config, checkpoint, dtype, cpu)?)
-}
-
-/// What steps cost `model` in `dtype`. Matrices that a checkpoint stores in bfloat16 are read as such in either.
-fn costs(model: &Model, dtype: DType) -> Result<Costs> {
-    let bytes_an_element = if dtype == DType::BF16 { 2 } else { 4 };
-    let embedding = model.checkpoint.tensor("model.embed_tokens.weight")?;
-    let bytes_a_weight = if embedding.dtype() == Dtype::BF16 { 2 } else { bytes_an_element };
-    Ok(Costs::new(&model.config, bytes_a_weight, bytes_an_element))
 }
 
 /// A text of `START_PROMPT` tokens, or the fewest more, and how many it has.

@@ -209,6 +209,7 @@ pub(super) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::floor::tests::costs_of;
 
     #[test]
     fn a_quantile_is_the_least_value_with_enough_below() {
@@ -226,7 +227,7 @@ mod tests {
     fn the_floor_is_the_prompts_arithmetic_and_then_steps_of_full_width() {
         let config = r#"{"vocab_size": 100, "hidden_size": 64, "intermediate_size": 32,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}"#;
-        let costs = Costs::new(&serde_json::from_str(config).unwrap(), 2, 2);
+        let costs = costs_of(config);
         let request = |num_cached_tokens| UnderWay {
             arrival: Instant::now(),
             last_token: None,
