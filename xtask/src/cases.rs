@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use nv_config::load_config;
 use sha2::{Digest, Sha256};
 
-use crate::reference::Request;
 use crate::synth::Recipe;
 
 /// One committed reference, `tests/references/NAME.safetensors`.
@@ -44,6 +43,16 @@ pub const CASES: &[Case] = &[
     random("untied-gqa2-bias", 7, usize::MAX),
     random("untied-gqa5-sharded", 8, 60_000),
 ];
+
+/// What transformers is asked to compute: one run of `reference.py`.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) model: PathBuf,
+    pub(crate) tokens: PathBuf,
+    /// How many tokens to continue which prompt by.
+    pub(crate) greedy: Option<(usize, PathBuf)>,
+    pub(crate) out: PathBuf,
+}
 
 const fn random(name: &'static str, seed: u64, max_shard_bytes: usize) -> Case {
     Case { name, source: Source::Random { seed, max_shard_bytes } }

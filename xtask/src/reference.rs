@@ -14,7 +14,7 @@ use nv_weights::download_model;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
-use crate::cases::CASES;
+use crate::cases::{CASES, Request};
 
 /// The arguments of `cargo xtask reference`; without any, every committed reference is made again.
 #[derive(Debug, clap::Args)]
@@ -40,16 +40,6 @@ pub struct Args {
     /// Python interpreter that has the packages of xtask/python/requirements.txt
     #[arg(long, env = "NV_PYTHON", value_name = "PATH", default_value = "python3")]
     python: PathBuf,
-}
-
-/// One run of `reference.py`.
-#[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) model: PathBuf,
-    pub(crate) tokens: PathBuf,
-    /// How many tokens to continue which prompt by.
-    pub(crate) greedy: Option<(usize, PathBuf)>,
-    pub(crate) out: PathBuf,
 }
 
 /// Writes the reference that `args` describe, or every committed one.

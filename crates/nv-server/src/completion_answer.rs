@@ -9,18 +9,10 @@ use crate::generation::Usage;
 use crate::ids::unique_id;
 use crate::logprobs::{CompletionLogprobs, Spelling, prompt_logprobs};
 use crate::params::Delivery;
+use crate::prompt::Prompt;
 use crate::server::{Server, unix_time};
 use crate::sse::{self, Chunks};
 use crate::usage::{ChunkUsage, StopReason};
-
-/// A prompt, as text and as tokens.
-#[derive(Debug)]
-pub(crate) struct Prompt {
-    pub(crate) text: String,
-    pub(crate) token_ids: Vec<TokenId>,
-    /// Characters of the text before each token; none where nobody asks.
-    pub(crate) text_offsets: Vec<usize>,
-}
 
 /// What answers hold.
 #[derive(Debug)]

@@ -4,14 +4,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nv_engine::TokenId;
-use nv_text::{FromField, Reasoning, Tokenizer};
+use nv_text::{FromField, Reasoning};
 use serde_json::Value;
 
-use crate::completion_answer::{CompletionAnswers, CompletionChunks, Form, Prompt};
+use crate::completion_answer::{CompletionAnswers, CompletionChunks, Form};
 use crate::error::{Error, Result};
 use crate::fields::{Body, finish, kind};
 use crate::generation::Generation;
 use crate::params::{Limit, Params, max_tokens, num_logprobs};
+use crate::prompt::Prompt;
 use crate::server::Server;
 use crate::sse;
 use crate::unsupported::refuse_of_completion;
@@ -74,8 +75,12 @@ pub(crate) async fn complete(State(server): State<Server>, body: Body) -> Result
         .compute(move |server| {
             let tokenizer = server.tokenizer();
             let prompt = |input| match input {
-                Input::Text(text) => of_text(text, add_special_tokens, with_offsets, tokenizer),
-                Input::TokenIds(ids) => Ok(of_token_ids(ids, skip_special_tokens, tokenizer)),
+                Input::Text(text) => {
+                    Prompt::of_text(text, add_special_tokens, with_offsets, tokenizer)
+                }
+                Input::TokenIds(ids) => {
+                    Ok(Prompt::of_token_ids(ids, skip_special_tokens, tokenizer))
+                }
             };
             let prompts = inputs.into_iter().map(prompt).collect::<Result<Vec<_>>>()?;
             let constraint =
@@ -139,35 +144,4 @@ fn inputs(prompt: Option<Value>) -> Result<Vec<Input>> {
         other => Err(unexpected(&format!("prompt[{index}]"), kind(&other))),
     };
     items.into_iter().enumerate().map(input).collect()
-}
-
-fn of_text(
-    text: String,
-    add_special_tokens: bool,
-    with_offsets: bool,
-    tokenizer: &Tokenizer,
-) -> Result<Prompt> {
-    let (token_ids, text_offsets) = if with_offsets {
-        tokenizer.encode_with_offsets(&text, add_special_tokens)?
-    } else {
-        (tokenizer.encode(&text, add_special_tokens)?, Vec::new())
-    };
-    Ok(Prompt { text, token_ids, text_offsets })
-}
-
-fn of_token_ids(
-    token_ids: Vec<TokenId>,
-    skip_special_tokens: bool,
-    tokenizer: &Tokenizer,
-) -> Prompt {
-    let mut stream = tokenizer.stream(skip_special_tokens);
-    let (mut text, mut text_offsets, mut offset) = (String::new(), Vec::new(), 0);
-    for &token_id in &token_ids {
-        text_offsets.push(offset);
-        let piece = stream.push(token_id);
-        offset += piece.chars().count();
-        text += piece;
-    }
-    text += &stream.finish();
-    Prompt { text, token_ids, text_offsets }
 }

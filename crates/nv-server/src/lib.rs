@@ -43,6 +43,7 @@ mod logprobs;
 mod metrics;
 mod models;
 mod params;
+mod prompt;
 mod refusals;
 mod request_log;
 mod router;

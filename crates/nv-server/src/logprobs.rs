@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::choice::PieceToken;
-use crate::completion_answer::Prompt;
+use crate::prompt::Prompt;
 
 /// JSON has no infinity: what the OpenAI API says of a token that can't come.
 const IMPOSSIBLE: f32 = -9999.0;

@@ -30,11 +30,19 @@ pub struct TokenStream {
     text: String,
 }
 
-impl TokenStream {
-    pub(crate) fn new(tokenizer: Tokenizer, skip_special_tokens: bool) -> Self {
-        Self { tokenizer, skip_special_tokens, pending: Vec::new(), text: String::new() }
+impl Tokenizer {
+    /// Turns ids into text one by one, as a model generates them.
+    pub fn stream(&self, skip_special_tokens: bool) -> TokenStream {
+        TokenStream {
+            tokenizer: self.clone(),
+            skip_special_tokens,
+            pending: Vec::new(),
+            text: String::new(),
+        }
     }
+}
 
+impl TokenStream {
     /// The text that becomes certain with token `id`: empty while a character is incomplete.
     pub fn push(&mut self, id: u32) -> &str {
         self.tokenizer.extend_bytes(id, self.skip_special_tokens, &mut self.pending);

@@ -14,7 +14,6 @@ use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, Tokeni
 
 use crate::error::{Error, Result};
 use crate::pre_tokenizer::PreTokenizer;
-use crate::stream::TokenStream;
 use crate::tokenizer_config::TokenizerConfig;
 use crate::vocab_files;
 
@@ -155,11 +154,6 @@ impl Tokenizer {
             self.extend_bytes(id, skip_special_tokens, &mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// Turns ids into text one by one, as a model generates them.
-    pub fn stream(&self, skip_special_tokens: bool) -> TokenStream {
-        TokenStream::new(self.clone(), skip_special_tokens)
     }
 
     /// The id of a token, spelled as in the vocabulary.

@@ -14,6 +14,7 @@ mod interrupt;
 mod log;
 mod manual;
 mod model;
+mod prompt;
 #[cfg(feature = "server")]
 mod serve;
 mod table;

@@ -17,7 +17,7 @@ use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
 use nano_vllm_rs::weights::{self, Checkpoint, Hub};
 
 use crate::args::{DeviceArg, DtypeArg, SamplingArgs};
-use crate::generate::Prompt;
+use crate::prompt::Prompt;
 use crate::say;
 
 /// The checkpoint that runs unless another is asked for.

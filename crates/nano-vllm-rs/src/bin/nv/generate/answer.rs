@@ -9,7 +9,8 @@ use nano_vllm_rs::text::{StopStrings, Tokenizer};
 use serde_json::{Value, json};
 
 use super::continuation::{Continuation, End};
-use super::prompts::{Encoded, Input, Prompt};
+use super::prompts::Input;
+use crate::prompt::{Encoded, Prompt};
 
 /// The least log-probability in JSON, which has no infinity; vLLM's.
 const LEAST_LOGPROB: f32 = -9999.0;

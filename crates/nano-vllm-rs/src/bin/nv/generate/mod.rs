@@ -19,10 +19,10 @@ use nano_vllm_rs::text::Tokenizer;
 
 use crate::args::GenerateArgs;
 use crate::model::{Model, PREFILL_CHUNK};
+use crate::prompt::Encoded;
 use crate::{copies, interrupt, say};
 use answer::Job;
-pub(crate) use prompts::Prompt;
-use prompts::{Encoded, Input};
+use prompts::Input;
 
 /// How to run a larger one.
 const LARGER: &str =
