@@ -3,6 +3,7 @@
 mod chat;
 mod engine;
 mod log_filter;
+mod model;
 mod requests;
 mod sampling;
 
@@ -18,6 +19,7 @@ use tracing_subscriber::filter::Targets;
 
 pub(crate) use chat::ChatArgs;
 pub(crate) use engine::EngineArgs;
+pub(crate) use model::{ComputeArgs, CpuArgs, DeviceArg, DtypeArg, ModelArgs};
 pub(crate) use requests::RequestArgs;
 pub(crate) use sampling::{SamplingArgs, random_seed};
 
@@ -101,6 +103,8 @@ impl Command {
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("source").required(true).multiple(true))]
 #[command(group = ArgGroup::new("json_output").multiple(true))]
+// The prompt is the argument.
+#[command(mut_arg("model", |model| model.long("model")))]
 pub(crate) struct GenerateArgs {
     /// What to answer or continue.
     #[arg(group = "source")]
@@ -123,25 +127,11 @@ pub(crate) struct GenerateArgs {
     #[arg(long, group = "json_output")]
     pub(crate) json: bool,
 
-    /// Folder or Hugging Face id of the model [default: the demo checkpoint of the repository].
-    #[arg(long, value_name = "ID|DIR", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 
-    /// Branch, tag or commit of a model of the hub [default: main].
-    #[arg(long, value_name = "REVISION", requires = "model")]
-    pub(crate) revision: Option<String>,
-
-    /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
-    #[arg(long)]
-    pub(crate) dtype: Option<DtypeArg>,
-
-    /// What to compute on.
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: DeviceArg,
-
-    /// CPU threads [default: one a physical core].
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 
     /// Continue prompts as they stand, without the model's chat template.
     #[arg(long, conflicts_with = "jsonl")]
@@ -186,13 +176,8 @@ pub(crate) struct InspectArgs {
 #[cfg(feature = "server")]
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
-    /// Folder or Hugging Face id of the model [default: the demo checkpoint of the repository].
-    #[arg(value_name = "ID|DIR", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) model: Option<String>,
-
-    /// Branch, tag or commit of a model of the hub [default: main].
-    #[arg(long, value_name = "REVISION", requires = "model")]
-    pub(crate) revision: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 
     /// Name or address to listen on; 0.0.0.0 for every network.
     #[arg(long, default_value = "127.0.0.1")]
@@ -235,17 +220,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..))]
     pub(crate) request_timeout: Option<u64>,
 
-    /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
-    #[arg(long)]
-    pub(crate) dtype: Option<DtypeArg>,
-
-    /// What to compute on.
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: DeviceArg,
-
-    /// CPU threads [default: one a physical core].
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 
     /// The least that is worth a line of the log, whatever `RUST_LOG` says [default: what it says, or else info].
     #[arg(long)]
@@ -279,13 +255,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SIZE", value_parser = published_size())]
     pub(crate) synth: Option<PublishedSize>,
 
-    /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
-    #[arg(long)]
-    pub(crate) dtype: Option<DtypeArg>,
-
-    /// CPU threads [default: one a physical core].
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArgs,
 
     /// Measure only these.
     #[arg(long, value_name = "SECTION", value_delimiter = ',', conflicts_with = "RequestArgs")]
@@ -352,19 +323,6 @@ pub(crate) enum LogLevel {
 pub(crate) enum LogFormat {
     Text,
     Json,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DtypeArg {
-    F32,
-    Bf16,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum DeviceArg {
-    Cpu,
-    Cuda,
-    Metal,
 }
 
 fn published_size() -> impl TypedValueParser<Value = PublishedSize> {

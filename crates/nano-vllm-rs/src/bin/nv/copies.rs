@@ -6,17 +6,17 @@ use nano_vllm_rs::model::{DType, Qwen3Config};
 use nano_vllm_rs::qwen3::copied_weights;
 use nano_vllm_rs::weights::Checkpoint;
 
-use crate::args::{DeviceArg, DtypeArg};
+use crate::args::{ComputeArgs, DeviceArg};
 use crate::format::{bytes, plural};
 use crate::model::Model;
 use crate::table::{Align, Table};
 use crate::tensor_names::{ranges, split_at_layer};
 
-/// Which weights a model is computed from copies of, to compute in `dtype` on `device`.
-pub(crate) fn report(model: &Model, dtype: Option<DtypeArg>, device: DeviceArg) -> String {
-    match device {
+/// Which weights a model is computed from copies of, to compute as `compute` says.
+pub(crate) fn report(model: &Model, compute: ComputeArgs) -> String {
+    match compute.device {
         DeviceArg::Cpu => {
-            let dtype = model.dtype(dtype);
+            let dtype = model.dtype(compute.cpu.dtype);
             table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
         }
         DeviceArg::Cuda | DeviceArg::Metal => "weights copied to the device: all".to_owned(),

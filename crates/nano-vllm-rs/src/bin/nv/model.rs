@@ -16,7 +16,7 @@ use nano_vllm_rs::qwen3::{check_tensors, config_warnings};
 use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
 use nano_vllm_rs::weights::{self, Checkpoint, Hub};
 
-use crate::args::{DeviceArg, DtypeArg, SamplingArgs};
+use crate::args::{ComputeArgs, DeviceArg, DtypeArg, ModelArgs, SamplingArgs};
 use crate::prompt::Prompt;
 use crate::say;
 
@@ -52,8 +52,12 @@ impl Model {
         Ok(Self { files, config, checkpoint })
     }
 
-    /// Opens the demo checkpoint of the repository, and says how to run a `larger` one; `option` is what names another.
-    pub(crate) fn open_demo(option: &str, larger: &str) -> Result<Self> {
+    /// Opens the model that `args` name. Without a name that is the demo checkpoint of the repository: then says how to run a
+    /// `larger` one. `option` is what names a model on the command line.
+    pub(crate) fn open_or_demo(args: &ModelArgs, option: &str, larger: &str) -> Result<Self> {
+        if let Some(name) = &args.name {
+            return Self::open(name, args.revision.as_deref());
+        }
         ensure!(
             Path::new(DEMO).is_dir(),
             "the demo checkpoint is not at {DEMO}, where it was when nv was built: name a model with {option}"
@@ -129,15 +133,13 @@ impl Model {
     /// As [`load`](Self::load), and prepares text at the same time: parsing a tokenizer takes longer than all the rest.
     pub(crate) fn load_beside<T>(
         &self,
-        dtype: Option<DtypeArg>,
-        device: DeviceArg,
-        threads: Option<u16>,
+        compute: ComputeArgs,
         text: impl FnOnce() -> Result<T>,
     ) -> (Result<T>, Result<Qwen3ForCausalLM>) {
         let text_is_ready = AtomicBool::new(false);
         thread::scope(|scope| {
             let load = || {
-                let qwen3 = self.load(dtype, device, threads);
+                let qwen3 = self.load(compute);
                 self.checkpoint.prefetch(&text_is_ready);
                 qwen3
             };
@@ -154,17 +156,12 @@ impl Model {
         })
     }
 
-    /// Builds the model on `device`; on the CPU with `threads`, or one for each physical core.
-    pub(crate) fn load(
-        &self,
-        dtype: Option<DtypeArg>,
-        device: DeviceArg,
-        threads: Option<u16>,
-    ) -> Result<Qwen3ForCausalLM> {
-        let dtype = self.dtype(dtype);
-        let device = open_device(device)?;
+    /// Builds the model as `compute` says; on the CPU with so many threads, or one for each physical core.
+    pub(crate) fn load(&self, compute: ComputeArgs) -> Result<Qwen3ForCausalLM> {
+        let dtype = self.dtype(compute.cpu.dtype);
+        let device = open_device(compute.device)?;
         let (config, checkpoint) = (&self.config, &self.checkpoint);
-        Ok(match threads {
+        Ok(match compute.cpu.threads {
             Some(threads) if device.is_cpu() => {
                 let cpu = Cpu::new(threads.into())?;
                 Qwen3ForCausalLM::from_checkpoint_on(config, checkpoint, dtype, cpu)?

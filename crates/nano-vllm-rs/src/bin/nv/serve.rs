@@ -17,10 +17,7 @@ use crate::{copies, interrupt, say};
 const LARGER: &str = "cargo run --release -- serve Qwen/Qwen3-0.6B";
 
 pub(crate) fn run(args: &ServeArgs, verbose: bool) -> Result<ExitCode> {
-    let model = match &args.model {
-        Some(name) => Model::open(name, args.revision.as_deref())?,
-        None => Model::open_demo("its folder or id", LARGER)?,
-    };
+    let model = Model::open_or_demo(&args.model, "its folder or id", LARGER)?;
     let text = || {
         Ok(ServedModel {
             tokenizer: model.tokenizer()?,
@@ -28,10 +25,10 @@ pub(crate) fn run(args: &ServeArgs, verbose: bool) -> Result<ExitCode> {
             generation_config: model.generation_config()?,
         })
     };
-    let (served, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
+    let (served, qwen3) = model.load_beside(args.compute, text);
     let (served, qwen3) = (served?, qwen3?);
     if verbose {
-        say(copies::report(&model, args.dtype, args.device));
+        say(copies::report(&model, args.compute));
     }
     let engine = Engine::new(qwen3, args.engine.change(EngineConfig::default()))?;
     say(engine.kv_cache_size());
@@ -52,7 +49,7 @@ pub(crate) fn run(args: &ServeArgs, verbose: bool) -> Result<ExitCode> {
 fn server_config(args: &ServeArgs) -> ServerConfig {
     let mut names = args.served_model_name.clone();
     if names.is_empty() {
-        names.push(match &args.model {
+        names.push(match &args.model.name {
             None => "demo".to_owned(),
             Some(name) => folder_name(name).unwrap_or_else(|| name.clone()),
         });

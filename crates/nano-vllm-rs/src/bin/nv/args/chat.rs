@@ -1,23 +1,15 @@
 //! The command line of `nv chat`.
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::value_parser;
-
 use super::sampling::top_k;
-use super::{DeviceArg, DtypeArg, SamplingArgs};
+use super::{ComputeArgs, ModelArgs, SamplingArgs};
 
 /// Talk with a model in the terminal; `/help` there tells how.
 ///
 /// Answers go to stdout as they are generated, all else to stderr. If stdin is no terminal, each of its lines is a message.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChatArgs {
-    /// Folder or Hugging Face id of the model [default: the demo checkpoint of the repository].
-    #[arg(value_name = "ID|DIR", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) model: Option<String>,
-
-    /// Branch, tag or commit of a model of the hub [default: main].
-    #[arg(long, value_name = "REVISION", requires = "model")]
-    pub(crate) revision: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 
     /// Tell the model how to behave.
     #[arg(long, value_name = "TEXT")]
@@ -48,17 +40,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
 
-    /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
-    #[arg(long)]
-    pub(crate) dtype: Option<DtypeArg>,
-
-    /// What to compute on.
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: DeviceArg,
-
-    /// CPU threads [default: one a physical core].
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
 }
 
 impl ChatArgs {

@@ -43,10 +43,10 @@ pub(super) fn measure(
     model: &Model,
     interrupted: &AtomicBool,
 ) -> Result<Report> {
-    let dtype = model.dtype(args.dtype);
+    let dtype = model.dtype(args.cpu.dtype);
     let (precision, dtype_name) =
         if dtype == DType::BF16 { (Precision::Bf16, "bf16") } else { (Precision::F32, "f32") };
-    let cpu = Cpu::new(args.threads.map_or_else(Pool::default_threads, usize::from))?;
+    let cpu = Cpu::new(args.cpu.threads.map_or_else(Pool::default_threads, usize::from))?;
     let qwen3 = build(model, &model.checkpoint, dtype, &cpu)?;
     let costs = Costs::new(&model.config, qwen3.matrices(), dtype.size_in_bytes());
     let machine = Machine::new(cpu, precision, Arc::clone(&model.checkpoint));

@@ -55,7 +55,7 @@ fn measure(
     verbose: bool,
 ) -> Result<ExitCode> {
     if verbose {
-        let copied = copies::table(&model.config, &model.checkpoint, model.dtype(args.dtype));
+        let copied = copies::table(&model.config, &model.checkpoint, model.dtype(args.cpu.dtype));
         say(copied.to_string().trim_end());
     }
     let report = measure::measure(args, name, model, interrupted)?;

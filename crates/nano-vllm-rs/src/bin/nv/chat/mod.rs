@@ -37,18 +37,15 @@ const UNTAUGHT_MAX_TOKENS: usize = 128;
 
 pub(crate) fn run(args: &ChatArgs, verbose: bool) -> Result<ExitCode> {
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let model = match &args.model {
-        Some(name) => Model::open(name, args.revision.as_deref())?,
-        None => Model::open_demo("its folder or id", LARGER)?,
-    };
+    let model = Model::open_or_demo(&args.model, "its folder or id", LARGER)?;
     let text = || Ok((model.tokenizer()?, model.chat_template()?));
-    let (text, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
+    let (text, qwen3) = model.load_beside(args.compute, text);
     let (tokenizer, template) = text?;
     let recommended = model.generation_config()?.with_eos_token(tokenizer.eos_token_id());
     let settings = settings(args, &recommended, template.is_some())?;
     let engine = engine(qwen3?)?;
     if verbose {
-        say(copies::report(&model, args.dtype, args.device));
+        say(copies::report(&model, args.compute));
         say(engine.kv_cache_size());
     }
     if template.is_none() {

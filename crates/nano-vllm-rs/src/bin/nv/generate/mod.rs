@@ -31,9 +31,9 @@ const LARGER: &str =
 pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     let inputs = Input::read(args)?;
     let start = Instant::now();
-    let model = open(args)?;
+    let model = Model::open_or_demo(&args.model, "--model", LARGER)?;
     let text = || load_text(&model, &inputs);
-    let (text, qwen3) = model.load_beside(args.dtype, args.device, args.threads, text);
+    let (text, qwen3) = model.load_beside(args.compute, text);
     let Text { tokenizer, prompts } = text?;
     let recommended = model.generation_config()?.with_eos_token(tokenizer.eos_token_id());
     let job = |(input, prompt)| Job::new(input, prompt, &recommended);
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &GenerateArgs, verbose: bool) -> Result<ExitCode> {
     };
     let qwen3 = qwen3?;
     if verbose {
-        say(copies::report(&model, args.dtype, args.device));
+        say(copies::report(&model, args.compute));
     }
     let served = match &single {
         Some(single) => vec![&single.request],
@@ -96,11 +96,4 @@ fn load_text(model: &Model, inputs: &[Input]) -> Result<Text> {
     let encode = |input: &Input| input.encode(template.as_ref(), &tokenizer);
     let prompts = inputs.iter().map(encode).collect();
     Ok(Text { tokenizer, prompts })
-}
-
-fn open(args: &GenerateArgs) -> Result<Model> {
-    match &args.model {
-        Some(name) => Model::open(name, args.revision.as_deref()),
-        None => Model::open_demo("--model", LARGER),
-    }
 }
