@@ -4,14 +4,14 @@
 //! shape, and data that fill the file from the end of the header to its last byte without gap or overlap.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{self, IntoDeserializer, MapAccess, Visitor, value};
+use serde::de::{self, IntoDeserializer, MapAccess, value};
 
+use crate::entries::{Entries, Entry};
 use crate::error::{Error, Result};
 
 /// The longest header accepted, in bytes: the bound of the safetensors library.
@@ -42,14 +42,16 @@ impl Header {
         let json = header_json(path, file)?;
         let data_start = size_of::<u64>() + json.len();
         let data_len = file.len() - data_start;
-        let RawHeader { mut tensors, metadata } = serde_json::from_slice(json)
+        let entries: Entries<RawEntry> = serde_json::from_slice(json)
             .map_err(|source| Error::Json { path: path.into(), what: "header", source })?;
 
-        tensors.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        if let Some(pair) = tensors.array_windows().find(|[(a, _), (b, _)]| a == b) {
-            return Err(Error::DuplicateName { path: path.into(), name: pair[0].0.clone() });
+        let (mut tensors, mut metadata) = (Vec::new(), BTreeMap::new());
+        for (name, entry) in entries.into_map(path)? {
+            match entry {
+                RawEntry::Tensor(tensor) => tensors.push((name, tensor)),
+                RawEntry::Metadata(found) => metadata = found,
+            }
         }
-
         tensors.sort_by_key(|(_, raw)| raw.data_offsets);
         let mut data_end = 0;
         let mut checked = Vec::with_capacity(tensors.len());
@@ -111,11 +113,13 @@ fn not_safetensors(path: &Path, file: &[u8]) -> Error {
     Error::NotSafetensors { path: path.into(), found }
 }
 
-/// The header as written: names may repeat, sizes may lie.
-#[derive(Default)]
-struct RawHeader {
-    tensors: Vec<(String, RawTensor)>,
-    metadata: BTreeMap<String, String>,
+/// The name of the entry that is no tensor.
+const METADATA: &str = "__metadata__";
+
+/// An entry of the header as written: sizes may lie.
+enum RawEntry {
+    Tensor(RawTensor),
+    Metadata(BTreeMap<String, String>),
 }
 
 #[derive(Deserialize)]
@@ -168,35 +172,15 @@ fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     if shape.contains(&0) { Some(0) } else { bits.is_multiple_of(8).then_some(bits / 8) }
 }
 
-impl<'de> Deserialize<'de> for RawHeader {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(HeaderVisitor)
-    }
-}
+impl<'de> Entry<'de> for RawEntry {
+    const EXPECTED: &'static str = "an object of tensors by name";
 
-struct HeaderVisitor;
-
-impl<'de> Visitor<'de> for HeaderVisitor {
-    type Value = RawHeader;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of tensors by name")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-        let mut header = RawHeader::default();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                let metadata: Option<_> = map.next_value()?;
-                header.metadata = metadata.unwrap_or_default();
-            } else {
-                let tensor = map
-                    .next_value()
-                    .map_err(|error| de::Error::custom(format_args!("tensor `{name}`: {error}")))?;
-                header.tensors.push((name, tensor));
-            }
+    fn take<A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error> {
+        if name == METADATA {
+            return Ok(Self::Metadata(map.next_value::<Option<_>>()?.unwrap_or_default()));
         }
-        Ok(header)
+        let of_tensor = |error| de::Error::custom(format_args!("tensor `{name}`: {error}"));
+        map.next_value().map(Self::Tensor).map_err(of_tensor)
     }
 }
 
@@ -377,6 +361,9 @@ mod tests {
         let json = r#"{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
             "a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}"#;
         refuse(&file(json, 2), "names tensor `a` twice");
+        // As the safetensors library has it.
+        let json = r#"{"__metadata__": {}, "__metadata__": {}}"#;
+        refuse(&file(json, 0), "`__metadata__` twice");
     }
 
     /// Every tensor that parsing lets through lies in the file and has the size of its dtype and shape.

@@ -3,15 +3,15 @@
 //! The file is untrusted. A shard is named by the name of a file beside the index, never by a path.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{self, MapAccess, Visitor};
+use serde::de::MapAccess;
 
 use crate::checkpoint::Checkpoint;
+use crate::entries::{Entries, Entry};
 use crate::error::{Error, Result};
 
 /// The longest index read, in bytes; that of a model with 100,000 tensors takes a tenth of it.
@@ -35,17 +35,12 @@ impl ShardIndex {
 
     /// Parses an index; `path` says where its shards are, and where to look in case of an error.
     fn parse(path: &Path, json: &[u8]) -> Result<Self> {
-        let RawIndex { weight_map: Entries(entries) } = serde_json::from_slice(json)
+        let RawIndex { weight_map } = serde_json::from_slice(json)
             .map_err(|source| Error::Json { path: path.into(), what: "shard index", source })?;
-        let mut weight_map = BTreeMap::new();
-        for (name, shard) in entries {
-            if !is_shard_name(&shard) {
-                return Err(Error::ShardName { path: path.into(), name, shard });
-            }
-            if weight_map.contains_key(&name) {
-                return Err(Error::DuplicateName { path: path.into(), name });
-            }
-            weight_map.insert(name, shard);
+        let weight_map = weight_map.into_map(path)?;
+        if let Some((name, shard)) = weight_map.iter().find(|(_, shard)| !is_shard_name(shard)) {
+            let (path, name, shard) = (path.into(), name.clone(), shard.clone());
+            return Err(Error::ShardName { path, name, shard });
         }
         if weight_map.is_empty() {
             return Err(Error::EmptyIndex { path: path.into() });
@@ -108,33 +103,15 @@ fn is_shard_name(name: &str) -> bool {
 
 #[derive(Deserialize)]
 struct RawIndex {
-    weight_map: Entries,
+    weight_map: Entries<String>,
 }
 
-/// The entries of an object as written: keys may repeat.
-struct Entries(Vec<(String, String)>);
+/// The shard of a tensor.
+impl<'de> Entry<'de> for String {
+    const EXPECTED: &'static str = "an object of shard names by tensor name";
 
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor)
-    }
-}
-
-struct EntriesVisitor;
-
-impl<'de> Visitor<'de> for EntriesVisitor {
-    type Value = Entries;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of shard names by tensor name")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(Entries(entries))
+    fn take<A: MapAccess<'de>>(_name: &str, map: &mut A) -> Result<Self, A::Error> {
+        map.next_value()
     }
 }
 

@@ -30,6 +30,7 @@ compile_error!("safetensors data are little-endian and are read in place");
 mod checkpoint;
 #[cfg(all(test, any(target_os = "linux", all(unix, feature = "hub"))))]
 mod child;
+mod entries;
 mod error;
 mod files;
 mod header;
