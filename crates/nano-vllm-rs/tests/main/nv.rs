@@ -37,6 +37,16 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+/// Asserts that a command line is refused as one that makes no sense, before anything is done.
+#[track_caller]
+pub(crate) fn refuse(args: &[&str], expected: &str) {
+    let output = nv(args);
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(stderr.contains(expected), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty());
+}
+
 /// Greedy text of 16 tokens, with more options.
 pub(crate) fn greedy(options: &[&str]) -> String {
     stdout(&[&["generate", "--temperature", "0", "--max-tokens", "16"], options].concat())
@@ -190,13 +200,7 @@ fn a_prompt_may_come_from_a_file_or_stdin() {
 
 #[test]
 fn bad_command_lines_are_usage_errors() {
-    let check = |args: &[&str], expected: &str| {
-        let output = nv(&[&["generate"], args].concat());
-        let stderr = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(stderr.contains(expected), "{args:?}: {stderr}");
-        assert!(output.stdout.is_empty());
-    };
+    let check = |args: &[&str], expected: &str| refuse(&[&["generate"], args].concat(), expected);
     check(&[], "required arguments were not provided");
     check(&["x", "--prompt-file", "y"], "cannot be used with");
     check(&["x", "--no-such-flag"], "unexpected argument '--no-such-flag'");
