@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use criterion::Criterion;
 use nv_engine::{Sampler, SamplingParams, SamplingState, TokenLogprobs};
+use nv_testing::Random;
 
 /// Logits of every published Qwen3 size.
 const VOCAB_SIZE: usize = 151_936;
@@ -60,15 +61,10 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Numbers from 0 to 1 in no order.
-fn hash(i: usize) -> f32 {
-    let bits = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40; // 24 bits
-    bits as f32 / 16_777_216.0
-}
-
 /// A peaked distribution in no order, as a language model's is.
 fn logits() -> Vec<f32> {
-    (0..VOCAB_SIZE).map(|i| -4.0 * (hash(i) + 1e-5).ln()).collect()
+    let mut random = Random::new(1);
+    (0..VOCAB_SIZE).map(|_| -4.0 * (random.unit() + 1e-5).ln()).collect()
 }
 
 /// Some thousand tokens, most of them different.

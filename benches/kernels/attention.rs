@@ -3,8 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use criterion::Criterion;
 use nv_kernels::{Kernels, KvLayout, KvMut, Pool, Sequence};
+use nv_testing::values;
 
-use super::{Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, Work, group, values};
+use super::{Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, Work, group};
 
 const QUERY_SIZE: usize = NUM_HEADS * HEAD_DIM;
 const KV_SIZE: usize = NUM_KV_HEADS * HEAD_DIM;

@@ -4,10 +4,11 @@ use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
 use half::bf16;
 use nv_kernels::{Kernels, Linear, Matrix, Pool, Precision, Scratch};
+use nv_testing::values;
 
 use super::{
     Case, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, Work,
-    group, values,
+    group,
 };
 
 const NUM_TOKENS: &[usize] = &[1, 4, 16, 128, 512];

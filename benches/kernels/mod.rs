@@ -136,15 +136,3 @@ fn assert_close(got: &[f32], want: &[f32], tolerance: f32, name: &str) {
 fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
-
-/// Reproducible values in ±1.
-fn values(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    std::iter::repeat_with(next).take(len).collect()
-}

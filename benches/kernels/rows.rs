@@ -3,8 +3,9 @@
 use candle_core::{Device, Tensor};
 use criterion::Criterion;
 use nv_kernels::{Kernels, NormAndRotate, Pool};
+use nv_testing::values;
 
-use super::{Case, HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, Work, group, values};
+use super::{Case, HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, Work, group};
 
 const NUM_TOKENS: [usize; 2] = [1, 512];
 const EPS: f32 = 1e-6;

@@ -2,9 +2,10 @@
 
 use std::sync::OnceLock;
 
+use nv_testing::scripted_tokenizer;
 use nv_text::{ChatAnswer, ChatParser, Reasoning, StopStrings, Tokenizer, ToolCalls};
 
-use super::{Choices, scripted};
+use super::Choices;
 
 /// The text of any tokens comes out the same in pieces as it does whole, at each of the three stages.
 ///
@@ -12,7 +13,7 @@ use super::{Choices, scripted};
 /// rest are token ids, bytes mostly: 255 makes an id beyond them of the byte after it.
 pub fn detokeniser(data: &[u8]) {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    let tokenizer = TOKENIZER.get_or_init(scripted::tokenizer);
+    let tokenizer = TOKENIZER.get_or_init(scripted_tokenizer);
     let mut choices = Choices(data);
     let settings = choices.below(u8::MAX);
     let (skip_special_tokens, include_stop) = (settings & 1 != 0, settings & 2 != 0);

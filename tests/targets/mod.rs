@@ -10,9 +10,6 @@ mod detokeniser;
 mod openai_request;
 mod scheduler;
 mod scratch;
-// Tests, an example and this share it, and no package that could hold it depends on both its tests and the others'.
-#[path = "../../crates/nano-vllm-rs/tests/main/server/scripted.rs"]
-mod scripted;
 
 pub use chat_template::chat_template;
 pub use checkpoint::{checkpoint, safetensors_header, shard_index};

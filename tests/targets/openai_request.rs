@@ -7,11 +7,10 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, Response};
 use nano_vllm_rs::server::{ServerConfig, router};
+use nv_testing::scripted_server;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
-
-use super::scripted;
 
 /// Tokens of prompt and answer: few, so that whoever asks for as many as there are is answered soon.
 const MAX_MODEL_LEN: usize = 256;
@@ -37,7 +36,7 @@ pub fn openai_request(data: &[u8]) {
 fn server() -> (Runtime, Router) {
     let config = ServerConfig::new("scripted");
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let server = scripted::server(config, MAX_MODEL_LEN, Duration::ZERO);
+    let server = scripted_server(config, MAX_MODEL_LEN, Duration::ZERO);
     (runtime, router(server).expect("no origins, which could be wrong"))
 }
 

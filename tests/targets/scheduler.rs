@@ -9,6 +9,8 @@ use nv_engine::{
     SequenceId, TokenId,
 };
 
+use nv_testing::Slots;
+
 use super::Choices;
 
 /// Few, so that texts and proposals meet by chance.
@@ -41,8 +43,8 @@ struct Run<'a> {
     choices: Choices<'a>,
     scheduler: Scheduler,
     output: SchedulerOutput,
-    /// `[num_blocks, block_size]`: what stands for keys and values.
-    keys: Vec<u64>,
+    /// What stands for keys and values.
+    keys: Slots<u64>,
     /// The sequences that haven't ended, with their salts.
     ids: Vec<(SequenceId, Option<&'static str>)>,
     num_added: u64,
@@ -61,7 +63,7 @@ impl<'a> Run<'a> {
             priority_reach: choices.below(20).into(),
             enable_prefix_caching: choices.below(8) != 0,
         };
-        let keys = vec![u64::MAX; config.num_cache_tokens()];
+        let keys = Slots::new(config.num_blocks as usize, config.block_size, u64::MAX);
         let scheduler = Scheduler::new(config).expect("limits that something can run under");
         Self {
             choices,
@@ -131,10 +133,8 @@ impl<'a> Run<'a> {
         let mut output = mem::take(&mut self.output);
         self.scheduler.schedule(&mut output);
         self.check(&output);
-        let block_size = self.scheduler.config().block_size;
         for &BlockCopy { src, dst } in &output.copies {
-            let src = src as usize * block_size;
-            self.keys.copy_within(src..src + block_size, dst as usize * block_size);
+            self.keys.copy_block(src, dst);
         }
         for scheduled in &output.scheduled {
             if fails {
@@ -173,20 +173,23 @@ impl<'a> Run<'a> {
         let Some(&(_, salt)) = self.ids.iter().find(|(id, _)| *id == scheduled.id) else {
             panic!("sequence {} is scheduled and has ended", scheduled.id);
         };
-        let block_size = self.scheduler.config().block_size;
         let table = self.scheduler.block_table(scheduled);
-        let slot = |at: usize| table[at / block_size] as usize * block_size + at % block_size;
         let own = self.scheduler.token_ids(scheduled.id).expect("it was found above");
         let input_ids = self.scheduler.scheduled_token_ids(scheduled);
         // Salts may not mix.
         let mut keys = salt.map_or(0, |salt| salt.len() as u64);
         for (at, &token_id) in own[..scheduled.num_computed_tokens].iter().enumerate() {
             keys = keys_of(keys, token_id);
-            assert_eq!(self.keys[slot(at)], keys, "position {at} of sequence {}", scheduled.id);
+            assert_eq!(
+                self.keys.get(table, at),
+                keys,
+                "position {at} of sequence {}",
+                scheduled.id
+            );
         }
         for (at, &token_id) in (scheduled.num_computed_tokens..).zip(input_ids) {
             keys = keys_of(keys, token_id);
-            self.keys[slot(at)] = keys;
+            self.keys.set(table, at, keys);
         }
         if !scheduled.samples {
             return self.scheduler.update(scheduled, &[], false);

@@ -1,12 +1,10 @@
 //! A server that says what it is told to, for the clients that `cargo xtask openai` tests: it needs no checkpoint.
 
-#[path = "../tests/main/server/scripted.rs"]
-mod scripted;
-
 use std::io::{Write, stdout};
 use std::time::Duration;
 
 use nano_vllm_rs::server::{ServerConfig, run};
+use nv_testing::scripted_server;
 
 fn main() {
     let api_keys = vec!["key".to_owned()];
@@ -16,6 +14,6 @@ fn main() {
         writeln!(out, "listening on http://{address}").unwrap();
         out.flush().unwrap();
     };
-    let server = scripted::server(config, 2048, Duration::from_millis(1));
+    let server = scripted_server(config, 2048, Duration::from_millis(1));
     run(server, "127.0.0.1", 0, listening).unwrap();
 }

@@ -12,10 +12,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_io_timeout::TimeoutWriter;
 
 use crate::refusals::Refusals;
 use crate::server::ServerConfig;
-use crate::write_timeout::WriteTimeout;
 
 /// How long nothing is taken where the system has no room for more.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -65,8 +65,11 @@ impl Connections {
             tracing::debug!(%error, "small packets may wait");
         }
         let service = TowerToHyperService::new(self.router.clone());
-        let stream = WriteTimeout::new(stream, self.write_timeout);
-        let connection = self.http.serve_connection(TokioIo::new(Refusals::new(stream)), service);
+        // Writes fail once the client has read nothing for so long while there was something to read.
+        let mut stream = TimeoutWriter::new(stream);
+        stream.set_timeout(Some(self.write_timeout));
+        let stream = TokioIo::new(Refusals::new(Box::pin(stream)));
+        let connection = self.http.serve_connection(stream, service);
         let connection = self.open.watch(connection);
         async {
             if let Err(error) = connection.await {

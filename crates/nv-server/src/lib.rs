@@ -55,7 +55,6 @@ mod thinking;
 mod tokenize;
 mod unsupported;
 mod usage;
-mod write_timeout;
 
 pub use error::{Error, Result};
 pub use router::router;

@@ -262,6 +262,7 @@ fn decoder_name(tokenizer: &BytePairTokenizer) -> String {
 pub(crate) mod tests {
     use std::error::Error as _;
 
+    use nv_testing::{AddedToken, byte_tokenizer_json};
     use serde::Deserialize;
     use serde_json::{Map, Value, json};
     use tempfile::TempDir;
@@ -275,53 +276,30 @@ pub(crate) mod tests {
 
     /// A `tokenizer.json` whose tokens are all bytes (byte b has id b), the merge "th", and three added tokens.
     fn file() -> Value {
-        // The inverse of `byte_of`, as GPT-2 computes it.
-        let mut others = 0x100..;
-        let mut vocab: serde_json::Map<String, Value> = (0..=u8::MAX)
-            .map(|byte| {
-                let code = match byte {
-                    0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => u32::from(byte),
-                    _ => others.next().unwrap(),
-                };
-                (char::from_u32(code).unwrap().to_string(), byte.into())
-            })
-            .collect();
-        vocab.insert("th".to_owned(), 256.into());
-        let added = |id: u32, content: &str, special: bool| {
-            json!({
-                "id": id, "content": content, "special": special,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            })
-        };
-        let byte_level = json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true,
+        let added = |id, content, special| AddedToken { id, content, special };
+        let mut file = byte_tokenizer_json(&[
+            added(END, "<end>", true),
+            added(THINK, "<think>", false),
+            added(SPACED, "é x", false),
+        ]);
+        file["model"]["vocab"]["th"] = 256.into();
+        file["model"]["merges"] = json!(["t h"]);
+        file["truncation"] =
+            json!({"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"});
+        file["padding"] = json!({
+            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
         });
-        json!({
-            "version": "1.0",
-            "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
-            "padding": {
-                "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
-                "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
-            },
-            "added_tokens": [added(END, "<end>", true), added(THINK, "<think>", false), added(SPACED, "é x", false)],
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": byte_level,
-            "post_processor": {
-                "type": "TemplateProcessing",
-                "single": [
-                    {"Sequence": {"id": "A", "type_id": 0}},
-                    {"SpecialToken": {"id": "<end>", "type_id": 0}},
-                ],
-                "pair": [],
-                "special_tokens": {"<end>": {"id": "<end>", "ids": [END], "tokens": ["<end>"]}},
-            },
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "vocab": vocab, "merges": ["t h"],
-            },
-        })
+        file["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<end>", "type_id": 0}},
+            ],
+            "pair": [],
+            "special_tokens": {"<end>": {"id": "<end>", "ids": [END], "tokens": ["<end>"]}},
+        });
+        file
     }
 
     pub(crate) fn tokenizer() -> Tokenizer {

@@ -1,6 +1,10 @@
 //! The manifests: which crate may depend on which, one table of versions, the same lints for all.
 
-use super::{Finding, SourceFile, Tree};
+use super::package::{Dependency, Manifest, Package};
+use super::{Finding, Tree};
+
+/// What tests share. Every package may name it as a dev-dependency, and so none that is published needs it.
+const FOR_TESTS: &str = "nv-testing";
 
 /// For each package of the workspace, those that it may depend on.
 ///
@@ -14,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nv-synth", &["nv-config", "nv-weights", "nv-qwen3"]),
     ("nv-engine", &["nv-config", "nv-kernels", "nv-qwen3"]),
     ("nv-server", &["nv-config", "nv-text", "nv-engine"]),
+    (FOR_TESTS, &["nv-config", "nv-text", "nv-engine", "nv-server"]),
     (
         "nano-vllm-rs",
         &[
@@ -38,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nv-qwen3",
             "nv-engine",
             "nano-vllm-rs",
+            FOR_TESTS,
             "xtask",
         ],
     ),
@@ -73,6 +79,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "nv-qwen3",
             "nv-engine",
             "nano-vllm-rs",
+            FOR_TESTS,
             "xtask",
             "nv-tests",
             "nv-benches",
@@ -90,68 +97,39 @@ const HOMES: &[(&str, &[&str])] = &[
 ];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
-    let packages: Vec<Package<'_>> = tree.files.iter().filter_map(Package::parse).collect();
-    let mut findings = Vec::new();
+    let (mut packages, mut versions, mut findings) = (Vec::new(), Vec::new(), Vec::new());
+    for file in tree.files.iter().filter(|file| Manifest::is_at(&file.path)) {
+        match Manifest::read(file) {
+            Ok(manifest) => {
+                packages.extend(manifest.package);
+                // Those of the project; a workspace of its own has some, too.
+                if file.path == "Cargo.toml" {
+                    versions = manifest.versions;
+                }
+            }
+            Err(finding) => findings.push(finding),
+        }
+    }
     for package in &packages {
         findings.extend(arrows(package, &packages));
         findings.extend(homes(package));
         findings.extend(inheritance(package));
         findings.extend(unused(package, tree));
     }
-    findings.extend(unused_versions(&packages, tree));
+    let named = |name: &str| {
+        let mut dependencies = packages.iter().flat_map(|package| &package.dependencies);
+        dependencies.any(|dependency| dependency.name == name)
+    };
+    let unused = versions.iter().filter(|version| !named(&version.name));
+    findings.extend(unused.map(|Dependency { name, line, .. }| Finding {
+        path: "Cargo.toml".into(),
+        line: Some(*line),
+        message: format!("no crate uses `{name}`; remove it"),
+    }));
     findings
 }
 
-/// The manifest of a member of the workspace.
-struct Package<'t> {
-    name: &'t str,
-    manifest: &'t SourceFile,
-}
-
-/// A `key = value` line of a manifest.
-struct Entry<'t> {
-    line: usize,
-    section: &'t str,
-    key: &'t str,
-    value: &'t str,
-}
-
-/// The entries of a manifest, as far as the checks need TOML. `[dependencies.name]` is an entry without a value.
-fn entries(manifest: &SourceFile) -> Vec<Entry<'_>> {
-    let mut section = "";
-    let mut entries = Vec::new();
-    for (line, text) in manifest.lines() {
-        if let Some(header) = text.strip_prefix('[') {
-            section = header.split(']').next().unwrap_or(header);
-            if let Some((parent, key)) = section.split_once("dependencies.")
-                && !key.contains('.')
-            {
-                let section = &section[..parent.len() + "dependencies".len()];
-                entries.push(Entry { line, section, key, value: "" });
-            }
-        } else if let Some((key, value)) = text.split_once('=') {
-            entries.push(Entry { line, section, key: key.trim(), value: value.trim() });
-        }
-    }
-    entries
-}
-
-impl<'t> Package<'t> {
-    fn parse(manifest: &'t SourceFile) -> Option<Self> {
-        manifest.path.strip_suffix("/Cargo.toml")?;
-        let name = entries(manifest)
-            .into_iter()
-            .find(|entry| entry.section == "package" && entry.key == "name")?;
-        Some(Self { name: name.value.trim_matches('"'), manifest })
-    }
-
-    /// Dependencies of every kind, but for the table of a package that is a workspace of its own.
-    fn dependencies(&self) -> impl Iterator<Item = Entry<'t>> {
-        entries(self.manifest).into_iter().filter(|Entry { section, .. }| {
-            section.ends_with("dependencies") && !section.starts_with("workspace")
-        })
-    }
-
+impl Package<'_> {
     /// Whether one of the package's Rust files has a path into `dependency`, or re-exports it.
     fn uses(&self, dependency: &str, tree: &Tree) -> bool {
         let name = dependency.replace('-', "_");
@@ -163,58 +141,47 @@ impl<'t> Package<'t> {
     }
 }
 
-impl<'t> Entry<'t> {
-    /// The crate that a dependency entry names.
-    fn dependency(&self) -> &'t str {
-        self.key.split('.').next().unwrap_or(self.key)
-    }
-
-    fn inherits(&self) -> bool {
-        (self.key.ends_with("workspace") && self.value == "true")
-            || self.value.contains("workspace = true")
-    }
-}
-
 fn lookup(table: &[(&str, &'static [&'static str])], key: &str) -> Option<&'static [&'static str]> {
     table.iter().find(|(name, _)| *name == key).map(|(_, allowed)| *allowed)
 }
 
 fn arrows(package: &Package<'_>, packages: &[Package<'_>]) -> Vec<Finding> {
-    let Some(allowed) = lookup(ARROWS, package.name) else {
+    let Some(allowed) = lookup(ARROWS, &package.name) else {
         let message = format!(
             "give `{}` its place in the graph: ARCHITECTURE.md and xtask's ARROWS",
             package.name
         );
         return vec![package.manifest.finding(None, message)];
     };
-    let mut findings = Vec::new();
-    for entry in package.dependencies() {
-        let to = entry.dependency();
-        if is_for_examples(package, &entry) {
-            continue;
-        }
-        if packages.iter().any(|package| package.name == to) && !allowed.contains(&to) {
-            let message =
-                format!("`{}` must not depend on `{to}`: see ARCHITECTURE.md", package.name);
-            findings.push(package.manifest.finding(entry.line, message));
-        }
-    }
-    findings
+    let is_allowed = |dependency: &Dependency| {
+        let name = &*dependency.name;
+        allowed.contains(&name)
+            || packages.iter().all(|package| package.name != name)
+            || is_for_examples(package, dependency)
+            || (dependency.is_dev && name == FOR_TESTS)
+    };
+    let broken = package.dependencies.iter().filter(|dependency| !is_allowed(dependency));
+    let finding = |Dependency { name, line, .. }: &Dependency| {
+        let message =
+            format!("`{}` must not depend on `{name}`: see ARCHITECTURE.md", package.name);
+        package.manifest.finding(*line, message)
+    };
+    broken.map(finding).collect()
 }
 
 /// Whether the package itself can't name it, and its examples may.
-fn is_for_examples(package: &Package<'_>, entry: &Entry<'_>) -> bool {
-    let allowed = lookup(EXAMPLES, package.name).unwrap_or_default();
-    entry.section == "dev-dependencies" && allowed.contains(&entry.dependency())
+fn is_for_examples(package: &Package<'_>, dependency: &Dependency) -> bool {
+    let allowed = lookup(EXAMPLES, &package.name).unwrap_or_default();
+    dependency.is_dev && allowed.contains(&&*dependency.name)
 }
 
 fn homes(package: &Package<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for entry in package.dependencies() {
-        let Some(homes) = lookup(HOMES, entry.dependency()) else { continue };
-        if !homes.contains(&package.name) && !is_for_examples(package, &entry) {
-            let message = format!("`{}` is for {} only", entry.dependency(), homes.join(", "));
-            findings.push(package.manifest.finding(entry.line, message));
+    for dependency in &package.dependencies {
+        let Some(homes) = lookup(HOMES, &dependency.name) else { continue };
+        if !homes.contains(&&*package.name) && !is_for_examples(package, dependency) {
+            let message = format!("`{}` is for {} only", dependency.name, homes.join(", "));
+            findings.push(package.manifest.finding(dependency.line, message));
         }
     }
     findings
@@ -222,18 +189,13 @@ fn homes(package: &Package<'_>) -> Vec<Finding> {
 
 /// Versions and lints come from the root manifest.
 fn inheritance(package: &Package<'_>) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = package
-        .dependencies()
-        .filter(|entry| !entry.inherits())
-        .map(|entry| {
-            let message = format!(
-                "take `{}` from [workspace.dependencies]: `workspace = true`",
-                entry.dependency()
-            );
-            package.manifest.finding(entry.line, message)
-        })
-        .collect();
-    if !entries(package.manifest).iter().any(|entry| entry.section == "lints" && entry.inherits()) {
+    let own = package.dependencies.iter().filter(|dependency| !dependency.inherits);
+    let finding = |Dependency { name, line, .. }: &Dependency| {
+        let message = format!("take `{name}` from [workspace.dependencies]: `workspace = true`");
+        package.manifest.finding(*line, message)
+    };
+    let mut findings: Vec<Finding> = own.map(finding).collect();
+    if !package.inherits_lints {
         findings.push(
             package.manifest.finding(None, "inherit the lints: `[lints]` with `workspace = true`"),
         );
@@ -242,31 +204,12 @@ fn inheritance(package: &Package<'_>) -> Vec<Finding> {
 }
 
 fn unused(package: &Package<'_>, tree: &Tree) -> Vec<Finding> {
-    let unused = package.dependencies().filter(|entry| !package.uses(entry.dependency(), tree));
-    unused
-        .map(|entry| {
-            package
-                .manifest
-                .finding(entry.line, format!("`{}` is not used; remove it", entry.dependency()))
-        })
-        .collect()
-}
-
-fn unused_versions(packages: &[Package<'_>], tree: &Tree) -> Vec<Finding> {
-    let Some(root) = tree.get("Cargo.toml") else { return Vec::new() };
-    let named = |name: &str| {
-        packages
-            .iter()
-            .any(|package| package.dependencies().any(|entry| entry.dependency() == name))
+    let dependencies = package.dependencies.iter();
+    let unused = dependencies.filter(|dependency| !package.uses(&dependency.name, tree));
+    let finding = |Dependency { name, line, .. }: &Dependency| {
+        package.manifest.finding(*line, format!("`{name}` is not used; remove it"))
     };
-    let versions =
-        entries(root).into_iter().filter(|entry| entry.section == "workspace.dependencies");
-    versions
-        .filter(|entry| !named(entry.dependency()))
-        .map(|entry| {
-            root.finding(entry.line, format!("no crate uses `{}`; remove it", entry.dependency()))
-        })
-        .collect()
+    unused.map(finding).collect()
 }
 
 #[cfg(test)]
@@ -336,6 +279,26 @@ mod tests {
         };
         assert_eq!(found(&outside.replace("[dep", "[dev-dep")), [""; 0]);
         assert_eq!(found(&outside).len(), 2);
+    }
+
+    #[test]
+    fn only_tests_may_name_what_tests_share() {
+        let found = |name: &str, section: &str| {
+            let text = manifest(name, &format!("{FOR_TESTS}.workspace = true"));
+            let (testing, text) =
+                (manifest(FOR_TESTS, ""), text.replace("[dependencies]", section));
+            let tree = [
+                ("crates/nv-testing/Cargo.toml", &*testing),
+                ("crates/a/Cargo.toml", &text),
+                ("crates/a/src/lib.rs", "nv_testing::values"),
+            ];
+            check(&Tree::of(&tree)).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(found("nv-text", "[dev-dependencies]"), [""; 0]);
+        let message =
+            "crates/a/Cargo.toml:2: `nv-text` must not depend on `nv-testing`: see ARCHITECTURE.md";
+        assert_eq!(found("nv-text", "[dependencies]"), [message]);
+        assert_eq!(found("nv-tests", "[dependencies]"), [""; 0]);
     }
 
     #[test]

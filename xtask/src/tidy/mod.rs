@@ -5,6 +5,7 @@
 mod architecture;
 mod inventory;
 mod manifests;
+mod package;
 mod sources;
 
 use std::fmt;

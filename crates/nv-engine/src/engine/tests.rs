@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
+use nv_testing::Slots;
 
 use self::constraint::{END, Rhythm};
 use super::*;
@@ -19,7 +20,6 @@ use crate::{
 
 const VOCAB_SIZE: u32 = 24;
 const CONTEXT: usize = 200;
-const BLOCK_SIZE: usize = 8;
 
 /// A prompt token on which a step returns an error.
 pub(crate) const FAILS: TokenId = 20;
@@ -31,8 +31,8 @@ pub(crate) const NAN: TokenId = 22;
 /// Logits are a function of the last three tokens, so that texts repeat themselves, and of how the text began.
 #[derive(Debug)]
 pub(crate) struct FakeModel {
-    /// The token of each slot.
-    slots: Vec<TokenId>,
+    /// The tokens.
+    slots: Slots<TokenId>,
     /// How long a step takes at least.
     step_time: Duration,
     /// Whether it panics at the next question, within a step or not.
@@ -41,7 +41,7 @@ pub(crate) struct FakeModel {
 
 impl FakeModel {
     fn new(num_blocks: usize) -> Self {
-        let slots = vec![0; num_blocks * BLOCK_SIZE];
+        let slots = Slots::new(num_blocks, 8, 0);
         Self { slots, step_time: Duration::ZERO, is_broken: Arc::default() }
     }
 
@@ -66,8 +66,8 @@ impl Model for FakeModel {
     }
 
     fn kv_cache_size(&self) -> KvCacheSize {
-        let num_blocks = u32::try_from(self.slots.len() / BLOCK_SIZE).unwrap();
-        KvCacheSize { num_blocks, block_size: BLOCK_SIZE, block_bytes: BLOCK_SIZE * 4 }
+        let (num_blocks, block_size) = (self.slots.num_blocks(), self.slots.block_size());
+        KvCacheSize { num_blocks, block_size, block_bytes: block_size * size_of::<TokenId>() }
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Tensor> {
@@ -77,21 +77,16 @@ impl Model for FakeModel {
         }
         assert!(!batch.token_ids.contains(&PANICS), "token {PANICS} came");
         for &BlockCopy { src, dst } in batch.copies {
-            let src = src as usize * BLOCK_SIZE;
-            self.slots.copy_within(src..src + BLOCK_SIZE, dst as usize * BLOCK_SIZE);
+            self.slots.copy_block(src, dst);
         }
         let mut hashes = Vec::new();
         for sequence in batch.sequences {
-            let slot = |position: usize| {
-                let block = sequence.block_table[position / BLOCK_SIZE] as usize;
-                block * BLOCK_SIZE + position % BLOCK_SIZE
-            };
+            let table = sequence.block_table;
             for i in sequence.first_token..sequence.first_token + sequence.num_tokens {
                 let position = sequence.start_pos + i - sequence.first_token;
                 assert_eq!(batch.positions[i], position);
-                self.slots[slot(position)] = batch.token_ids[i];
-                let text: Vec<_> = (0..=position).map(|at| self.slots[slot(at)]).collect();
-                hashes.push(Self::hash(&text));
+                self.slots.set(table, position, batch.token_ids[i]);
+                hashes.push(Self::hash(&self.slots.up_to(table, position)));
             }
         }
         let num_tokens = hashes.len();

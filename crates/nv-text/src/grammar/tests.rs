@@ -4,6 +4,7 @@ mod schema;
 
 use std::time::Instant;
 
+use nv_testing::Random;
 use serde_json::{Map, Value, json};
 
 use super::*;
@@ -42,20 +43,19 @@ fn check(grammar: &CompiledGrammar, text: &str, expected: Option<bool>) {
 
 /// A text of tokens that chance chooses, cut after a thousand.
 fn random_text(grammar: &CompiledGrammar, seed: u64) -> String {
-    let (mut matcher, mut ids, mut state) = (grammar.matcher(), Vec::new(), seed);
+    let (mut matcher, mut ids, mut random) = (grammar.matcher(), Vec::new(), Random::new(seed));
     while ids.len() < 1000 {
         let next = matcher.next_tokens().unwrap();
         let allowed: Vec<u32> = (0..260).filter(|&id| is_allowed(&next, id)).collect();
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         // Closing characters come often, so that texts end.
         let ending = allowed.iter().copied().filter(|id| b"\"]}".map(u32::from).contains(id));
         let ending: Vec<u32> = ending.collect();
-        let among = if ending.is_empty() || state >> 62 == 0 { &allowed } else { &ending };
-        if among.is_empty() || (next.may_end && state >> 63 == 0) {
+        let among = if ending.is_empty() || random.below(4) == 0 { &allowed } else { &ending };
+        if among.is_empty() || (next.may_end && random.below(2) == 0) {
             assert!(next.may_end);
             break;
         }
-        let id = among[(state >> 33) as usize % among.len()];
+        let id = among[random.below(among.len())];
         ids.push(id);
         if matcher.push(id).unwrap() {
             break;

@@ -9,7 +9,6 @@ mod endings;
 mod http;
 mod limits;
 mod paths;
-mod scripted;
 mod structured;
 
 use std::net::SocketAddr;
@@ -18,12 +17,13 @@ use std::thread;
 use std::time::Duration;
 
 use nano_vllm_rs::server::{ServerConfig, run};
+use nv_testing::scripted_server;
 
 /// Starts a server that lives as long as the tests.
 fn serve(config: ServerConfig) -> SocketAddr {
     let (sender, receiver) = mpsc::channel();
     // Slow enough to be caught in the middle.
-    let server = scripted::server(config, 2048, Duration::from_millis(1));
+    let server = scripted_server(config, 2048, Duration::from_millis(1));
     thread::spawn(move || run(server, "127.0.0.1", 0, |address| sender.send(address).unwrap()));
     receiver.recv().unwrap()
 }

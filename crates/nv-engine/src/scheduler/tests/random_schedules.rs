@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
+use nv_testing::Slots;
 use proptest::prelude::*;
 
 use super::super::*;
@@ -119,8 +120,7 @@ impl Expected {
 struct Engine {
     scheduler: Scheduler,
     output: SchedulerOutput,
-    /// `[num_blocks, block_size]`.
-    keys: Vec<u64>,
+    keys: Slots<u64>,
     /// The sequences that haven't ended.
     expected: BTreeMap<SequenceId, Expected>,
     /// What their requests were, for the forks.
@@ -134,7 +134,7 @@ struct Engine {
 
 impl Engine {
     fn new(config: SchedulerConfig, has_weak_hashes: bool) -> Self {
-        let keys = vec![u64::MAX; config.num_cache_tokens()];
+        let keys = Slots::new(config.num_blocks as usize, config.block_size, u64::MAX);
         let mut scheduler = Scheduler::new(config).unwrap();
         if has_weak_hashes {
             scheduler.kv_cache.weaken_hashes();
@@ -198,9 +198,7 @@ impl Engine {
             self.abort(which);
         }
         for &BlockCopy { src, dst } in &output.copies {
-            let block_size = self.scheduler.config().block_size;
-            let src = src as usize * block_size;
-            self.keys.copy_within(src..src + block_size, dst as usize * block_size);
+            self.keys.copy_block(src, dst);
         }
         for scheduled in &output.scheduled {
             if !self.expected.contains_key(&scheduled.id) {
@@ -245,19 +243,18 @@ impl Engine {
 
     /// Computes a sequence's tokens and gives back what follows them.
     fn compute(&mut self, scheduled: &ScheduledSequence) {
-        let block_size = self.scheduler.config().block_size;
         let input_ids = self.scheduler.scheduled_token_ids(scheduled).to_vec();
         let table = self.scheduler.block_table(scheduled).to_vec();
-        let slot = |at: usize| table[at / block_size] as usize * block_size + at % block_size;
         let expected = &self.expected[&scheduled.id];
         let mut computed = Vec::new();
         for (at, &token_id) in (scheduled.num_computed_tokens..).zip(&input_ids) {
             let before = match at {
                 0 => root(expected.cache_salt.as_deref()),
-                _ => self.keys[slot(at - 1)],
+                _ => self.keys.get(&table, at - 1),
             };
-            self.keys[slot(at)] = keys_of(before, token_id);
-            computed.push(self.keys[slot(at)]);
+            let keys = keys_of(before, token_id);
+            self.keys.set(&table, at, keys);
+            computed.push(keys);
         }
         if !scheduled.samples {
             return self.scheduler.update(scheduled, &[], false);

@@ -7,18 +7,19 @@ use std::thread;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use nano_vllm_rs::config::GenerationConfig;
-use nano_vllm_rs::engine::{Batch, BlockCopy, Engine, EngineConfig, KvCacheSize, Model, Result};
-use nano_vllm_rs::server::{ServedModel, Server, ServerConfig};
-use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
-use serde_json::{Map, Value, json};
+use nv_config::GenerationConfig;
+use nv_engine::{Batch, BlockCopy, Engine, EngineConfig, KvCacheSize, Model, Result};
+use nv_server::{ServedModel, Server, ServerConfig};
+use nv_text::{ChatTemplate, Tokenizer};
+
+use crate::byte_tokenizer::{AddedToken, byte_tokenizer_json};
+use crate::slots::Slots;
 
 /// Ends a text.
 const EOS: u32 = 256;
 /// Begins an answer.
 const ANSWER: u32 = 257;
 const VOCAB_SIZE: usize = 258;
-const BLOCK_SIZE: usize = 8;
 
 const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}\
     {% for message in messages %}\
@@ -27,13 +28,12 @@ const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}\
     {% if add_generation_prompt %}<answer>{% if enable_thinking is false %}<think>\n\n</think>\n\n{% elif enable_thinking is true %}<think>\n{% endif %}{% endif %}";
 
 /// A server of the scripted model, for which sequences have `max_model_len` tokens at most and a step takes `step_time`.
-pub(crate) fn server(config: ServerConfig, max_model_len: usize, step_time: Duration) -> Server {
-    let blocks = 1024;
-    let model = Scripted { slots: vec![0; blocks * BLOCK_SIZE], max_model_len, step_time };
+pub fn scripted_server(config: ServerConfig, max_model_len: usize, step_time: Duration) -> Server {
+    let model = Scripted { slots: Slots::new(1024, 8, 0), max_model_len, step_time };
     let engine_config = EngineConfig { max_num_seqs: 4, ..EngineConfig::default() };
     let engine = Engine::with_model(model, &engine_config).unwrap();
     let served = ServedModel {
-        tokenizer: tokenizer(),
+        tokenizer: scripted_tokenizer(),
         chat_template: Some(ChatTemplate::new(TEMPLATE).unwrap()),
         generation_config: GenerationConfig {
             eos_token_id: vec![EOS],
@@ -44,8 +44,8 @@ pub(crate) fn server(config: ServerConfig, max_model_len: usize, step_time: Dura
 }
 
 struct Scripted {
-    /// The token of each slot.
-    slots: Vec<u32>,
+    /// The tokens.
+    slots: Slots<u32>,
     max_model_len: usize,
     step_time: Duration,
 }
@@ -81,26 +81,22 @@ impl Model for Scripted {
     }
 
     fn kv_cache_size(&self) -> KvCacheSize {
-        let num_blocks = u32::try_from(self.slots.len() / BLOCK_SIZE).unwrap();
-        KvCacheSize { num_blocks, block_size: BLOCK_SIZE, block_bytes: BLOCK_SIZE * 4 }
+        let (num_blocks, block_size) = (self.slots.num_blocks(), self.slots.block_size());
+        KvCacheSize { num_blocks, block_size, block_bytes: block_size * size_of::<u32>() }
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Tensor> {
         thread::sleep(self.step_time);
         for &BlockCopy { src, dst } in batch.copies {
-            let src = src as usize * BLOCK_SIZE;
-            self.slots.copy_within(src..src + BLOCK_SIZE, dst as usize * BLOCK_SIZE);
+            self.slots.copy_block(src, dst);
         }
         let mut next = Vec::new();
         for sequence in batch.sequences {
-            let slot = |position: usize| {
-                let block = sequence.block_table[position / BLOCK_SIZE] as usize;
-                block * BLOCK_SIZE + position % BLOCK_SIZE
-            };
+            let table = sequence.block_table;
             for i in 0..sequence.num_tokens {
                 let position = sequence.start_pos + i;
-                self.slots[slot(position)] = batch.token_ids[sequence.first_token + i];
-                let text: Vec<u32> = (0..=position).map(|at| self.slots[slot(at)]).collect();
+                self.slots.set(table, position, batch.token_ids[sequence.first_token + i]);
+                let text = self.slots.up_to(table, position);
                 if text.iter().rev().nth(3) == Some(&ANSWER) && contains(&text, b"<fail>") {
                     return Err(candle_core::Error::Msg("the script says so".to_owned()).into());
                 }
@@ -122,37 +118,9 @@ impl Model for Scripted {
     }
 }
 
-/// A tokenizer whose tokens are all bytes, byte b with id b, and two added ones.
-pub(crate) fn tokenizer() -> Tokenizer {
-    Tokenizer::from_bytes(tokenizer_json().to_string().as_bytes()).unwrap()
-}
-
-fn tokenizer_json() -> Value {
-    // The inverse of GPT-2's `bytes_to_unicode`.
-    let mut others = 0x100..;
-    let vocab: Map<String, Value> = (0..=u8::MAX)
-        .map(|byte| {
-            let code = match byte {
-                0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => u32::from(byte),
-                _ => others.next().unwrap(),
-            };
-            (char::from_u32(code).unwrap().to_string(), byte.into())
-        })
-        .collect();
-    let added = |id: u32, content: &str| {
-        json!({
-            "id": id, "content": content, "special": true,
-            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-        })
-    };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
-    json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [added(EOS, "<end>"), added(ANSWER, "<answer>")],
-        "normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [],
-        },
-    })
+/// The tokenizer of the scripted model: bytes, `<end>` and `<answer>`, which are special.
+pub fn scripted_tokenizer() -> Tokenizer {
+    let added = |id, content| AddedToken { id, content, special: true };
+    let json = byte_tokenizer_json(&[added(EOS, "<end>"), added(ANSWER, "<answer>")]);
+    Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
 }
