@@ -1,6 +1,6 @@
 //! Numbers by chance, the same in every run and on every machine.
 
-/// A seeded random generator: SplitMix64.
+/// A seeded random generator: `SplitMix64`.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 

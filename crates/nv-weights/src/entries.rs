@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// A value that an object of untrusted JSON has by name.
 pub(crate) trait Entry<'de>: Sized {
     /// What the object is, for errors.
-    const EXPECTED: &str;
+    const EXPECTED: &'static str;
 
     /// Takes the value of `name`, which comes next in `map`.
     fn take<A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error>;

@@ -97,12 +97,12 @@ fn get<'a, 'i>(table: &'a DeTable<'i>, key: &str) -> Option<&'a DeTable<'i>> {
 /// Whether a table says `workspace = true`.
 fn inherits(value: &Spanned<DeValue<'_>>) -> bool {
     let workspace = value.get_ref().get("workspace");
-    workspace.and_then(DeValue::as_bool) == Some(true)
+    workspace.and_then(|value| value.get_ref().as_bool()) == Some(true)
 }
 
 /// The line that holds the byte `at`, counted from 1.
 fn line_of(file: &SourceFile, at: usize) -> usize {
-    1 + file.text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count()
+    1 + file.text[..at].matches('\n').count()
 }
 
 #[cfg(test)]
