@@ -103,8 +103,8 @@ impl Command {
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("source").required(true).multiple(true))]
 #[command(group = ArgGroup::new("json_output").multiple(true))]
-// The prompt is the argument.
-#[command(mut_arg("model", |model| model.long("model")))]
+// The prompt is the argument. What was one has no place in the list of options: beside --revision, which is the fourth.
+#[command(mut_arg("model", |model| model.long("model").display_order(4)))]
 pub(crate) struct GenerateArgs {
     /// What to answer or continue.
     #[arg(group = "source")]
