@@ -4,7 +4,7 @@
 //! instruction-set tier ([`Isa`]), chosen at run time; [`Pool`] runs their parallel regions.
 //!
 //! An output's bits depend on its own inputs and on the tier: not on what else is computed in the same call, not
-//! on the number of threads.
+//! on the number of threads. Those of [`Kernels::portable`] don't depend on the tier either, but for linear layers.
 //!
 //! ```
 //! use nv_kernels::{Kernels, Linear, Matrix, Pool, Precision, Scratch};
@@ -27,6 +27,7 @@ mod avx512;
 // Only of what users run: checks for debugging take registers.
 #[cfg(all(test, target_arch = "x86_64", not(debug_assertions)))]
 mod disassembly;
+mod dispatch;
 mod elementwise;
 mod error;
 mod formats;

@@ -12,13 +12,10 @@ pub(crate) trait Work {
     fn run(self) -> Self::Output;
 }
 
-/// A tier's instructions. A value of the type is a proof that the machine has them.
+/// What compiles plain loops: every tier does. A value of the type is a proof that the machine has the tier.
 ///
 /// Methods are `#[inline(always)]`.
-pub(crate) trait Tier: Copy + 'static {
-    /// A vector of f32.
-    type Vector: Pod;
-
+pub(crate) trait Compile: Copy + 'static {
     /// # Safety
     /// The machine has the tier.
     #[expect(unsafe_code, reason = "kernels need their instruction set")]
@@ -26,6 +23,17 @@ pub(crate) trait Tier: Copy + 'static {
 
     /// Calls `work`, compiled with the tier's instructions.
     fn compile<W: Work>(self, work: W) -> W::Output;
+
+    /// `a · b + c`: rounded once, but by the scalar tier outside of its portable kernels.
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// The instructions of a tier that has vectors.
+///
+/// Methods are `#[inline(always)]`.
+pub(crate) trait Tier: Compile {
+    /// A vector of f32.
+    type Vector: Pod;
 
     /// Where such work is that the tier compiled.
     #[cfg(all(test, not(debug_assertions)))]

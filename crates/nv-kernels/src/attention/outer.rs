@@ -8,7 +8,7 @@
 #![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
 use crate::prefetch::PrefetchParts;
-use crate::tier::{Tier, Work};
+use crate::tier::{Compile, Tier, Work};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 8;
@@ -363,23 +363,15 @@ fn some_rows<A: Copy, B: Copy, const R: usize>(
     R
 }
 
-/// `c + a · b`, rounded twice.
-#[inline(always)]
-fn two_roundings(a: f32, b: f32, c: f32) -> f32 {
-    c + a * b
+/// f32 by f32, in plain Rust.
+pub(crate) fn scalar_f32<C: Compile>(outer: Outer<'_, [f32; 1], f32>) {
+    run(outer, |[a], b, c| C::mul_add(a, b, c));
 }
 
-/// The sum of both products of a pair: the even one first.
-#[inline(always)]
-fn pair([even, odd]: [f32; 2], b: u32, c: f32) -> f32 {
-    let c = two_roundings(even, f32::from_bits(b << 16), c);
-    two_roundings(odd, f32::from_bits(b & 0xffff_0000), c)
-}
-
-pub(crate) fn scalar_f32(outer: Outer<'_, [f32; 1], f32>) {
-    run(outer, |[a], b, c| two_roundings(a, b, c));
-}
-
-pub(crate) fn scalar_bf16_f32(outer: Outer<'_, [f32; 2], u32>) {
-    run(outer, pair);
+/// Pairs of f32 by pairs of bfloat16, in plain Rust: of a pair the even product first.
+pub(crate) fn scalar_bf16_f32<C: Compile>(outer: Outer<'_, [f32; 2], u32>) {
+    run(outer, |[even, odd], b, c| {
+        let c = C::mul_add(even, f32::from_bits(b << 16), c);
+        C::mul_add(odd, f32::from_bits(b & 0xffff_0000), c)
+    });
 }

@@ -72,7 +72,7 @@ fn reload_odd_widened(w: &[bf16; 16]) -> __m256 {
     odd(unsafe { reload(w.as_ptr().cast()) })
 }
 
-/// The even ones of 16 f32, in the order of [`PAIRED`](crate::elementwise::PAIRED).
+/// The even ones of 16 f32, in the order of [`Paired`](crate::elementwise::arrange::Paired).
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn load_even(w: &[f32; 16]) -> __m256 {
@@ -110,7 +110,7 @@ pub(super) fn reduce([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     out
 }
 
-/// The same where lanes are in the order of [`PAIRED`](crate::elementwise::PAIRED): with the bits that they have in order.
+/// The same where lanes are in the order of [`Paired`](crate::elementwise::arrange::Paired): with the bits that they have in order.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn reduce_paired(acc: [__m256; 4]) -> [f32; 4] {

@@ -17,19 +17,17 @@ pub(crate) use dot::f32_products;
 use dot::{Bf16Widened, F32};
 pub(crate) use outer::{outer_bf16_f32, outer_f32};
 
-use crate::elementwise::AVX2;
+use crate::elementwise::arrange::{Paired, Rounded, Split, Unrounded, arrange};
 use crate::formats::Format;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
-use crate::tier::{Tier, Work};
+use crate::tier::{Compile, Tier, Work};
 
 /// The machine has AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
-impl Tier for Avx2 {
-    type Vector = __m256;
-
+impl Compile for Avx2 {
     #[inline(always)]
     unsafe fn new() -> Self {
         Self(())
@@ -40,6 +38,15 @@ impl Tier for Avx2 {
         // SAFETY: the tier is a proof that the machine has it.
         unsafe { compiled(work) }
     }
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl Tier for Avx2 {
+    type Vector = __m256;
 
     #[cfg(all(test, not(debug_assertions)))]
     fn address_of<W: Work>() -> usize {
@@ -86,9 +93,11 @@ fn compiled<W: Work>(work: W) -> W::Output {
 
 /// The linear layers of the tier.
 pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {
-    static ROUNDED: Dot<Bf16Widened> = Dot::new(InputForm::Rounded, AVX2.arrange_rounded);
-    static UNROUNDED: Dot<Bf16Widened> = Dot::new(InputForm::Unrounded, AVX2.arrange_unrounded);
-    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, AVX2.arrange_f32);
+    static ROUNDED: Dot<Bf16Widened> =
+        Dot::new(InputForm::Rounded, arrange::<Avx2, Split<16>, Rounded>);
+    static UNROUNDED: Dot<Bf16Widened> =
+        Dot::new(InputForm::Unrounded, arrange::<Avx2, Split<16>, Unrounded>);
+    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, arrange::<Avx2, Paired, Unrounded>);
     match (format, precision) {
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),

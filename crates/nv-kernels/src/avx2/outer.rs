@@ -6,7 +6,7 @@ use std::arch::x86_64::{__m256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1
 
 use super::{Avx2, even, odd, reload};
 use crate::attention::outer::{self, Outer, OuterKernel};
-use crate::tier::Tier;
+use crate::tier::{Compile, Tier};
 
 /// The number.
 ///

@@ -17,19 +17,17 @@ use dot::{Bf16Pairs, Bf16Widened, F32};
 pub(crate) use dot::{bf16_products, f32_products};
 pub(crate) use outer::{outer_bf16, outer_bf16_f32, outer_f32};
 
-use crate::elementwise::AVX512;
+use crate::elementwise::arrange::{Bf16, InOrder, Rounded, Split, Unrounded, arrange};
 use crate::formats::Format;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
-use crate::tier::{Tier, Work};
+use crate::tier::{Compile, Tier, Work};
 
 /// The machine has AVX-512 F; with `BF16`, also BW and BF16.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool = false>(());
 
-impl<const BF16: bool> Tier for Avx512<BF16> {
-    type Vector = __m512;
-
+impl<const BF16: bool> Compile for Avx512<BF16> {
     #[inline(always)]
     unsafe fn new() -> Self {
         Self(())
@@ -45,6 +43,15 @@ impl<const BF16: bool> Tier for Avx512<BF16> {
             unsafe { compiled(work) }
         }
     }
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl<const BF16: bool> Tier for Avx512<BF16> {
+    type Vector = __m512;
 
     #[cfg(all(test, not(debug_assertions)))]
     fn address_of<W: Work>() -> usize {
@@ -99,9 +106,11 @@ fn compiled_bf16<W: Work>(work: W) -> W::Output {
 
 /// The linear layers of the tier.
 pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {
-    static ROUNDED: Dot<Bf16Widened> = Dot::new(InputForm::Rounded, AVX512.arrange_rounded);
-    static UNROUNDED: Dot<Bf16Widened> = Dot::new(InputForm::Unrounded, AVX512.arrange_unrounded);
-    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, AVX512.arrange_f32);
+    static ROUNDED: Dot<Bf16Widened> =
+        Dot::new(InputForm::Rounded, arrange::<Avx512, Split<32>, Rounded>);
+    static UNROUNDED: Dot<Bf16Widened> =
+        Dot::new(InputForm::Unrounded, arrange::<Avx512, Split<32>, Unrounded>);
+    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, arrange::<Avx512, Split<32>, Unrounded>);
     match (format, precision) {
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),
@@ -115,7 +124,7 @@ pub(crate) fn linear_with_bf16(
     format: Format,
     precision: Precision,
 ) -> Option<&'static dyn LinearKernel> {
-    static PAIRS: Dot<Bf16Pairs> = Dot::new(InputForm::Bf16, AVX512.arrange_bf16);
+    static PAIRS: Dot<Bf16Pairs> = Dot::new(InputForm::Bf16, arrange::<Avx512, InOrder, Bf16>);
     match (format, precision) {
         (Format::Bf16, Precision::Bf16) => Some(&PAIRS),
         _ => linear(format, precision),

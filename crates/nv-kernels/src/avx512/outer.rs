@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 
 use super::{Avx512, even, odd};
 use crate::attention::outer::{self, Outer, OuterKernel};
-use crate::tier::Tier;
+use crate::tier::{Compile, Tier};
 
 /// The number.
 ///

@@ -10,7 +10,7 @@ use super::micro_kernel::{MicroKernel, Operands, Sums, multiply_tile, write};
 use super::rows::RowMajor;
 use crate::prefetch::Prefetch;
 use crate::results::Outputs;
-use crate::tier::{Tier, Work};
+use crate::tier::{Compile, Tier, Work};
 
 /// The most tokens of any tier's tile.
 pub(crate) const MAX_NR: usize = 8;

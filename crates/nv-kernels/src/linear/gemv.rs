@@ -5,7 +5,7 @@ use super::micro_kernel::{MicroKernel, Operands, REDUCED, Sums, multiply_tile, w
 use super::rows::RowMajor;
 use crate::prefetch::Prefetch;
 use crate::results::Outputs;
-use crate::tier::{Tier, Work};
+use crate::tier::{Compile, Tier, Work};
 
 /// The most tokens that any tier takes for few.
 pub(crate) const MAX_TOKENS: usize = 5;

@@ -12,11 +12,11 @@ use bytemuck::Pod;
 use super::inputs::{InputLayout, Inputs, aligned, starts_line};
 use super::kernel::{InputForm, KernelScratch, LinearKernel, Task};
 use super::rows::{RowMajor, Rows};
-use crate::elementwise::Arrange;
+use crate::elementwise::arrange::Arrange;
 use crate::matrix::Matrix;
 use crate::prefetch::{Prefetch, share};
 use crate::results::Outputs;
-use crate::tier::Tier;
+use crate::tier::{Compile, Tier};
 
 /// How a tier multiplies weights of one kind by inputs of one kind: loads, products, and the tiles that suit them.
 ///

@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-use crate::elementwise::{self, Arrange};
+use super::Scalar;
+use crate::elementwise::arrange::{Arrange, InOrder, Rounded, Unrounded, arrange};
 use crate::formats::{Format, FormatVisitor, WeightFormat};
 use crate::linear::inputs::InputLayout;
 use crate::linear::kernel::{InputForm, KernelScratch, LinearKernel, Precision, Task};
@@ -44,14 +45,14 @@ impl<F> Linear<F> {
     /// Over inputs that are rounded to bfloat16.
     const ROUNDED: Self = Self {
         form: InputForm::Rounded,
-        arrange: elementwise::SCALAR.arrange_rounded,
+        arrange: arrange::<Scalar, InOrder, Rounded>,
         format: PhantomData,
     };
 
     /// Over inputs as they are.
     const UNROUNDED: Self = Self {
         form: InputForm::Unrounded,
-        arrange: elementwise::SCALAR.arrange_unrounded,
+        arrange: arrange::<Scalar, InOrder, Unrounded>,
         format: PhantomData,
     };
 }

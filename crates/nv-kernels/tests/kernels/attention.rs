@@ -1,40 +1,40 @@
 //! Attention over block tables.
 
 use half::bf16;
-use nv_kernels::{Isa, Kernels, KvLayout, KvMut, Pool, Sequence};
+use nv_kernels::{Kernels, KvLayout, KvMut, Pool, Sequence};
 use proptest::prelude::*;
 
-use crate::{tiers, values};
+use crate::{all_kernels, tiers, values};
 
 #[derive(Debug, Clone, Copy)]
-struct Shape {
-    num_kv_heads: usize,
-    groups: usize,
-    head_dim: usize,
-    rounded: bool,
+pub(crate) struct Shape {
+    pub(crate) num_kv_heads: usize,
+    pub(crate) groups: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) rounded: bool,
 }
 
 /// How a sequence is run: its cache's blocks, the chunks that it comes in, and the threads.
 #[derive(Debug, Clone)]
-struct Way {
-    block_size: usize,
+pub(crate) struct Way {
+    pub(crate) block_size: usize,
     /// Physical blocks are handed out backwards, with holes.
-    scattered: bool,
-    chunk: usize,
-    threads: usize,
+    pub(crate) scattered: bool,
+    pub(crate) chunk: usize,
+    pub(crate) threads: usize,
     /// Another sequence of this many tokens shares every call.
-    neighbour: usize,
+    pub(crate) neighbour: usize,
 }
 
 /// Queries, keys and values of one sequence.
-struct Inputs {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+pub(crate) struct Inputs {
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
 }
 
 impl Shape {
-    fn inputs(&self, len: usize, seed: u32) -> Inputs {
+    pub(crate) fn inputs(&self, len: usize, seed: u32) -> Inputs {
         let kv = self.num_kv_heads * self.head_dim;
         let mut q = values(len * kv * self.groups, seed);
         for q in &mut q {
@@ -43,12 +43,11 @@ impl Shape {
         Inputs { q, k: values(len * kv, seed + 1), v: values(len * kv, seed + 2) }
     }
 
-    fn run(&self, isa: Isa, way: &Way, len: usize) -> Vec<f32> {
-        self.run_on(&self.inputs(len, 1), isa, way)
+    fn run(&self, kernels: &Kernels, way: &Way, len: usize) -> Vec<f32> {
+        self.run_on(&self.inputs(len, 1), kernels, way)
     }
 
-    fn run_on(&self, inputs: &Inputs, isa: Isa, way: &Way) -> Vec<f32> {
-        let kernels = Kernels::for_isa(isa).unwrap();
+    pub(crate) fn run_on(&self, inputs: &Inputs, kernels: &Kernels, way: &Way) -> Vec<f32> {
         let pool = Pool::new(way.threads).unwrap();
         let layout = KvLayout {
             block_size: way.block_size,
@@ -109,7 +108,7 @@ impl Shape {
     }
 
     /// The definition in f64, with keys and values as the cache rounds them.
-    fn defined(&self, len: usize) -> Vec<f64> {
+    pub(crate) fn defined(&self, len: usize) -> Vec<f64> {
         let Inputs { q, k, v } = self.inputs(len, 1);
         let round = |x: f32| f64::from(if self.rounded { bf16::from_f32(x).to_f32() } else { x });
         let Shape { num_kv_heads, groups, head_dim, .. } = *self;
@@ -135,9 +134,10 @@ impl Shape {
     }
 }
 
-const PLAIN: Way = Way { block_size: 128, scattered: false, chunk: 1, threads: 1, neighbour: 0 };
+pub(crate) const PLAIN: Way =
+    Way { block_size: 128, scattered: false, chunk: 1, threads: 1, neighbour: 0 };
 
-fn shapes() -> impl Strategy<Value = Shape> {
+pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
     (
         1usize..4,
         prop::sample::select(vec![1usize, 2, 5, 8]),
@@ -159,10 +159,10 @@ proptest! {
     fn every_tier_follows_the_definition(shape in shapes(), len in 1usize..300) {
         let want = shape.defined(len);
         let tolerance = if shape.rounded { 0.01 } else { 1e-5 };
-        for isa in tiers() {
-            let got = shape.run(isa, &Way { chunk: len, threads: 2, block_size: 32, ..PLAIN }, len);
+        for kernels in tiers().into_iter().filter_map(Kernels::for_isa) {
+            let got = shape.run(kernels, &Way { chunk: len, threads: 2, block_size: 32, ..PLAIN }, len);
             for (i, (&got, want)) in got.iter().zip(&want).enumerate() {
-                prop_assert!((f64::from(got) - want).abs() < tolerance, "{isa} {shape:?} {i}: {got} against {want}");
+                prop_assert!((f64::from(got) - want).abs() < tolerance, "{kernels:?} {shape:?} {i}: {got} against {want}");
             }
         }
     }
@@ -179,11 +179,11 @@ proptest! {
     ) {
         let way = Way { block_size, scattered, chunk, threads, neighbour };
         let plain = Way { block_size: 256, ..PLAIN };
-        for isa in tiers() {
-            let (got, want) = (shape.run(isa, &way, len), shape.run(isa, &plain, len));
+        for kernels in tiers().into_iter().filter_map(Kernels::for_isa) {
+            let (got, want) = (shape.run(kernels, &way, len), shape.run(kernels, &plain, len));
             prop_assert!(
                 got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()),
-                "{isa} {shape:?} {way:?}"
+                "{kernels:?} {shape:?} {way:?}"
             );
         }
     }
@@ -195,18 +195,18 @@ fn what_an_earlier_owner_left_in_a_block_is_not_seen() {
     let layout = KvLayout { block_size: 8, num_kv_heads: 1, head_dim: 16 };
     let Inputs { q, k, v } = shape.inputs(3, 1);
     let nan = vec![f32::NAN; 8 * 16];
-    for isa in tiers() {
+    for kernels in all_kernels() {
         let (mut keys, mut values) = (vec![0u32; 64], vec![0u32; 64]);
         let mut kv = KvMut::Bf16 { k: &mut keys, v: &mut values };
         let owner =
             |num_tokens| [Sequence { first_token: 0, num_tokens, start_pos: 0, block_table: &[0] }];
-        let (kernels, pool) = (Kernels::for_isa(isa).unwrap(), Pool::new(1).unwrap());
+        let pool = Pool::new(1).unwrap();
         kernels.store_kv(&pool, &layout, &mut kv, &owner(8), &nan, &nan);
         kernels.store_kv(&pool, &layout, &mut kv, &owner(3), &k, &v);
         let mut out = Vec::new();
         kernels.attention(&pool, &layout, &kv, &owner(3), &q, &mut out);
-        let clean = shape.run(isa, &Way { chunk: 3, ..PLAIN }, 3);
-        assert_eq!(out, clean, "{isa}");
+        let clean = shape.run(kernels, &Way { chunk: 3, ..PLAIN }, 3);
+        assert_eq!(out, clean, "{kernels:?}");
     }
 }
 
@@ -222,14 +222,14 @@ fn what_is_not_finite_stays_with_those_who_see_it() {
             let mut inputs = shape.inputs(len, 1);
             inputs.k[poisoned * kv..][..kv].fill(bad);
             inputs.v[poisoned * kv..][..kv].fill(bad);
-            for isa in tiers() {
-                let alone = shape.run_on(&clean, isa, &PLAIN);
+            for kernels in all_kernels() {
+                let alone = shape.run_on(&clean, kernels, &PLAIN);
                 for (chunk, block_size) in [(len, 128), (len, 8), (30, 24)] {
                     let way = Way { chunk, block_size, threads: 2, ..PLAIN };
-                    let got = shape.run_on(&inputs, isa, &way);
+                    let got = shape.run_on(&inputs, kernels, &way);
                     let (before, after) = got.split_at(poisoned * heads);
-                    assert_eq!(before, &alone[..before.len()], "{isa} {shape:?} {poisoned}");
-                    assert!(after.iter().all(|x| x.is_nan()), "{isa} {shape:?} {poisoned}");
+                    assert_eq!(before, &alone[..before.len()], "{kernels:?} {shape:?} {poisoned}");
+                    assert!(after.iter().all(|x| x.is_nan()), "{kernels:?} {shape:?} {poisoned}");
                 }
             }
         }
