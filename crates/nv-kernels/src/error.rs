@@ -13,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A name that is no tier.
     #[error(
-        "NV_ISA: `{name}` is not an instruction-set tier; use scalar, avx2, avx512 or avx512bf16"
+        "NV_ISA: `{name}` is not an instruction-set tier; use scalar, avx2, avxvnni, avx512 or avx512bf16"
     )]
     UnknownIsa {
         /// The name that was given.

@@ -7,17 +7,20 @@ use std::fmt;
 pub enum Isa {
     /// Plain Rust; the specification of every other tier.
     Scalar,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F.
+    /// The same with AVX-VNNI: 8-bit dot products in hardware.
+    AvxVnni,
+    /// AVX-512 F; 8-bit dot products in hardware where the machine has VNNI.
     Avx512,
-    /// AVX-512 F, BW and BF16: bfloat16 dot products in hardware.
+    /// The same with BW and BF16: bfloat16 dot products in hardware.
     Avx512Bf16,
 }
 
 impl Isa {
     /// Every tier, weakest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] =
+        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Bf16];
 
     /// The fastest tier of this machine: the strongest, but for [`Self::Avx512Bf16`] on Intel's processors.
     ///
@@ -33,7 +36,12 @@ impl Isa {
         {
             match self {
                 Self::Scalar => true,
-                Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+                Self::Avx2 => {
+                    is_x86_feature_detected!("avx2")
+                        && is_x86_feature_detected!("fma")
+                        && is_x86_feature_detected!("f16c")
+                }
+                Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
                 Self::Avx512 => Self::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
                 Self::Avx512Bf16 => {
                     Self::Avx512.is_available()
@@ -79,6 +87,7 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
         })

@@ -5,6 +5,7 @@
 pub(crate) mod gemm;
 pub(crate) mod gemv;
 pub(crate) mod inputs;
+pub(crate) mod int8;
 pub(crate) mod kernel;
 pub(crate) mod micro_kernel;
 pub(crate) mod rows;
@@ -68,7 +69,7 @@ pub(crate) fn linear(
     let tasks: Vec<(usize, Rows<'_>)> = weights
         .iter()
         .enumerate()
-        .flat_map(|(which, weight)| tasks(*weight, TASK_BYTES).map(move |rows| (which, rows)))
+        .flat_map(|(which, weight)| tasks(*weight, TASK_BYTES, 1).map(move |rows| (which, rows)))
         .collect();
     let mut results: Vec<NewResult<'_>> = outputs
         .iter_mut()
@@ -87,8 +88,7 @@ pub(crate) fn linear(
         let mut part = unsafe { shared[which].part(0..x.num_tokens(), rows.range()) };
         with_scratch(|ThreadScratch { copies: [copy, _], kernel, .. }| {
             let rows = x.kernel.stage(rows, x.layout(), copy);
-            for panel in x.layout().panels() {
-                let tokens = x.layout().tokens(panel.clone());
+            for (tokens, panel) in x.panels() {
                 x.multiply((rows, next), panel, kernel, part.outputs(tokens));
             }
         });
@@ -120,18 +120,20 @@ pub(crate) fn swiglu(
         return;
     }
     let x = scratch.prepare(kernels, pool, (x, k), precision, &[gate, up]);
-    let layout = x[0].layout();
-    assert!(layout.panels().eq(x[1].layout().panels()), "gate and up go through the same panels");
+    // Tokens that gate and up go through together: a panel, or all where their panels differ.
+    let panels = |x: &Prepared<'_>| x.panels().map(|(tokens, _)| tokens).collect::<Vec<_>>();
+    let parts = if panels(&x[0]) == panels(&x[1]) { panels(&x[0]) } else { vec![0..num_tokens] };
     // The same rows of both, whose bytes may differ.
-    let tasks: Vec<[Rows<'_>; 2]> =
-        tasks(gate, TASK_BYTES / 2).map(|rows| [rows, Rows { matrix: up, ..rows }]).collect();
+    let tasks: Vec<[Rows<'_>; 2]> = tasks(gate, TASK_BYTES / 2, up.format().rows_a_task())
+        .map(|rows| [rows, Rows { matrix: up, ..rows }])
+        .collect();
     let mut result = NewResult::new(out, num_tokens, size);
     let shared = result.shared();
     pool.run(tasks.len(), |task| {
         let [gate, up] = tasks[task];
         let [next_gate, next_up] = tasks.get(task + 1).map_or([None; 2], |next| next.map(Some));
-        // A single panel goes from gate to up and on; several go back to gate.
-        let is_single = layout.panels().len() == 1;
+        // A single part goes from gate to up and on; several go back to gate.
+        let is_single = parts.len() == 1;
         let after_gate = if is_single { up.if_as(gate) } else { next_gate };
         let after_up = if is_single { next_gate.and_then(|next| next.if_as(up)) } else { next_up };
         // SAFETY: no row is in two of `tasks`, and the pool runs a task once.
@@ -140,19 +142,17 @@ pub(crate) fn swiglu(
         with_scratch(|ThreadScratch { copies: [gate_copy, up_copy], kernel, sums }| {
             let gate = x[0].kernel.stage(gate, x[0].layout(), gate_copy);
             let up = x[1].kernel.stage(up, x[1].layout(), up_copy);
-            for panel in layout.panels() {
-                let tokens = layout.tokens(panel.clone());
+            for tokens in &parts {
                 let len = tokens.len() * gate.len;
                 let (gates, ups) = aligned(sums, 2 * len).split_at_mut(len);
-                let out = Outputs::over(gates, gate.len);
-                x[0].multiply((gate, after_gate), panel.clone(), kernel, out);
-                x[1].multiply((up, after_up), panel, kernel, Outputs::over(ups, up.len));
+                x[0].multiply_tokens((gate, after_gate), tokens, kernel, gates);
+                x[1].multiply_tokens((up, after_up), tokens, kernel, ups);
                 // SAFETY: `kernels` exists only where the machine has its tier.
                 #[expect(unsafe_code, reason = "kernels need their instruction set")]
                 unsafe {
                     (kernels.elementwise.silu_mul)(gates, ups);
                 }
-                for (token, activated) in tokens.zip(gates.chunks(gate.len)) {
+                for (token, activated) in tokens.clone().zip(gates.chunks(gate.len)) {
                     part.row(token).write_copy_of_slice(activated);
                 }
             }
@@ -170,11 +170,13 @@ fn num_tokens(x: &[f32], k: usize) -> usize {
     x.len() / k
 }
 
-/// The rows of `weight` in tasks of about so many bytes; no row is in two.
-fn tasks(weight: Matrix<'_>, bytes: usize) -> impl Iterator<Item = Rows<'_>> {
-    /// What the tiers' numbers of rows multiplied together divide.
-    const MULTIPLE: usize = 24;
-    let step = (bytes / weight.row_bytes()).max(1).next_multiple_of(MULTIPLE);
+/// The rows of `weight` in tasks of about so many bytes; no row is in two. But for the last one, a task has as many as the format
+/// asks for, and a multiple of `multiple`.
+fn tasks(weight: Matrix<'_>, bytes: usize, multiple: usize) -> impl Iterator<Item = Rows<'_>> {
+    let of_format = weight.format().rows_a_task();
+    let multiple =
+        if of_format.is_multiple_of(multiple) { of_format } else { of_format * multiple };
+    let step = (bytes / weight.row_bytes()).max(1).next_multiple_of(multiple);
     let num_rows = weight.out_features();
     let len = move |first| step.min(num_rows - first);
     (0..num_rows).step_by(step).map(move |first| Rows { matrix: weight, first, len: len(first) })
@@ -219,6 +221,27 @@ impl Prepared<'_> {
 
     fn num_tokens(&self) -> usize {
         self.layout().num_tokens
+    }
+
+    /// The panels: their tokens and their tiles.
+    fn panels(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        self.layout().panels().map(|panel| (self.layout().tokens(panel.clone()), panel))
+    }
+
+    /// [`Self::multiply`] for the panels of `tokens`, into rows of `out`.
+    fn multiply_tokens(
+        &self,
+        (rows, next): (Rows<'_>, Option<Rows<'_>>),
+        tokens: &Range<usize>,
+        scratch: &mut KernelScratch,
+        out: &mut [f32],
+    ) {
+        let panels = self.panels().filter(|(of_panel, _)| tokens.contains(&of_panel.start));
+        let mut out = out;
+        for (of_panel, panel) in panels {
+            let of_panel = out.split_off_mut(..of_panel.len() * rows.len).expect("rows of tokens");
+            self.multiply((rows, next), panel, scratch, Outputs::over(of_panel, rows.len));
+        }
     }
 
     /// Computes `x @ rowsᵀ` for a panel of the tokens; `next` are rows of the same format that the thread is likely to want

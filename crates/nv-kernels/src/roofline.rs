@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::linear::kernel::Precision;
 use crate::pool::Pool;
 use crate::prefetch::LINE_BYTES;
-use crate::table::Kernels;
+use crate::table::{Kernels, Products};
 
 /// Bytes a second that the pool's threads read together from `bytes`, each its own part.
 ///
@@ -69,17 +69,27 @@ fn prefetch(line: *const u8) {
 ///
 /// The best of several samples, after some work that lets the processor raise its clock: a twentieth of a second in all.
 pub fn product_peak(kernels: &Kernels, pool: &Pool, precision: Precision) -> f64 {
-    const STEPS: usize = 500_000;
-    const WARM_UP: Duration = Duration::from_millis(10);
-    const SAMPLING: Duration = Duration::from_millis(50);
     let products = match (precision, &kernels.bf16_products) {
         (Precision::Bf16, Some(products)) => products,
         _ => &kernels.f32_products,
     };
+    peak(pool, products)
+}
+
+/// Operations a second in products of 8-bit integers, as [`product_peak`] has them of floating-point numbers.
+pub fn int8_product_peak(kernels: &Kernels, pool: &Pool) -> f64 {
+    peak(pool, &(kernels.int8_products)())
+}
+
+/// See [`product_peak`].
+fn peak(pool: &Pool, products: &Products) -> f64 {
+    const STEPS: usize = 500_000;
+    const WARM_UP: Duration = Duration::from_millis(10);
+    const SAMPLING: Duration = Duration::from_millis(50);
     let sample = || {
         let start = Instant::now();
         pool.run(pool.threads(), |_| {
-            // SAFETY: `kernels` exists only where the machine has its tier.
+            // SAFETY: the products are of a `Kernels`, which exists only where the machine has its tier.
             #[expect(unsafe_code, reason = "kernels need their instruction set")]
             black_box(unsafe { (products.run)(STEPS) });
         });

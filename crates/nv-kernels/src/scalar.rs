@@ -2,10 +2,12 @@
 #![expect(clippy::inline_always, reason = "methods of a tier become a part of the loops")]
 
 mod fused;
+mod int8;
 mod linear;
 
 use std::hint::black_box;
 
+pub(crate) use self::int8::{PRODUCTS_A_STEP as INT8_PRODUCTS_A_STEP, int8_products};
 pub(crate) use self::linear::linear;
 use crate::tier::{Compile, Work};
 

@@ -31,9 +31,12 @@ pub struct Kernels {
     /// As [`Self::outer_bf16`].
     pub(crate) bf16_products: Option<Products>,
     pub(crate) f32_products: Products,
+    /// As the machine does them best with the tier's instructions.
+    pub(crate) int8_products: fn() -> Products,
 }
 
 /// Products of one kind, over and over: what the machine could do at best.
+#[derive(Clone, Copy)]
 pub(crate) struct Products {
     /// Does a number of steps and returns something that depends on all of them.
     pub(crate) run: unsafe fn(usize) -> f32,
@@ -59,21 +62,40 @@ const fn scalar<const FUSED: bool>() -> Kernels {
             run: scalar::f32_products,
             operations_a_step: scalar::PRODUCTS_A_STEP * 2,
         },
+        int8_products: || Products {
+            run: scalar::int8_products,
+            operations_a_step: scalar::INT8_PRODUCTS_A_STEP * 2,
+        },
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-static AVX2: Kernels = Kernels {
-    isa: Isa::Avx2,
-    portable: &AVX2,
-    linear: avx2::linear,
-    outer_bf16: None,
-    outer_bf16_f32: avx2::outer_bf16_f32,
-    outer_f32: avx2::outer_f32,
-    elementwise: &Elementwise::of::<Avx2>(),
-    bf16_products: None,
-    f32_products: Products { run: avx2::f32_products, operations_a_step: 12 * 8 * 2 },
+static AVX2: Kernels = avx2();
+
+#[cfg(target_arch = "x86_64")]
+static AVX_VNNI: Kernels = Kernels {
+    isa: Isa::AvxVnni,
+    portable: &AVX_VNNI,
+    linear: avx2::linear_with_vnni,
+    int8_products: avx2::int8_products_with_vnni,
+    ..avx2()
 };
+
+#[cfg(target_arch = "x86_64")]
+const fn avx2() -> Kernels {
+    Kernels {
+        isa: Isa::Avx2,
+        portable: &AVX2,
+        linear: avx2::linear,
+        outer_bf16: None,
+        outer_bf16_f32: avx2::outer_bf16_f32,
+        outer_f32: avx2::outer_f32,
+        elementwise: const { &Elementwise::of::<Avx2>() },
+        bf16_products: None,
+        f32_products: Products { run: avx2::f32_products, operations_a_step: 12 * 8 * 2 },
+        int8_products: avx2::int8_products,
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 static AVX512: Kernels = Kernels {
@@ -86,6 +108,7 @@ static AVX512: Kernels = Kernels {
     elementwise: &Elementwise::of::<Avx512>(),
     bf16_products: None,
     f32_products: Products { run: avx512::f32_products, operations_a_step: 24 * 16 * 2 },
+    int8_products: avx512::int8_products,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -111,6 +134,7 @@ const fn avx512_with_bf16() -> Kernels {
             operations_a_step: 24 * 32 * 2,
         }),
         f32_products: Products { run: avx512::f32_products, operations_a_step: 24 * 16 * 2 },
+        int8_products: avx512::int8_products,
     }
 }
 
@@ -124,6 +148,8 @@ impl Kernels {
             Isa::Scalar => &SCALAR,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &AVX_VNNI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &AVX512,
             #[cfg(target_arch = "x86_64")]

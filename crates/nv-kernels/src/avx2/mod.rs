@@ -6,6 +6,7 @@
 #![expect(clippy::inline_always, reason = "methods of a tier become a part of the loops")]
 
 pub(crate) mod dot;
+pub(crate) mod int8;
 pub(crate) mod outer;
 
 use std::arch::x86_64::{
@@ -19,8 +20,10 @@ pub(crate) use outer::{outer_bf16_f32, outer_f32};
 
 use crate::elementwise::arrange::{Paired, Rounded, Split, Unrounded, arrange};
 use crate::formats::Format;
+use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
+use crate::table::Products;
 use crate::tier::{Compile, Tier, Work};
 
 /// The machine has AVX2 and FMA.
@@ -102,8 +105,32 @@ pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dy
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),
         (Format::F32, Precision::F32) => Some(&UNWIDENED),
+        (Format::Q8, _) => Some(&Int8::<int8::Widened, 32>::KERNEL),
+        (Format::Q8Group32, _) => Some(&Int8::<int8::Widened, 8>::KERNEL),
         _ => None,
     }
+}
+
+/// The linear layers of the tier that multiplies fours of bytes.
+pub(crate) fn linear_with_vnni(
+    format: Format,
+    precision: Precision,
+) -> Option<&'static dyn LinearKernel> {
+    match format {
+        Format::Q8 => Some(&Int8::<int8::Vnni, 32>::KERNEL),
+        Format::Q8Group32 => Some(&Int8::<int8::Vnni, 8>::KERNEL),
+        _ => linear(format, precision),
+    }
+}
+
+/// The products of bytes of [`linear`].
+pub(crate) fn int8_products() -> Products {
+    Products { run: int8::widened_products, operations_a_step: 12 * 16 * 2 }
+}
+
+/// Those of [`linear_with_vnni`].
+pub(crate) fn int8_products_with_vnni() -> Products {
+    Products { run: int8::vnni_products, operations_a_step: 12 * 32 * 2 }
 }
 
 /// The even ones of 16 bfloat16, as the f32 that they are.

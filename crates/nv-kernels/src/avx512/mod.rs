@@ -6,6 +6,7 @@
 #![expect(clippy::inline_always, reason = "methods of a tier become a part of the loops")]
 
 pub(crate) mod dot;
+pub(crate) mod int8;
 pub(crate) mod outer;
 
 use std::arch::x86_64::{
@@ -17,10 +18,13 @@ use dot::{Bf16Pairs, Bf16Widened, F32};
 pub(crate) use dot::{bf16_products, f32_products};
 pub(crate) use outer::{outer_bf16, outer_bf16_f32, outer_f32};
 
+use crate::avx2;
 use crate::elementwise::arrange::{Bf16, InOrder, Rounded, Split, Unrounded, arrange};
 use crate::formats::Format;
+use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
+use crate::table::Products;
 use crate::tier::{Compile, Tier, Work};
 
 /// The machine has AVX-512 F; with `BF16`, also BW and BF16.
@@ -115,7 +119,20 @@ pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dy
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),
         (Format::F32, Precision::F32) => Some(&UNWIDENED),
+        (Format::Q8, _) if int8::is_available() => Some(&Int8::<int8::Vnni, 32>::KERNEL),
+        (Format::Q8Group32, _) if int8::is_available() => Some(&Int8::<int8::Vnni, 8>::KERNEL),
+        // The first machines with AVX-512 have no VNNI.
+        (Format::Q8 | Format::Q8Group32, _) => avx2::linear(format, precision),
         _ => None,
+    }
+}
+
+/// The products of bytes of [`linear`].
+pub(crate) fn int8_products() -> Products {
+    if int8::is_available() {
+        Products { run: int8::vnni_products, operations_a_step: 24 * 64 * 2 }
+    } else {
+        avx2::int8_products()
     }
 }
 

@@ -2,24 +2,36 @@
 
 use half::bf16;
 
-use super::WeightFormat;
+use super::{Unencodable, WeightFormat};
 
 pub(super) struct ScaledBf16;
 
 impl WeightFormat for ScaledBf16 {
+    const NAME: &'static str = "scaled_bf16";
     const ALIGNMENT: usize = 1;
     const TAKES_BF16_INPUTS: bool = true;
 
-    fn row_bytes(in_features: usize) -> usize {
-        size_of::<f32>() + in_features * size_of::<bf16>()
+    fn row_bytes(in_features: usize) -> Option<usize> {
+        in_features.checked_mul(size_of::<bf16>())?.checked_add(size_of::<f32>())
     }
 
     fn values(data: &[u8], in_features: usize, row: usize) -> impl Iterator<Item = f32> {
-        let row_bytes = Self::row_bytes(in_features);
+        let row_bytes = Self::row_bytes(in_features).expect("of what is there");
         let (scale, values) =
             data[row * row_bytes..][..row_bytes].split_first_chunk().expect("a row has a scale");
         let scale = f32::from_le_bytes(*scale);
         values.as_chunks().0.iter().map(move |value| scale * bf16::from_le_bytes(*value).to_f32())
+    }
+
+    fn encode(rows: &[f32], in_features: usize, out: &mut [u8]) -> Result<(), Unencodable> {
+        let row_bytes = Self::row_bytes(in_features).expect("of what is there");
+        for (row, out) in rows.chunks(in_features).zip(out.chunks_mut(row_bytes)) {
+            let values = row.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes());
+            out.iter_mut()
+                .zip(1f32.to_le_bytes().into_iter().chain(values))
+                .for_each(|(o, b)| *o = b);
+        }
+        Ok(())
     }
 }
 

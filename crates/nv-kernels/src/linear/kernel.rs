@@ -6,7 +6,7 @@ use super::inputs::{InputLayout, Inputs};
 use super::rows::Rows;
 use crate::results::Outputs;
 
-/// What a linear layer does with its input.
+/// What a linear layer over floating-point weights does with its input. Over integers it is quantised, whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// Rounds it once to bfloat16, as the weights are.
@@ -26,6 +26,11 @@ pub(crate) enum InputForm {
     Unrounded,
     /// f32, in the order of f32 weights.
     F32,
+    /// 8-bit integers, by groups of so many steps.
+    Int8 {
+        /// Steps of a group.
+        steps: usize,
+    },
 }
 
 /// One tier's linear layers over weights of one format.

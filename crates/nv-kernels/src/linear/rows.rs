@@ -17,10 +17,15 @@ impl<'a> Rows<'a> {
         self.first..self.first + self.len
     }
 
-    /// The bytes of the rows, where a row's bytes are together.
+    /// The bytes of the rows, and of padding that is stored with the last ones.
+    ///
+    /// # Panics
+    /// If the first is stored together with rows before it.
     pub(crate) fn bytes(self) -> &'a [u8] {
-        let row_bytes = self.matrix.row_bytes();
-        &self.matrix.data()[self.first * row_bytes..(self.first + self.len) * row_bytes]
+        let (row_bytes, together) = (self.matrix.row_bytes(), self.matrix.format().rows_together());
+        assert!(self.first.is_multiple_of(together), "rows from {} on", self.first);
+        let len = self.len.next_multiple_of(together);
+        &self.matrix.data()[self.first * row_bytes..(self.first + len) * row_bytes]
     }
 }
 

@@ -1,8 +1,9 @@
-//! The specification of linear layers: products summed in f32 in the order of K, whatever the format.
+//! The specification of linear layers over floating-point weights: products summed in f32 in the order of K, whatever the format.
 
 use std::marker::PhantomData;
 
 use super::Scalar;
+use super::int8::Int8;
 use crate::elementwise::arrange::{Arrange, InOrder, Rounded, Unrounded, arrange};
 use crate::formats::{Format, FormatVisitor, WeightFormat};
 use crate::linear::inputs::InputLayout;
@@ -15,7 +16,11 @@ use crate::results::Outputs;
 /// # Panics
 /// If inputs in bfloat16 would lose what such weights hold.
 pub(crate) fn linear(format: Format, precision: Precision) -> &'static dyn LinearKernel {
-    format.visit(In(precision))
+    match format {
+        Format::Q8 => &Int8::<32>,
+        Format::Q8Group32 => &Int8::<8>,
+        _ => format.visit(In(precision)),
+    }
 }
 
 struct In(Precision);

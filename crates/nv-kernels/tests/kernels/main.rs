@@ -1,6 +1,7 @@
 //! Every tier against the definition, and the same bits whatever shares the call.
 
 mod attention;
+mod int8;
 mod linear;
 mod portable;
 mod rows;

@@ -1,0 +1,188 @@
+//! From values to a format's bytes, and the check of bytes that came from elsewhere.
+
+use std::sync::Mutex;
+
+use crate::formats::{Flaw, Format, FormatVisitor, Unencodable, WeightFormat};
+use crate::matrix::Matrix;
+use crate::pool::Pool;
+use crate::results::SharedResult;
+
+/// Why values can't be stored in a format.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// NaN or an infinity.
+    #[error("row {row}, column {column}: expected a finite value, found {value}")]
+    NotFinite {
+        /// The row of the first such value.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A value of a greater magnitude than the format's scales reach.
+    #[error("row {row}, column {column}: {value:e} is too large for {}", format.name())]
+    TooLarge {
+        /// What the values were to be stored in.
+        format: Format,
+        /// The row of the first such value.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+}
+
+impl QuantizeError {
+    /// The row and column.
+    fn place(&self) -> (usize, usize) {
+        match *self {
+            Self::NotFinite { row, column, .. } | Self::TooLarge { row, column, .. } => {
+                (row, column)
+            }
+        }
+    }
+}
+
+/// Bytes that no encoder of a format writes.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackedError {
+    /// NaN, an infinity or a negative number.
+    #[error("row {row}, group {group}: expected a finite scale of 0 or more, found {scale}")]
+    Scale {
+        /// The row of the first such scale, padding included.
+        row: usize,
+        /// Its group along K.
+        group: usize,
+        /// The scale.
+        scale: f32,
+    },
+}
+
+/// Stores a matrix `[out_features, in_features]` in `format`: `row(i, values)` writes the values of row `i`, and `out` becomes
+/// the bytes. Integers are the nearest, ties to even, in units of their group's scale.
+///
+/// The result depends on the values alone, not on the number of threads.
+///
+/// # Errors
+/// The first value, by row and column, that isn't finite or that the format can't hold. `out` then holds nothing of use.
+///
+/// # Panics
+/// If there is no such matrix, or `out` has not [`Format::matrix_bytes`] or isn't aligned as the format asks.
+pub fn quantize(
+    pool: &Pool,
+    format: Format,
+    out_features: usize,
+    in_features: usize,
+    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    out: &mut [u8],
+) -> Result<(), QuantizeError> {
+    let bytes = format.matrix_bytes(out_features, in_features).expect("there is such a matrix");
+    assert_eq!(out.len(), bytes, "bytes of {format:?} [{out_features}, {in_features}]");
+    assert!(out.as_ptr().addr().is_multiple_of(format.alignment()), "{format:?} is aligned");
+    if out_features == 0 {
+        return Ok(());
+    }
+    format.visit(Quantize { pool, format, shape: (out_features, in_features), row, out })
+}
+
+/// See [`quantize`].
+struct Quantize<'a> {
+    pool: &'a Pool,
+    format: Format,
+    shape: (usize, usize),
+    row: &'a (dyn Fn(usize, &mut [f32]) + Sync),
+    out: &'a mut [u8],
+}
+
+impl FormatVisitor for Quantize<'_> {
+    type Output = Result<(), QuantizeError>;
+
+    fn visit<F: WeightFormat>(self) -> Self::Output {
+        let Self { pool, format, shape: (out_features, in_features), row: read, out } = self;
+        let unit_bytes = out.len() / out_features.div_ceil(F::ROWS_TOGETHER);
+        let shared = SharedResult::new(out, unit_bytes);
+        let first_error: Mutex<Option<QuantizeError>> = Mutex::new(None);
+        pool.run(out_features.div_ceil(F::ROWS_TOGETHER), |unit| {
+            let first = unit * F::ROWS_TOGETHER;
+            let num_rows = F::ROWS_TOGETHER.min(out_features - first);
+            let mut values = vec![0.0; num_rows * in_features];
+            for (i, values) in values.chunks_exact_mut(in_features).enumerate() {
+                read(first + i, values);
+            }
+            // SAFETY: units are disjoint rows of the result, and the pool runs a task once.
+            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
+            let mut part = unsafe { shared.part(unit..unit + 1, 0..unit_bytes) };
+            let encoded = match values.iter().position(|value| !value.is_finite()) {
+                Some(i) => Err(QuantizeError::NotFinite {
+                    row: first + i / in_features,
+                    column: i % in_features,
+                    value: values[i],
+                }),
+                None => F::encode(&values, in_features, part.row(0)).map_err(
+                    |Unencodable { row, column }| QuantizeError::TooLarge {
+                        format,
+                        row: first + row,
+                        column,
+                        value: values[row * in_features + column],
+                    },
+                ),
+            };
+            if let Err(error) = encoded {
+                let mut first_error = first_error.lock().expect("nothing panics under the lock");
+                if first_error.as_ref().is_none_or(|known| error.place() < known.place()) {
+                    *first_error = Some(error);
+                }
+            }
+        });
+        first_error.into_inner().expect("nothing panics under the lock").map_or(Ok(()), Err)
+    }
+}
+
+/// Checks that the bytes of `matrix`, which came from elsewhere, are what an encoder may have written: that scales are finite
+/// and not negative. Any other byte multiplies to a finite number.
+///
+/// # Errors
+/// [`PackedError`] with the first such row.
+pub fn check_packed(pool: &Pool, matrix: Matrix<'_>) -> Result<(), PackedError> {
+    matrix.format().visit(Check { pool, matrix })
+}
+
+/// See [`check_packed`].
+struct Check<'a> {
+    pool: &'a Pool,
+    matrix: Matrix<'a>,
+}
+
+impl FormatVisitor for Check<'_> {
+    type Output = Result<(), PackedError>;
+
+    fn visit<F: WeightFormat>(self) -> Self::Output {
+        /// Rows that a task checks.
+        const ROWS_AT_ONCE: usize = 1024;
+        let Self { pool, matrix } = self;
+        let unit_bytes = F::ROWS_TOGETHER * matrix.row_bytes();
+        let units_at_once = ROWS_AT_ONCE / F::ROWS_TOGETHER;
+        let task_bytes = units_at_once * unit_bytes;
+        let first_flaw: Mutex<Option<Flaw>> = Mutex::new(None);
+        pool.run(matrix.data().len().div_ceil(task_bytes), |task| {
+            let units = matrix.data()[task * task_bytes..].chunks_exact(unit_bytes);
+            for (i, unit) in units.take(units_at_once).enumerate() {
+                let Err(flaw) = F::check(unit, matrix.in_features()) else { continue };
+                let row = task * ROWS_AT_ONCE + i * F::ROWS_TOGETHER + flaw.row;
+                let mut first_flaw = first_flaw.lock().expect("nothing panics under the lock");
+                if first_flaw.is_none_or(|known| row < known.row) {
+                    *first_flaw = Some(Flaw { row, ..flaw });
+                }
+                break;
+            }
+        });
+        let flaw = first_flaw.into_inner().expect("nothing panics under the lock");
+        flaw.map_or(Ok(()), |Flaw { row, group, scale }| {
+            Err(PackedError::Scale { row, group, scale })
+        })
+    }
+}
