@@ -61,6 +61,12 @@ impl<'a> Outputs<'a> {
         Self { start, num_rows, num_columns, stride: num_columns, _result: PhantomData }
     }
 
+    /// The address of a place, to be prefetched.
+    #[inline]
+    pub(crate) fn address_of(&self, row: usize, column: usize) -> *const u8 {
+        self.start.wrapping_add(row * self.stride + column).cast_const().cast()
+    }
+
     /// Writes `values`, rows of columns, from `row` and `column` on.
     ///
     /// # Panics

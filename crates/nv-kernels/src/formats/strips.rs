@@ -51,6 +51,7 @@ impl<'a, const STEPS: usize> Strip<'a, STEPS> {
     ///
     /// # Panics
     /// If they are not those of a strip of rows of `in_features`.
+    #[inline]
     pub(crate) fn new(data: &'a [u8], in_features: usize) -> Self {
         let num_groups = num_groups(in_features, STEPS);
         let (scales, steps) = data.split_at(scales_bytes(num_groups).expect("of what is there"));
@@ -60,21 +61,25 @@ impl<'a, const STEPS: usize> Strip<'a, STEPS> {
         Self { scales: bytemuck::cast_slice(scales), steps }
     }
 
+    #[inline]
     pub(crate) fn num_groups(self) -> usize {
         self.scales.len()
     }
 
     /// The scales of a group.
+    #[inline]
     pub(crate) fn scales(self, group: usize) -> &'a Scales {
         &self.scales[group]
     }
 
     /// The steps of a group.
+    #[inline]
     pub(crate) fn steps(self, group: usize) -> &'a [Step; STEPS] {
         self.steps[group * STEPS..].first_chunk().expect("a group has its steps")
     }
 
     /// Where the scales begin, and with them the strip.
+    #[inline]
     pub(crate) fn all_scales(self) -> &'a [Scales] {
         self.scales
     }

@@ -92,27 +92,21 @@ pub(crate) struct QuantizedGroup<const STEPS: usize> {
 }
 
 impl<const STEPS: usize> QuantizedGroup<STEPS> {
-    /// `x`, at most a group, each value to the nearest of 255 multiples of a scale: the greatest magnitude over 127. What is
-    /// missing is zero.
+    /// `x`, each value to the nearest of 255 multiples of a scale: the greatest magnitude over 127.
     ///
     /// If a value is not finite the scale is NaN, which makes all the token's outputs NaN. If all are less than 2^-100, and a
     /// scale would lose its digits, all are taken as zero.
     ///
     /// Every operation is rounded by itself, so the result is the same however the compiler arranges it.
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the low byte of a number that has no more"
-    )]
-    pub(crate) fn new(x: &[f32]) -> Self {
+    #[expect(clippy::cast_possible_truncation, reason = "integers are from -127 to 127")]
+    pub(crate) fn new(x: &[[f32; STEP]; STEPS]) -> Self {
         /// Adding it to a small number leaves the nearest integer, ties to even, in the low bits.
         const ROUND: f32 = 12_582_912.0;
         const TINY: f32 = f32::from_bits(27 << 23);
-        let mut padded = [[0.0f32; STEP]; STEPS];
-        padded.as_flattened_mut()[..x.len()].copy_from_slice(x);
         // The bits of magnitudes are in the order of their values; infinities and NaN come last.
         let mut largest = 0;
-        for x in padded.as_flattened() {
+        for x in x.as_flattened() {
             largest = largest.max(x.to_bits() & 0x7fff_ffff);
         }
         let largest = f32::from_bits(largest);
@@ -122,14 +116,11 @@ impl<const STEPS: usize> QuantizedGroup<STEPS> {
         } else if largest >= TINY {
             group.scale = largest / 127.0;
             let inverse = 127.0 / largest;
-            for (values, x) in group.values.iter_mut().zip(&padded) {
-                for (value, x) in values.iter_mut().zip(x) {
-                    let bits = (x * inverse + ROUND).to_bits();
-                    *value = bits as i8;
-                }
-            }
-            for value in group.values.as_flattened() {
-                group.sum += i32::from(*value);
+            for (value, x) in group.values.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
+                let bits = (x * inverse + ROUND).to_bits();
+                let integer = bits.wrapping_sub(ROUND.to_bits()).cast_signed();
+                *value = integer as i8;
+                group.sum += integer;
             }
         }
         group
@@ -178,6 +169,11 @@ pub(crate) fn prepare<I: Pod, const STEPS: usize>(
     let len = num_tokens * group_bytes::<I>(STEPS);
     for (token, x) in tile.chunks_exact(k).enumerate() {
         for (x, out) in x.chunks(STEPS * STEP).zip(out.chunks_exact_mut(len)) {
+            let mut padded = [[0.0; STEP]; STEPS];
+            let x = x.as_chunks().0.as_array().unwrap_or_else(|| {
+                padded.as_flattened_mut()[..x.len()].copy_from_slice(x);
+                &padded
+            });
             let group = QuantizedGroup::<STEPS>::new(x);
             let (steps, rest) = out.split_at_mut(STEPS * num_tokens * size_of::<I>());
             let steps: &mut [I] = bytemuck::cast_slice_mut(steps);
@@ -289,6 +285,7 @@ impl<'a> StripRows<'a> {
         (0..self.num_strips()).map(move |strip| self.strip(strip))
     }
 
+    #[inline(always)]
     fn strip<const STEPS: usize>(self, strip: usize) -> Strip<'a, STEPS> {
         let strip_bytes = self.bytes.len() / self.num_strips();
         Strip::new(&self.bytes[strip * strip_bytes..][..strip_bytes], self.in_features)
@@ -321,7 +318,8 @@ impl<K: Int8Kernel, const STEPS: usize> Work for Multiply<'_, K, STEPS> {
         for first in (0..num_strips).step_by(BLOCK) {
             let block = Block::<STEPS>::new(rows, next, first);
             sums.fill([[0.0; ROWS]; BLOCK]);
-            for group in 0..block.strips[0].num_groups() {
+            let num_groups = block.strips[0].num_groups();
+            for group in 0..num_groups {
                 let ahead = block.lines_to_prefetch(group);
                 for line in block.scales_to_prefetch(group) {
                     kernel.prefetch(line);
@@ -338,17 +336,29 @@ impl<K: Int8Kernel, const STEPS: usize> Work for Multiply<'_, K, STEPS> {
                         place: (i, panel.len()),
                     };
                     tile.multiply(num_tokens, &mut sums[at..at + num_tokens]);
+                    if group + 1 == num_groups {
+                        // Where many rows of results are written, each write would wait for its line.
+                        for token in at..at + num_tokens {
+                            for strip in first..first + block.len {
+                                kernel.prefetch(out.address_of(token, strip * ROWS));
+                            }
+                        }
+                    }
                     at += num_tokens;
                 }
             }
+            let first_row = first * ROWS;
+            if rows.num_rows - first_row >= BLOCK * ROWS {
+                let sums: &[[f32; BLOCK * ROWS]] = bytemuck::cast_slice(sums);
+                for (token, sums) in sums.iter().enumerate() {
+                    out.write((token, first_row), std::array::from_ref(sums));
+                }
+                continue;
+            }
             for (token, sums) in sums.iter().enumerate() {
-                for (strip, sums) in (first..).zip(&sums[..block.len]) {
-                    let (row, sums) = (strip * ROWS, std::array::from_ref(sums));
-                    if rows.num_rows - row >= ROWS {
-                        out.write((token, row), sums);
-                    } else {
-                        out.write_some((token, row), sums, rows.num_rows - row);
-                    }
+                for (row, sums) in (first_row..rows.num_rows).step_by(ROWS).zip(sums) {
+                    let num_rows = ROWS.min(rows.num_rows - row);
+                    out.write_some((token, row), std::array::from_ref(sums), num_rows);
                 }
             }
         }
@@ -443,15 +453,16 @@ impl<K: Int8Kernel, const STEPS: usize> Tile<'_, K, STEPS> {
     #[inline(always)]
     fn multiply_tokens<const T: usize>(self, sums: &mut [[[f32; ROWS]; BLOCK]]) {
         let sums: &mut [_; T] = sums.as_mut_array().expect("a sum a token");
-        if K::MR == BLOCK && self.block.len == BLOCK {
-            let (tile, num_tiles) = self.place;
-            match num_tiles {
-                1 => self.multiply_strips::<BLOCK, T, BLOCK>(0, self.ahead, sums),
-                2 => {
-                    let lines = std::array::from_fn(|i| self.ahead[(2 * tile + i) % BLOCK]);
-                    self.multiply_strips::<BLOCK, T, 2>(0, lines, sums);
-                }
-                _ => self.multiply_strips::<BLOCK, T, 1>(0, [self.ahead[tile % BLOCK]], sums),
+        let (tile, num_tiles) = self.place;
+        if const { K::MR == BLOCK } && self.block.len == BLOCK {
+            // The more tiles there are, the more tokens has each, and the less does it prefetch.
+            if const { T >= 4 } && num_tiles >= BLOCK {
+                self.multiply_strips::<BLOCK, T, 1>(0, [self.ahead[tile % BLOCK]], sums);
+            } else if const { T >= 3 } && num_tiles > 1 {
+                let lines = std::array::from_fn(|i| self.ahead[(2 * tile + i) % BLOCK]);
+                self.multiply_strips::<BLOCK, T, 2>(0, lines, sums);
+            } else {
+                self.multiply_strips::<BLOCK, T, BLOCK>(0, self.ahead, sums);
             }
         } else {
             for strip in 0..self.block.len {
