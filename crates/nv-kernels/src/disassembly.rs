@@ -9,6 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use crate::attention::outer::{Add, OuterKernel};
 use crate::linear::gemm::Gemm;
 use crate::linear::gemv::Gemv;
+use crate::linear::int8::{self, Int8Kernel};
 use crate::linear::micro_kernel::MicroKernel;
 use crate::tier::Tier;
 use crate::{avx2, avx512};
@@ -85,6 +86,8 @@ impl Loop {
                     | Mnemonic::Vfmadd213ps
                     | Mnemonic::Vfmadd231ps
                     | Mnemonic::Vdpbf16ps
+                    | Mnemonic::Vpdpbusd
+                    | Mnemonic::Vpmaddwd
             );
             found.products += usize::from(is_product);
             found.calls += usize::from(instruction.flow_control() == FlowControl::Call);
@@ -122,6 +125,13 @@ fn check_gemm<K: MicroKernel, const MR: usize, const NR: usize>() {
     check(&format!("{}, {MR} by {NR}", type_name::<K>()), address, MR * NR * K::VECTORS, 0);
 }
 
+/// Holds the loops over strips by as many tokens as a tile has, each product of a step being `products` instructions.
+fn check_int8<K: Int8Kernel, const STEPS: usize>(products: usize) {
+    let address = K::address_of::<int8::Multiply<'static, K, STEPS>>();
+    let products = K::MR * K::NR * products;
+    check(&format!("{}, {STEPS} steps", type_name::<K>()), address, products, 0);
+}
+
 /// Holds the loops over six rows.
 fn check_outer<K: OuterKernel<R>, const R: usize>(reloads: usize) {
     let address = K::Tier::address_of::<Add<'static, K, R, true>>();
@@ -147,6 +157,13 @@ fn sums_of_linear_layers_stay_in_registers() {
     check_gemm::<avx512::dot::Bf16Pairs, 4, 6>();
     check_gemm::<avx512::dot::Bf16Pairs, 3, 8>();
     check_gemm::<avx512::dot::Bf16Pairs, 8, 3>();
+}
+
+#[test]
+fn sums_of_integers_stay_in_registers() {
+    check_int8::<avx2::int8::Widened, 32>(4);
+    check_int8::<avx2::int8::Vnni, 32>(2);
+    check_int8::<avx512::int8::Vnni, 32>(1);
 }
 
 #[test]

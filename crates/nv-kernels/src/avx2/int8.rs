@@ -65,15 +65,8 @@ fn load_widened(step: &Step) -> [[__m256i; 2]; 2] {
 /// Bytes are at most 255 and 127 in magnitude, so no sum of two products overflows.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn multiply_add_widened(
-    w: [[__m256i; 2]; 2],
-    x: [[i16; 2]; 2],
-    sums: [__m256i; 2],
-) -> [__m256i; 2] {
-    let [even, odd] = x.map(|[first, second]| {
-        let bits = u32::from(first.cast_unsigned()) | u32::from(second.cast_unsigned()) << 16;
-        _mm256_set1_epi32(bits.cast_signed())
-    });
+fn multiply_add_widened(w: [[__m256i; 2]; 2], x: &[i32; 2], sums: [__m256i; 2]) -> [__m256i; 2] {
+    let (even, odd) = (_mm256_set1_epi32(x[0]), _mm256_set1_epi32(x[1]));
     let mut out = sums;
     for (out, w) in out.iter_mut().zip(w) {
         *out = _mm256_add_epi32(*out, _mm256_madd_epi16(w[0], even));
@@ -114,8 +107,8 @@ fn add(sums: [__m256i; 2], scales: [__m256; 2], x_scale: f32, out: &mut [f32; RO
 }
 
 impl Int8Kernel for Widened {
-    /// The even ones, then the odd ones.
-    type Input = [[i16; 2]; 2];
+    /// The even ones, then the odd ones: pairs of 16 bits, as one number that a load broadcasts.
+    type Input = [i32; 2];
     type Weights = [[__m256i; 2]; 2];
     type Sums = [__m256i; 2];
     type Scales = [__m256; 2];
@@ -147,8 +140,8 @@ impl Int8Kernel for Widened {
 
     #[inline(always)]
     fn input(x: [i8; STEP]) -> Self::Input {
-        let [a, b, c, d] = x.map(i16::from);
-        [[a, c], [b, d]]
+        let [a, b, c, d] = x.map(i32::from);
+        [a & 0xffff | c << 16, b & 0xffff | d << 16]
     }
 
     #[inline(always)]
@@ -166,7 +159,7 @@ impl Int8Kernel for Widened {
     #[inline(always)]
     fn multiply_add(self, w: Self::Weights, x: &Self::Input, sums: [__m256i; 2]) -> [__m256i; 2] {
         // SAFETY: the kernel is a proof that the machine has it.
-        unsafe { multiply_add_widened(w, *x, sums) }
+        unsafe { multiply_add_widened(w, x, sums) }
     }
 
     #[inline(always)]

@@ -99,7 +99,10 @@ impl<const STEPS: usize> QuantizedGroup<STEPS> {
     ///
     /// Every operation is rounded by itself, so the result is the same however the compiler arranges it.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "integers are from -127 to 127")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low byte of an integer from -127 to 127"
+    )]
     pub(crate) fn new(x: &[[f32; STEP]; STEPS]) -> Self {
         /// Adding it to a small number leaves the nearest integer, ties to even, in the low bits.
         const ROUND: f32 = 12_582_912.0;
@@ -116,11 +119,17 @@ impl<const STEPS: usize> QuantizedGroup<STEPS> {
         } else if largest >= TINY {
             group.scale = largest / 127.0;
             let inverse = 127.0 / largest;
-            for (value, x) in group.values.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
-                let bits = (x * inverse + ROUND).to_bits();
-                let integer = bits.wrapping_sub(ROUND.to_bits()).cast_signed();
-                *value = integer as i8;
-                group.sum += integer;
+            // One thing at a time, which the compiler makes vectors of.
+            let mut bits = [[0; STEP]; STEPS];
+            for (bits, x) in bits.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
+                *bits = (x * inverse + ROUND).to_bits();
+            }
+            for (value, bits) in group.values.as_flattened_mut().iter_mut().zip(bits.as_flattened())
+            {
+                *value = *bits as i8;
+            }
+            for bits in bits.as_flattened() {
+                group.sum += bits.wrapping_sub(ROUND.to_bits()).cast_signed();
             }
         }
         group
@@ -169,11 +178,14 @@ pub(crate) fn prepare<I: Pod, const STEPS: usize>(
     let len = num_tokens * group_bytes::<I>(STEPS);
     for (token, x) in tile.chunks_exact(k).enumerate() {
         for (x, out) in x.chunks(STEPS * STEP).zip(out.chunks_exact_mut(len)) {
-            let mut padded = [[0.0; STEP]; STEPS];
-            let x = x.as_chunks().0.as_array().unwrap_or_else(|| {
+            let mut padded;
+            let x = if let Some(x) = x.as_chunks().0.as_array() {
+                x
+            } else {
+                padded = [[0.0; STEP]; STEPS];
                 padded.as_flattened_mut()[..x.len()].copy_from_slice(x);
                 &padded
-            });
+            };
             let group = QuantizedGroup::<STEPS>::new(x);
             let (steps, rest) = out.split_at_mut(STEPS * num_tokens * size_of::<I>());
             let steps: &mut [I] = bytemuck::cast_slice_mut(steps);
