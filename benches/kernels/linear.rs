@@ -1,9 +1,9 @@
-//! Linear layers in bfloat16: from one token, which memory limits, to 512, which arithmetic does.
+//! Linear layers in bfloat16 and in 8 bits: from one token, which memory limits, to 512, which arithmetic does.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
 use half::bf16;
-use nv_kernels::{Kernels, Linear, Matrix, Pool, Precision, Scratch};
+use nv_kernels::{Format, Kernels, Linear, Matrix, Pool, Precision, Scratch, quantize};
 use nv_testing::values;
 
 use super::{
@@ -26,6 +26,9 @@ pub(super) fn benches(criterion: &mut Criterion) {
     ] {
         let region = Region { weights: &weights, in_features, out_features };
         region.bench_linear(criterion, name, num_tokens);
+        for format in [Format::Q8, Format::Q8Group32] {
+            region.bench_quantized(criterion, name, format, num_tokens);
+        }
     }
     let gate_and_up = [INTERMEDIATE_SIZE, INTERMEDIATE_SIZE];
     let region = Region { weights: &weights, in_features: HIDDEN_SIZE, out_features: &gate_and_up };
@@ -131,6 +134,49 @@ impl<'a> Region<'a> {
         group.finish();
     }
 
+    /// The same over weights that are quantised to `format`, beside candle's in bfloat16.
+    fn bench_quantized(
+        &self,
+        criterion: &mut Criterion,
+        name: &str,
+        format: Format,
+        num_tokens: &[usize],
+    ) {
+        let pool = Pool::new(Pool::default_threads()).unwrap();
+        let mut scratch = Scratch::default();
+        let packed = Packed::new(&pool, format, self);
+        let layers = self.candle_layers();
+        let mut group = group(criterion, &format!("{name}_{}", format.name()));
+        for &num_tokens in num_tokens {
+            let (x, x_tensor) = self.input(num_tokens);
+            let work = self.work(num_tokens, self.out_features.iter().sum());
+            let bytes = work.bytes - self.num_elements() * size_of::<bf16>() + packed.layer_bytes;
+            Case {
+                shape: format!("{num_tokens} tokens"),
+                work: Work { bytes, ..work },
+                num_tokens,
+                row_sizes: self.out_features,
+                // The same bits.
+                tolerance: 0.0,
+                run: &mut |kernels: &Kernels, layer, tokens, outs| {
+                    let mut outputs: Vec<Linear<'_>> = packed
+                        .layer(layer)
+                        .zip(outs)
+                        .map(|(weight, out)| Linear { weight, out })
+                        .collect();
+                    let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
+                    kernels.linear(&pool, x, Precision::Bf16, &mut scratch, &mut outputs);
+                },
+                candle: &|layer| {
+                    let weights = &layers[layer % layers.len()];
+                    weights.iter().map(|weight| x_tensor.matmul(&weight.t()?)).collect()
+                },
+            }
+            .bench(&mut group);
+        }
+        group.finish();
+    }
+
     fn bench_swiglu(&self, criterion: &mut Criterion) {
         let pool = Pool::new(Pool::default_threads()).unwrap();
         let mut scratch = Scratch::default();
@@ -161,5 +207,58 @@ impl<'a> Region<'a> {
             .bench(&mut group);
         }
         group.finish();
+    }
+}
+
+/// All layers of a region, quantised, in bytes that start with a cache line.
+struct Packed<'a> {
+    format: Format,
+    region: &'a Region<'a>,
+    lines: Vec<[u8; LINE_BYTES]>,
+    start: usize,
+    layer_bytes: usize,
+}
+
+/// What formats are aligned to at most.
+const LINE_BYTES: usize = 64;
+
+impl<'a> Packed<'a> {
+    fn new(pool: &Pool, format: Format, region: &'a Region<'a>) -> Self {
+        let sizes = region.out_features.iter();
+        let layer_bytes =
+            sizes.map(|&size| format.matrix_bytes(size, region.in_features).unwrap()).sum();
+        let len = region.num_layers() * layer_bytes;
+        let lines = vec![[0; LINE_BYTES]; len.div_ceil(LINE_BYTES) + 1];
+        let start = lines.as_flattened().as_ptr().align_offset(LINE_BYTES);
+        let mut packed = Self { format, region, lines, start, layer_bytes };
+        for layer in 0..region.num_layers() {
+            let mut start = packed.start + layer * layer_bytes;
+            for weight in region.layer(layer) {
+                let size = weight.len() / region.in_features;
+                let bytes = format.matrix_bytes(size, region.in_features).unwrap();
+                let row = |i: usize, out: &mut [f32]| {
+                    let row = &weight[i * region.in_features..][..region.in_features];
+                    for (out, value) in out.iter_mut().zip(row) {
+                        *out = value.to_f32();
+                    }
+                };
+                let out = &mut packed.lines.as_flattened_mut()[start..start + bytes];
+                quantize(pool, format, size, region.in_features, &row, out).unwrap();
+                start += bytes;
+            }
+        }
+        packed
+    }
+
+    /// The weights of a layer; there is always another layer.
+    fn layer(&self, layer: usize) -> impl Iterator<Item = Matrix<'_>> {
+        let mut end = self.start + layer % self.region.num_layers() * self.layer_bytes;
+        let in_features = self.region.in_features;
+        self.region.out_features.iter().map(move |&size| {
+            let start = end;
+            end += self.format.matrix_bytes(size, in_features).unwrap();
+            let data = &self.lines.as_flattened()[start..end];
+            Matrix::checked(self.format, data, size, in_features).unwrap()
+        })
     }
 }

@@ -4,7 +4,8 @@
 //! instruction-set tier ([`Isa`]), chosen at run time; [`Pool`] runs their parallel regions.
 //!
 //! An output's bits depend on its own inputs and on the tier: not on what else is computed in the same call, not
-//! on the number of threads. Those of [`Kernels::portable`] don't depend on the tier either, but for linear layers.
+//! on the number of threads. Those of [`Kernels::portable`] don't depend on the tier either; nor do those of linear layers over
+//! integers ([`Format::is_portable`]).
 //!
 //! ```
 //! use nv_kernels::{Kernels, Linear, Matrix, Pool, Precision, Scratch};

@@ -122,7 +122,10 @@ pub(crate) fn swiglu(
     let x = scratch.prepare(kernels, pool, (x, k), precision, &[gate, up]);
     // Tokens that gate and up go through together: a panel, or all where their panels differ.
     let panels = |x: &Prepared<'_>| x.panels().map(|(tokens, _)| tokens).collect::<Vec<_>>();
-    let parts = if panels(&x[0]) == panels(&x[1]) { panels(&x[0]) } else { vec![0..num_tokens] };
+    let mut parts = panels(&x[0]);
+    if parts != panels(&x[1]) {
+        parts = std::iter::once(0..num_tokens).collect();
+    }
     // The same rows of both, whose bytes may differ.
     let tasks: Vec<[Rows<'_>; 2]> = tasks(gate, TASK_BYTES / 2, up.format().rows_a_task())
         .map(|rows| [rows, Rows { matrix: up, ..rows }])

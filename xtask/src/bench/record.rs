@@ -309,8 +309,7 @@ mod tests {
         check("# cpu: a\n# cpu: b\n", "`cpu` is told twice");
         check("# read bytes a second: -1\n", "`-1` is not above zero");
         check("# avx2 operations a second: NaN\n", "`NaN` is not above zero");
-        let isa =
-            "NV_ISA: `mmx` is not an instruction-set tier; use scalar, avx2, avx512 or avx512bf16";
+        let isa = "NV_ISA: `mmx` is not an instruction-set tier; use scalar, avx2, avxvnni, avx512 or avx512bf16";
         check("# mmx operations a second: 1\n", isa);
 
         let csv = example().to_csv().unwrap();

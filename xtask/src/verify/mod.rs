@@ -372,7 +372,7 @@ mod tests {
     fn a_tier_that_does_not_exist_or_that_the_machine_lacks_is_refused() {
         for name in ["sse9", "AVX2", "scalar,sse9", ""] {
             let error = parse(&["--isa", name]).unwrap_err().to_string();
-            assert!(error.contains("use scalar, avx2, avx512, avx512bf16"), "{error}");
+            assert!(error.contains("use scalar, avx2, avxvnni, avx512, avx512bf16"), "{error}");
         }
         for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
             let error = chosen(&[Isa::Scalar, isa]).unwrap_err().to_string();

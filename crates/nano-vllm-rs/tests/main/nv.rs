@@ -287,7 +287,7 @@ fn a_tier_that_does_not_exist_is_an_error() {
         check_failure(
             command(&["generate", PROMPT, "--model", str(&demo())]).env("NV_ISA", name),
             &format!(
-                "error: NV_ISA: `{as_shown}` is not an instruction-set tier; use scalar, avx2, avx512 or avx512bf16"
+                "error: NV_ISA: `{as_shown}` is not an instruction-set tier; use scalar, avx2, avxvnni, avx512 or avx512bf16"
             ),
         );
     };

@@ -65,7 +65,7 @@ fn load_widened(step: &Step) -> [[__m256i; 2]; 2] {
 /// Bytes are at most 255 and 127 in magnitude, so no sum of two products overflows.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn multiply_add_widened(w: [[__m256i; 2]; 2], x: &[i32; 2], sums: [__m256i; 2]) -> [__m256i; 2] {
+fn multiply_add_widened(w: [[__m256i; 2]; 2], x: [i32; 2], sums: [__m256i; 2]) -> [__m256i; 2] {
     let (even, odd) = (_mm256_set1_epi32(x[0]), _mm256_set1_epi32(x[1]));
     let mut out = sums;
     for (out, w) in out.iter_mut().zip(w) {
@@ -140,8 +140,8 @@ impl Int8Kernel for Widened {
 
     #[inline(always)]
     fn input(x: [i8; STEP]) -> Self::Input {
-        let [a, b, c, d] = x.map(i32::from);
-        [a & 0xffff | c << 16, b & 0xffff | d << 16]
+        let x = x.map(i32::from);
+        [x[0] & 0xffff | x[2] << 16, x[1] & 0xffff | x[3] << 16]
     }
 
     #[inline(always)]
@@ -159,7 +159,7 @@ impl Int8Kernel for Widened {
     #[inline(always)]
     fn multiply_add(self, w: Self::Weights, x: &Self::Input, sums: [__m256i; 2]) -> [__m256i; 2] {
         // SAFETY: the kernel is a proof that the machine has it.
-        unsafe { multiply_add_widened(w, x, sums) }
+        unsafe { multiply_add_widened(w, *x, sums) }
     }
 
     #[inline(always)]

@@ -70,16 +70,18 @@ pub(crate) const PRODUCTS_A_STEP: usize = 4 * 8;
 /// `steps` times [`PRODUCTS_A_STEP`] independent products.
 pub(crate) fn int8_products(steps: usize) -> f32 {
     // Numbers that the compiler does not know, lest it multiply them once for all steps.
+    let mut w = black_box([[1i16; 8]; 4]);
     let x = black_box([1i16; 8]);
-    let mut sums = black_box([[1i32; 4]; 4]);
+    let mut sums = [[0i32; 4]; 4];
     for _ in 0..steps {
-        for sums in &mut sums {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // Of which the compiler knows that they are 16 bits.
-                let w = [*sum as i16, (*sum >> 16) as i16];
-                *sum = sum
-                    .wrapping_add(i32::from(w[0]) * i32::from(x[2 * i]))
-                    .wrapping_add(i32::from(w[1]) * i32::from(x[2 * i + 1]));
+        for (w, sums) in w.iter_mut().zip(&mut sums) {
+            for ((sum, w), x) in sums.iter_mut().zip(w.as_chunks::<2>().0).zip(x.as_chunks().0) {
+                let [first, second] = *x;
+                *sum += i32::from(w[0]) * i32::from(first) + i32::from(w[1]) * i32::from(second);
+            }
+            // What is multiplied next isn't known before.
+            for w in w {
+                *w ^= 1;
             }
         }
     }

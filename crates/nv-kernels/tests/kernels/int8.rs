@@ -62,11 +62,11 @@ impl Packed {
 }
 
 /// Groups of inputs as the kernels quantise them: integers and scales.
-fn quantised(x: &[f32], group: usize) -> impl Iterator<Item = (Vec<i32>, f32)> {
+fn quantised(x: &[f32], group: usize) -> impl Iterator<Item = (Vec<f32>, f32)> {
     x.chunks(group).map(|x| {
         let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let integers = x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
+        let integers = x.iter().map(|x| (x * inverse).round_ties_even()).collect();
         (integers, largest / 127.0)
     })
 }
@@ -119,8 +119,9 @@ proptest! {
                 for ((x, x_scale), w) in quantised(x, group).zip(weight.chunks(group)) {
                     let scale = scale(w);
                     let w = w.iter().map(|w| (w / scale).round_ties_even().clamp(-127.0, 127.0));
-                    let products: i32 = w.zip(x).map(|(w, x)| w as i32 * x).sum();
-                    sum = (products as f32).mul_add(scale * x_scale, sum);
+                    // Integers that f32 holds.
+                    let products: f32 = w.zip(x).map(|(w, x)| w * x).sum();
+                    sum = products.mul_add(scale * x_scale, sum);
                 }
                 want.push(sum);
             }
