@@ -5,6 +5,7 @@ mod copies;
 mod corpora;
 mod equalities;
 mod generation;
+mod quantized;
 mod references;
 mod serving;
 mod tidy;

@@ -162,7 +162,7 @@ fn heads_that_the_kernels_do_not_take_are_served_too() {
         assert_eq!(found.collect::<Vec<_>>(), alone.collect::<Vec<_>>(), "{dtype:?}");
 
         // The first ones are the contiguous cache's.
-        let serving = Serving::open(files.clone(), dtype, Isa::detect()).unwrap();
+        let serving = Serving::open(files.clone(), dtype, None, Isa::detect()).unwrap();
         let expected = serving.alone(&params).unwrap();
         let (served, _) = serving.serve(&ways()[0], &params).unwrap();
         assert_eq!(served.token_ids, expected.token_ids, "{dtype:?}");

@@ -207,8 +207,18 @@ pub fn sha256(paths: &[PathBuf]) -> Result<String> {
     for path in paths {
         update(&mut digest, path).with_context(|| format!("cannot read {}", path.display()))?;
     }
+    Ok(hex(digest))
+}
+
+/// The SHA-256 of `bytes`, in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hex(Sha256::new().chain_update(bytes))
+}
+
+/// What was digested, in hexadecimal.
+pub(crate) fn hex(digest: Sha256) -> String {
     let digits = digest.finalize().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    Ok(digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect())
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 /// Feeds a file to `digest`, in pieces.

@@ -30,6 +30,7 @@ mod warning;
 pub use error::{Error, Result};
 pub use generation::{GenerationConfig, load_generation_config};
 pub use parse::load_config;
+pub use quantization::{PackedConfig, QuantizationConfig};
 pub use qwen3::{Dtype, FeedForward, Qwen3Config};
 pub use rope::{RopeScaling, Yarn};
 pub use warning::ConfigWarning;

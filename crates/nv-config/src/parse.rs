@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::json::{self, Field, Fields, describe};
-use crate::quantization::check_quantization;
+use crate::quantization::QuantizationConfig;
 use crate::qwen3::{Dtype, FULL_ATTENTION, Qwen3Config, SILU};
 use crate::rope::{Rope, RopeScaling};
 use crate::validate::check_model;
@@ -43,7 +43,7 @@ impl Qwen3Config {
         let model_type = fields.get_or("model_type", "qwen3".to_owned())?;
         let architectures: Vec<String> = fields.get_if_valid("architectures").unwrap_or_default();
         check_model(&model_type, &architectures)?;
-        check_quantization(&fields)?;
+        let quantization_config = QuantizationConfig::from_fields(&fields)?;
 
         if !fields.get_or("is_causal", true)? {
             return Err(Error::unsupported("is_causal", false, "true"));
@@ -132,6 +132,7 @@ impl Qwen3Config {
             eos_token_id,
             bos_token_id: fields.get_if_valid("bos_token_id").filter(is_token),
             dtype: fields.get_if_valid("dtype").or_else(|| fields.get_if_valid("torch_dtype")),
+            quantization_config,
             architectures,
             model_type,
             warnings,
@@ -271,6 +272,7 @@ mod tests {
             eos_token_id: vec![151_645],
             bos_token_id: Some(151_643),
             dtype: Some(Dtype::BFloat16),
+            quantization_config: None,
             architectures: vec!["Qwen3ForCausalLM".to_owned()],
             model_type: "qwen3".to_owned(),
             warnings: vec![],
@@ -304,6 +306,7 @@ mod tests {
             eos_token_id: vec![],
             bos_token_id: None,
             dtype: None,
+            quantization_config: None,
             architectures: vec![],
             model_type: "qwen3".to_owned(),
             warnings: vec![
@@ -802,11 +805,11 @@ mod tests {
         );
         check(
             json!({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}),
-            "quantization_config.quant_method`: \"fp8\" is not supported, only unquantised checkpoints",
+            "quantization_config.quant_method`: \"fp8\" is not supported, only \"nano-vllm-rs\" and unquantised checkpoints",
         );
         check(
             json!({"quantization_config": {"bits": 4}}),
-            "quantization_config`: {\"bits\":4} is not supported, only unquantised checkpoints",
+            "quantization_config`: {\"bits\":4} is not supported, only \"nano-vllm-rs\" and unquantised checkpoints",
         );
         check(
             json!({"hidden_act": "gelu"}),

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of files or tensors.
 
+use crate::quantization::QuantizationConfig;
 use crate::rope::RopeScaling;
 use crate::warning::ConfigWarning;
 
@@ -63,6 +64,8 @@ pub struct Qwen3Config {
     pub bos_token_id: Option<u32>,
     /// What to compute in, from `dtype` or `torch_dtype`; `None` if it is none of these, and the weights' own dtype decides.
     pub dtype: Option<Dtype>,
+    /// How the checkpoint stores its matrices; `None` if it does as plain numbers.
+    pub quantization_config: Option<QuantizationConfig>,
     /// The classes in transformers that load this checkpoint; empty if the file doesn't say.
     pub architectures: Vec<String>,
     /// Default and only choice `qwen3`.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
+use nv_kernels::{PackedError, QuantizeError};
 use nv_weights::Dtype;
 
 /// A result of this crate.
@@ -84,6 +86,65 @@ pub enum Error {
         expected: Vec<usize>,
         /// The shape that was found.
         found: Vec<usize>,
+    },
+    /// No preset of quantisation has the name.
+    #[error("`{name}` is no way to quantise a model: use q8")]
+    UnknownPreset {
+        /// The name that was given.
+        name: String,
+    },
+    /// The config names a format that there isn't.
+    #[error(
+        "field `quantization_config.formats.{module}`: no format is called `{name}`; quantize the model again"
+    )]
+    UnknownFormat {
+        /// The module whose matrices have it.
+        module: String,
+        /// The name of the format.
+        name: String,
+    },
+    /// The model is quantised already.
+    #[error("the model is quantised already: quantise the one that it was made from")]
+    AlreadyQuantized,
+    /// A `VarBuilder` gives plain numbers only.
+    #[error("the model is quantised, which a `VarBuilder` can't give: load it from a `Checkpoint`")]
+    QuantizedVarBuilder,
+    /// A number of a matrix can't be quantised.
+    #[error("{}: cannot quantise tensor `{name}`, of whose rows from {first_row} on", path.display())]
+    Quantize {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        name: String,
+        /// The row that is the first of those that `source` counts.
+        first_row: usize,
+        /// Which number it is.
+        source: QuantizeError,
+    },
+    /// A packed matrix holds what nobody packs.
+    #[error("{}: tensor `{name}` is damaged: quantize the model again", path.display())]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        name: String,
+        /// What is wrong.
+        source: PackedError,
+    },
+    /// A `config.json` that is to be written anew can't be read.
+    #[error("config.json is not a JSON object")]
+    ConfigJson {
+        /// Where the JSON ends to make sense.
+        source: serde_json::Error,
+    },
+    /// A quantised model can't be written.
+    #[error(transparent)]
+    Write(#[from] nv_weights::WriteError),
+    /// The writer was told to stop.
+    #[error("stopped before {} was complete; nothing of it is left", dir.display())]
+    Stopped {
+        /// The folder.
+        dir: PathBuf,
     },
     /// The CPU kernels cannot be set up as asked.
     #[error(transparent)]

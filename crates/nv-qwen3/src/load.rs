@@ -11,10 +11,12 @@ use nv_config::{ConfigWarning, Qwen3Config};
 use nv_kernels::Format;
 use nv_weights::Checkpoint;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Ops;
+use crate::preset::Preset;
 use crate::sources::{
-    CheckpointSource, VarBuilderSource, WeightSource, head_and_embedding, locate, report,
+    CheckpointSource, Located, PackedFormats, QuantizingSource, VarBuilderSource, WeightSource,
+    head_and_embedding, locate, report,
 };
 use crate::spec::{LM_HEAD, Role, TensorSpec};
 use crate::weight::Weight;
@@ -26,10 +28,25 @@ use crate::weight::Weight;
 ///
 /// # Errors
 /// [`Error::Tensors`](crate::Error::Tensors) with every missing, misshapen and unexpected tensor, and those of an
-/// unsupported dtype.
+/// unsupported dtype; [`Error::UnknownFormat`](crate::Error::UnknownFormat) if the config names a format that there isn't.
 pub fn check_tensors(config: &Qwen3Config, checkpoint: &Checkpoint) -> Result<()> {
     let tensors = locate(config, |name| checkpoint.get(name).is_some());
-    report(checkpoint, &tensors).into_result()
+    report(checkpoint, &PackedFormats::of(config)?, &tensors).into_result()
+}
+
+/// The matrices that `checkpoint` stores packed, as the kernels stream them, in the order of the graph. Reads no weight.
+///
+/// # Errors
+/// [`Error::UnknownFormat`](crate::Error::UnknownFormat) if `config` names a format that there isn't.
+pub fn packed_matrices(config: &Qwen3Config, checkpoint: &Checkpoint) -> Result<Vec<LoadedMatrix>> {
+    let packed = PackedFormats::of(config)?;
+    let tensors = locate(config, |name| checkpoint.get(name).is_some());
+    let matrices = tensors.into_iter().filter_map(|Located { spec, stored_as }| {
+        let view = checkpoint.get(&stored_as)?;
+        let format = packed.format(&spec, &view)?;
+        Some(LoadedMatrix { spec, format, num_bytes: view.bytes().len() })
+    });
+    Ok(matrices.collect())
 }
 
 /// What `config` leaves open or says in vain, and `checkpoint` doesn't settle.
@@ -76,6 +93,9 @@ impl Weights {
         vb: &VarBuilder<'_>,
         ops: Ops,
     ) -> Result<Self> {
+        if config.quantization_config.is_some() {
+            return Err(Error::QuantizedVarBuilder);
+        }
         Self::load(config, VarBuilderSource::new(vb, ops.takes_bytes()), ops)
     }
 
@@ -88,10 +108,35 @@ impl Weights {
         config: &Qwen3Config,
         checkpoint: &Arc<Checkpoint>,
         dtype: DType,
-        ops: Ops,
+        ops: &Ops,
     ) -> Result<Self> {
-        let device = (!ops.takes_bytes()).then(|| ops.device().clone());
-        Self::load(config, CheckpointSource::new(checkpoint, dtype, device.as_ref()), ops)
+        let packed = PackedFormats::of(config)?;
+        let device = (!ops.takes_bytes()).then_some(ops.device());
+        let pool = ops.pool()?;
+        let source = CheckpointSource::new(checkpoint, packed, dtype, device, &pool);
+        Self::load(config, source, ops.clone())
+    }
+
+    /// As [`Self::from_checkpoint`], but quantises matrices as `preset` says, in memory of the model's own. `progress` is told of
+    /// the bytes that were read.
+    ///
+    /// # Errors
+    /// As [`Self::from_checkpoint`]; `Error::AlreadyQuantized`, `Error::Quantize` for a number that isn't finite.
+    pub(crate) fn quantized(
+        config: &Qwen3Config,
+        checkpoint: &Arc<Checkpoint>,
+        dtype: DType,
+        ops: &Ops,
+        preset: Preset,
+        progress: &dyn Fn(usize),
+    ) -> Result<Self> {
+        if config.quantization_config.is_some() {
+            return Err(Error::AlreadyQuantized);
+        }
+        let pool = ops.pool()?;
+        let device = (!ops.takes_bytes()).then_some(ops.device());
+        let source = QuantizingSource::new(checkpoint, dtype, device, preset, &pool, progress);
+        Self::load(config, source, ops.clone())
     }
 
     fn load(config: &Qwen3Config, mut source: impl WeightSource, ops: Ops) -> Result<Self> {
@@ -115,6 +160,8 @@ impl Weights {
                 vectors.insert(tensor.spec.name, vector);
             }
         }
+        let is_quantized = loaded.iter().any(|matrix: &LoadedMatrix| matrix.format.is_portable());
+        let ops = if is_quantized { ops.portable() } else { ops };
         Ok(Self { matrices, vectors, loaded, ops })
     }
 
@@ -302,7 +349,9 @@ mod tests {
             let ops = || Ops::Kernels(Cpu::new(1).unwrap(), Precision::F32);
             let vb = checkpoint.var_builder(DType::F32, &Device::Cpu);
             [
-                Weights::from_checkpoint(&tied, &checkpoint, DType::F32, ops()).unwrap().has_head(),
+                Weights::from_checkpoint(&tied, &checkpoint, DType::F32, &ops())
+                    .unwrap()
+                    .has_head(),
                 copied.iter().any(|weight| weight.name == LM_HEAD),
                 Weights::from_var_builder(&tied, &vb, ops()).unwrap().has_head(),
             ]

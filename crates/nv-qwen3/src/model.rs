@@ -2,6 +2,7 @@
 //!
 //! The `[batch, seq_len]` calls unpack their input at the door and bring a contiguous cache of their own.
 
+use std::fmt;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -16,12 +17,46 @@ use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::load::{LoadedMatrix, Weights};
 use crate::ops::{Cpu, Ops};
+use crate::preset::Preset;
 
 /// Qwen3 up to its last norm: token ids in, hidden states out.
 #[derive(Debug)]
 pub struct Qwen3Model {
     decoder: Qwen3Decoder,
     cache: DenseCache,
+}
+
+/// How a model is loaded from a checkpoint.
+#[derive(Clone)]
+pub struct LoadOptions<'a> {
+    /// What to compute in, F32 or BF16. Of quantised matrices, what the KV cache is kept in.
+    pub dtype: DType,
+    /// Where to compute.
+    pub device: Device,
+    /// The kernels and threads to compute with on the CPU; `None` for [`Cpu::shared`].
+    pub cpu: Option<Cpu>,
+    /// Quantises the matrices of a checkpoint of plain numbers, in memory of the model's own. On other devices than the CPU they are
+    /// widened again.
+    pub quantize: Option<Preset>,
+    /// Is told of the bytes of the checkpoint that were quantised, a matrix at a time.
+    pub progress: &'a dyn Fn(usize),
+}
+
+impl LoadOptions<'_> {
+    /// As the checkpoint is.
+    pub fn new(dtype: DType, device: &Device) -> Self {
+        Self { dtype, device: device.clone(), cpu: None, quantize: None, progress: &|_| () }
+    }
+}
+
+impl fmt::Debug for LoadOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("dtype", &self.dtype)
+            .field("device", &self.device)
+            .field("quantize", &self.quantize)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Qwen3 with its language-model head: token ids in, logits out.
@@ -160,9 +195,7 @@ impl Qwen3ForCausalLM {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        config.validate()?;
-        let ops = ops_on(device, dtype, None)?;
-        Ok(Self::build(config, Weights::from_checkpoint(config, checkpoint, dtype, ops)?, dtype))
+        Self::load(config, checkpoint, LoadOptions::new(dtype, device))
     }
 
     /// As [`Self::from_checkpoint`] on the CPU, with kernels and threads of the caller's choice.
@@ -175,9 +208,28 @@ impl Qwen3ForCausalLM {
         dtype: DType,
         cpu: Cpu,
     ) -> Result<Self> {
+        let options = LoadOptions { cpu: Some(cpu), ..LoadOptions::new(dtype, &Device::Cpu) };
+        Self::load(config, checkpoint, options)
+    }
+
+    /// Builds the model from `checkpoint` as `options` say.
+    ///
+    /// # Errors
+    /// As [`Self::from_checkpoint`]. Where it is to be quantised, [`Error::AlreadyQuantized`] if it is, and [`Error::Quantize`]
+    /// with the place of a number that isn't finite or is too large.
+    pub fn load(
+        config: &Qwen3Config,
+        checkpoint: &Arc<Checkpoint>,
+        options: LoadOptions<'_>,
+    ) -> Result<Self> {
         config.validate()?;
-        let ops = ops_on(&Device::Cpu, dtype, Some(cpu))?;
-        Ok(Self::build(config, Weights::from_checkpoint(config, checkpoint, dtype, ops)?, dtype))
+        let LoadOptions { dtype, device, cpu, quantize, progress } = options;
+        let ops = ops_on(&device, dtype, cpu)?;
+        let weights = match quantize {
+            None => Weights::from_checkpoint(config, checkpoint, dtype, &ops)?,
+            Some(preset) => Weights::quantized(config, checkpoint, dtype, &ops, preset, progress)?,
+        };
+        Ok(Self::build(config, weights, dtype))
     }
 
     fn build(config: &Qwen3Config, mut weights: Weights, dtype: DType) -> Self {

@@ -1,8 +1,9 @@
-//! Where a model's tensors come from: a checkpoint, a `VarBuilder`.
+//! Where a model's tensors come from: a checkpoint as it is, one that is quantised meanwhile, a `VarBuilder`.
 //!
 //! Knows names and shapes; knows nothing of what the graph computes with them.
 
 mod checkpoint;
+mod quantizing;
 mod var_builder;
 
 use candle_core::Tensor;
@@ -13,7 +14,10 @@ use crate::spec::{EMBED_TOKENS, LM_HEAD, Role, TensorSpec, tensor_specs};
 use crate::weight::Weight;
 
 pub use checkpoint::CopyReason;
-pub(crate) use checkpoint::{CheckpointSource, copied_matrices, report};
+pub(crate) use checkpoint::{
+    CheckpointSource, PackedFormats, copied_matrices, locate_once, report,
+};
+pub(crate) use quantizing::{QuantizingSource, packed_bytes, quantize_rows};
 pub(crate) use var_builder::VarBuilderSource;
 
 /// A tensor of the graph, and where it is.

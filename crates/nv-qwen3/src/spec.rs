@@ -54,6 +54,23 @@ pub enum Projection {
 }
 
 impl TensorSpec {
+    /// The last part of its module's name: `q_proj`.
+    pub fn module(&self) -> &str {
+        let module = self.name.rsplit_once('.').map_or(&*self.name, |(module, _)| module);
+        module.rsplit_once('.').map_or(module, |(_, last)| last)
+    }
+
+    /// The rows and columns of a matrix.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub(crate) fn matrix_shape(&self) -> (usize, usize) {
+        match *self.shape {
+            [out_features, in_features] => (out_features, in_features),
+            _ => panic!("`{}` is no matrix", self.name),
+        }
+    }
+
     /// The number of its elements.
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()

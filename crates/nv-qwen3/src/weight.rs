@@ -25,7 +25,8 @@ pub(crate) enum Weight {
 #[derive(Debug, Clone)]
 pub(crate) struct WeightBytes {
     format: Format,
-    in_features: usize,
+    /// `(out_features, in_features)`
+    shape: (usize, usize),
     place: Place,
 }
 
@@ -69,9 +70,23 @@ impl Weight {
 }
 
 impl WeightBytes {
-    /// The matrix of a checkpoint, in place: `format` is what its bytes mean, and they are where such a matrix may be.
-    pub(crate) fn mapped(tensor: SharedTensor, format: Format, in_features: usize) -> Self {
-        Self { format, in_features, place: Place::Mapped(tensor) }
+    /// The weight for kernels, or widened for candle's ops on a device.
+    pub(crate) fn on(self, device: Option<&Device>, dtype: DType) -> Result<Weight> {
+        Ok(match device {
+            None => Weight::Bytes(self),
+            Some(device) => Weight::Tensor(self.widened()?.to_dtype(dtype)?.to_device(device)?),
+        })
+    }
+
+    /// The matrix `[out_features, in_features]` of a checkpoint, in place: `format` is what its bytes mean, and they are as many as
+    /// such a matrix has, where it may be.
+    pub(crate) fn mapped(tensor: SharedTensor, format: Format, shape: (usize, usize)) -> Self {
+        Self { format, shape, place: Place::Mapped(tensor) }
+    }
+
+    /// As [`Self::mapped`], in memory of its own.
+    pub(crate) fn owned(bytes: AlignedBytes, format: Format, shape: (usize, usize)) -> Self {
+        Self { format, shape, place: Place::Owned(Arc::new(bytes)) }
     }
 
     /// A copy of an F32 or BF16 tensor `[out_features, in_features]`.
@@ -81,14 +96,14 @@ impl WeightBytes {
         ) -> Result<AlignedBytes> {
             Ok(AlignedBytes::copy_of(bytemuck::cast_slice(elements.as_slice::<T>()?)))
         }
-        let in_features = tensor.dim(1)?;
+        let shape = tensor.dims2()?;
         let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
         let elements = Elements::of(&tensor)?;
         let (format, bytes) = match elements.storage() {
             Storage::Cpu(CpuStorage::BF16(_)) => (Format::Bf16, bytes::<bf16>(&elements)?),
             _ => (Format::F32, bytes::<f32>(&elements)?),
         };
-        Ok(Self { format, in_features, place: Place::Owned(Arc::new(bytes)) })
+        Ok(Self::owned(bytes, format, shape))
     }
 
     pub(crate) fn matrix(&self) -> Matrix<'_> {
@@ -96,7 +111,9 @@ impl WeightBytes {
             Place::Mapped(tensor) => tensor.view().bytes(),
             Place::Owned(bytes) => bytes.as_slice(),
         };
-        Matrix::new(self.format, data, self.in_features)
+        let (out_features, in_features) = self.shape;
+        Matrix::checked(self.format, data, out_features, in_features)
+            .unwrap_or_else(|error| panic!("a weight that was checked: {error}"))
     }
 
     /// The matrix as an F32 tensor on the CPU.
@@ -127,7 +144,7 @@ impl AlignedBytes {
         Self { buffer, start, len }
     }
 
-    fn copy_of(bytes: &[u8]) -> Self {
+    pub(crate) fn copy_of(bytes: &[u8]) -> Self {
         let mut copy = Self::zeroed(bytes.len());
         copy.as_mut_slice().copy_from_slice(bytes);
         copy

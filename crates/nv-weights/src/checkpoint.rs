@@ -245,6 +245,12 @@ impl<'a> TensorView<'a> {
         &self.file.path
     }
 
+    /// Takes the tensor's pages out of the process, if the checkpoint maps its files: for one that isn't read again soon. It can
+    /// still be read.
+    pub fn release(&self) {
+        self.file.bytes.release(self.info.range.clone());
+    }
+
     /// The elements of a BF16 tensor, borrowed from the file.
     ///
     /// # Errors

@@ -4,16 +4,22 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use memmap2::{Mmap, MmapMut};
 
 use crate::error::{Error, Result};
 
 /// The bytes of one file, at an address that is a multiple of the page size.
 #[derive(Debug)]
-pub(crate) struct Mapping(Mmap);
+pub(crate) struct Mapping {
+    bytes: Mmap,
+    /// Of the file itself, which gives pages again that were released.
+    is_mapped: bool,
+}
 
 impl Mapping {
     /// Maps the file at `path` read-only: pages are read when they are touched.
@@ -27,7 +33,11 @@ impl Mapping {
         // changes or cuts the file meanwhile is beyond what any process can prove of a file: it is the condition that
         // the docs of `Checkpoint::open` and `load_safetensors` state, and `Self::read` serves whoever can't meet it.
         let map = unsafe { Mmap::map(&file) };
-        map.map(Self).map_err(|source| Error::Map { path: path.into(), num_bytes, source })
+        map.map(|bytes| Self { bytes, is_mapped: true }).map_err(|source| Error::Map {
+            path: path.into(),
+            num_bytes,
+            source,
+        })
     }
 
     /// Copies the file at `path` into memory.
@@ -41,8 +51,29 @@ impl Mapping {
         })?;
         file.read_exact(&mut bytes)
             .and_then(|()| bytes.make_read_only())
-            .map(Self)
+            .map(|bytes| Self { bytes, is_mapped: false })
             .map_err(|source| Error::Read { path: path.into(), source })
+    }
+
+    /// Takes the pages of `range` out of the process, if they are those of a file: who reads them next gets them from the
+    /// system's cache, or from the disk.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if self.is_mapped && !range.is_empty() {
+            let dont_need = UncheckedAdvice::DontNeed;
+            #[expect(
+                unsafe_code,
+                reason = "pages that were written to would lose what was written"
+            )]
+            // SAFETY: the bytes are a file's, mapped read-only, so nothing was written to the pages: they are read from the file
+            // again, which holds the same bytes for as long as `map`'s condition is met.
+            let advised =
+                unsafe { self.bytes.unchecked_advise_range(dont_need, range.start, range.len()) };
+            // It is advice: pages that stay do no harm.
+            drop(advised);
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 
@@ -50,7 +81,7 @@ impl Deref for Mapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 

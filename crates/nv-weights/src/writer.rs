@@ -141,12 +141,17 @@ impl CheckpointWriter {
         Ok(Self { dir, scratch, index, names, alignment, shards, file: None })
     }
 
-    /// Writes another file of the folder.
+    /// Writes another file, by its name within the folder.
     ///
     /// # Errors
     /// [`WriteError::Write`] for what the system says.
-    pub fn write_file(&self, name: &str, content: &[u8]) -> Result<()> {
-        fs::write(self.path_of(name), content).map_err(|source| self.failed(name, source))
+    pub fn write_file(&self, name: impl AsRef<Path>, content: &[u8]) -> Result<()> {
+        let path = self.scratch.path().join(PART).join(&name);
+        let written = match path.parent() {
+            Some(parent) => fs::create_dir_all(parent).and_then(|()| fs::write(&path, content)),
+            None => fs::write(&path, content),
+        };
+        written.map_err(|source| self.failed(&name.as_ref().to_string_lossy(), source))
     }
 
     /// Writes the next bytes of the tensors, which may be a part of one or parts of several.

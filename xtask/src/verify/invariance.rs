@@ -6,11 +6,14 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use nv_engine::SamplingParams;
 use nv_kernels::Isa;
+use nv_qwen3::Preset;
 use nv_weights::ModelFiles;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::report::{isa_name, verdict};
 use super::serving::{NUM_ALL_WAYS, Served, Serving, random_checkpoint, ways};
+use crate::reference::hex;
 
 /// The committed config of the random checkpoint that is served.
 const RANDOM: &str = "untied-gqa2-bias";
@@ -23,8 +26,10 @@ pub struct Invariance {
     /// The tier of kernels.
     #[serde(serialize_with = "isa_name")]
     pub isa: Isa,
-    /// What it was computed in.
+    /// What it was computed in, or how it was quantised; then keys and values are bfloat16.
     pub dtype: &'static str,
+    /// SHA-256 of tokens and bits of logits, if it is quantised: then they are the same in all tiers.
+    pub digest: Option<String>,
     /// Requests that were served, in as many ways for each kind of sampling.
     pub num_runs: usize,
     /// Rows of logits that were compared.
@@ -50,10 +55,12 @@ impl fmt::Display for Invariance {
             checkpoint, dtype, num_runs, num_rows, num_accepted_tokens, num_other_rows, ..
         } = self;
         let (isa, verdict) = (self.isa.to_string(), verdict(self.passed()));
+        let digest = self.digest.as_ref().map(|digest| format!(", bits {}", &digest[..16]));
         write!(
             f,
             "  {checkpoint:<16}  {isa:<10}  {dtype:<5}  {num_runs:>4}  {num_rows:>6}  {num_accepted_tokens:>8}  \
-             {num_other_rows:>9}  {verdict}"
+             {num_other_rows:>9}  {verdict}{}",
+            digest.unwrap_or_default()
         )?;
         match &self.first_other_way {
             Some(way) => write!(f, ", first: {way}"),
@@ -62,14 +69,20 @@ impl fmt::Display for Invariance {
     }
 }
 
-/// Whether every row passed, and every tier has guessed right: speculation in which nothing is accepted would show nothing.
+/// Whether every row passed, every tier has guessed right, for speculation in which nothing is accepted would show nothing, and
+/// what is quantised has the same bits in all tiers.
 pub fn passed(rows: &[Invariance]) -> bool {
+    let is_portable = |row: &Invariance| {
+        let of_same =
+            |other: &&Invariance| (other.checkpoint, other.dtype) == (row.checkpoint, row.dtype);
+        rows.iter().filter(of_same).all(|other| other.digest == row.digest)
+    };
     let has_guessed =
         |isa: Isa| rows.iter().any(|row| row.isa == isa && row.num_accepted_tokens > 0);
-    rows.iter().all(|row| row.passed() && has_guessed(row.isa))
+    rows.iter().all(|row| row.passed() && has_guessed(row.isa) && is_portable(row))
 }
 
-/// Serves the demo checkpoint and a random one, in both dtypes, greedily and at random, in all [`ways`].
+/// Serves the demo checkpoint and a random one, in both dtypes and quantised, greedily and at random, in all [`ways`].
 ///
 /// # Errors
 /// If a checkpoint can't be served, or was not served in a way that it should. A difference is no error but a failing row.
@@ -79,9 +92,11 @@ pub fn verify_serving(isa: Isa) -> Result<Vec<Invariance>> {
     let random = random_checkpoint(RANDOM, scratch.path())?;
     let mut rows = Vec::new();
     for (checkpoint, files) in [("demo", demo), (RANDOM, random)] {
-        for dtype in [DType::F32, DType::BF16] {
-            let serving = Serving::open(files.clone(), dtype, isa)?;
-            let row = verify_one(checkpoint, &serving, isa, dtype);
+        let plain = [(DType::F32, None), (DType::BF16, None)];
+        let quantized = Preset::ALL.map(|preset| (DType::BF16, Some(preset)));
+        for (dtype, quantize) in plain.into_iter().chain(quantized) {
+            let serving = Serving::open(files.clone(), dtype, quantize, isa)?;
+            let row = verify_one(checkpoint, &serving, isa, (dtype, quantize));
             rows.push(row.with_context(|| format!("cannot serve {checkpoint} with {isa}"))?);
         }
     }
@@ -92,7 +107,7 @@ fn verify_one(
     checkpoint: &'static str,
     serving: &Serving,
     isa: Isa,
-    dtype: DType,
+    (dtype, quantize): (DType, Option<Preset>),
 ) -> Result<Invariance> {
     let greedy = SamplingParams::default();
     let warm = SamplingParams::default().with_temperature(0.9)?.with_seed(11);
@@ -100,15 +115,20 @@ fn verify_one(
     let mut row = Invariance {
         checkpoint,
         isa,
-        dtype: dtype.as_str(),
+        dtype: quantize.map_or(dtype.as_str(), Preset::name),
+        digest: None,
         num_runs: 0,
         num_rows: 0,
         num_other_rows: 0,
         first_other_way: None,
         num_accepted_tokens: 0,
     };
+    let mut digest = Sha256::new();
     for params in [greedy, warm] {
         let expected = serving.alone(&params)?;
+        for number in expected.token_ids.iter().chain(expected.logits.iter().flatten()) {
+            digest.update(number.to_le_bytes());
+        }
         for way in ways() {
             let (served, found) = serving.serve(&way, &params).with_context(|| way.to_string())?;
             let num_other_rows = num_other_rows(&expected, &served);
@@ -121,6 +141,7 @@ fn verify_one(
             row.num_accepted_tokens += found.num_accepted_tokens;
         }
     }
+    row.digest = quantize.map(|_| hex(digest));
     Ok(row)
 }
 
@@ -179,6 +200,7 @@ mod tests {
             checkpoint: "demo",
             isa: Isa::Scalar,
             dtype: "f32",
+            digest: None,
             num_runs: 34,
             num_rows: 442,
             num_other_rows,
@@ -192,7 +214,16 @@ mod tests {
         assert!(passed(&[row(0, None), guessed()]));
         assert!(!passed(&[row(0, None), row(0, None)]) && !passed(&[guessed(), row(3, None)]));
         assert!(!passed(&[guessed(), Invariance { isa: Isa::Avx2, ..row(0, None) }]));
-        let table = table(&[good, bad]);
+        let packed = |isa, digest: &str| Invariance {
+            isa,
+            dtype: "q8",
+            digest: Some(digest.to_owned()),
+            ..guessed()
+        };
+        let digests = ["0123456789abcdef01", "0123456789abcdef02"];
+        let of_tiers = |other| [packed(Isa::Scalar, digests[0]), packed(Isa::Avx2, other)];
+        assert!(passed(&of_tiers(digests[0])) && !passed(&of_tiers(digests[1])));
+        let table = table(&[good, bad, packed(Isa::Avx2, digests[0])]);
         let lines: Vec<&str> = table.lines().skip(2).collect();
         assert_eq!(
             lines,
@@ -200,6 +231,7 @@ mod tests {
                 "  checkpoint        tier        dtype  runs    rows  accepted  differing",
                 "  demo              scalar      f32      34     442         0          0  pass",
                 "  demo              scalar      f32      34     442         0          3  FAIL, first: whole prompt",
+                "  demo              avx2        q8       34     442         4          0  pass, bits 0123456789abcdef",
             ]
         );
     }

@@ -15,7 +15,7 @@ use nv_engine::{
     Sampler, SamplingParams, SamplingState, SequenceId, TokenId,
 };
 use nv_kernels::{Isa, Kernels};
-use nv_qwen3::{Cpu, Elements, Qwen3ForCausalLM};
+use nv_qwen3::{Cpu, Elements, LoadOptions, Preset, Qwen3ForCausalLM};
 use nv_weights::{Checkpoint, ModelFiles};
 use serde_json::Value;
 
@@ -214,6 +214,7 @@ pub struct Serving {
     files: ModelFiles,
     checkpoint: Arc<Checkpoint>,
     dtype: DType,
+    quantize: Option<Preset>,
     isa: Isa,
 }
 
@@ -222,9 +223,14 @@ impl Serving {
     ///
     /// # Errors
     /// If it can't be read.
-    pub fn open(files: ModelFiles, dtype: DType, isa: Isa) -> Result<Self> {
+    pub fn open(
+        files: ModelFiles,
+        dtype: DType,
+        quantize: Option<Preset>,
+        isa: Isa,
+    ) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
-        Ok(Self { files, checkpoint, dtype, isa })
+        Ok(Self { files, checkpoint, dtype, quantize, isa })
     }
 
     /// What the model gives by itself, token by token from its contiguous cache, without an engine.
@@ -358,7 +364,9 @@ impl Serving {
         let config = load_config(&self.files.config)?;
         let kernels = Kernels::for_isa(self.isa).context("this machine does not have the tier")?;
         let cpu = Cpu::with_kernels(kernels, num_threads)?;
-        Ok(Qwen3ForCausalLM::from_checkpoint_on(&config, &self.checkpoint, self.dtype, cpu)?)
+        let new = LoadOptions::new(self.dtype, &Device::Cpu);
+        let options = LoadOptions { cpu: Some(cpu), quantize: self.quantize, ..new };
+        Ok(Qwen3ForCausalLM::load(&config, &self.checkpoint, options)?)
     }
 
     /// Ids that repeat themselves, so that there is something to guess.

@@ -12,6 +12,7 @@ mod log;
 mod manual;
 mod memory;
 mod nv;
+mod quantize;
 mod serve;
 mod server;
 mod trace;

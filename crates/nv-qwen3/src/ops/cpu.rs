@@ -52,6 +52,16 @@ impl Cpu {
         Ok(SHARED.get_or_init(|| cpu).clone())
     }
 
+    /// The same threads with kernels whose results are the same bits on every machine: see [`Kernels::portable`].
+    #[must_use]
+    pub fn portable(&self) -> Self {
+        Self { kernels: self.kernels.portable(), ..self.clone() }
+    }
+
+    pub(super) fn shared_pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool)
+    }
+
     /// The kernels.
     pub fn kernels(&self) -> &'static Kernels {
         self.kernels

@@ -6,8 +6,10 @@
 pub(crate) mod candle;
 mod cpu;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
-use nv_kernels::Precision;
+use nv_kernels::{Pool, Precision};
 
 use crate::error::Result;
 use crate::weight::Weight;
@@ -43,6 +45,22 @@ impl Ops {
     /// Whether matrices are bytes for kernels; else they are tensors on the device.
     pub(crate) fn takes_bytes(&self) -> bool {
         matches!(self, Self::Kernels(..))
+    }
+
+    /// The threads that prepare weights.
+    pub(crate) fn pool(&self) -> Result<Arc<Pool>> {
+        Ok(match self {
+            Self::Kernels(cpu, _) => cpu.shared_pool(),
+            Self::Candle(_) => Arc::new(Pool::new(Pool::default_threads())?),
+        })
+    }
+
+    /// The same, with kernels whose bits are those of every machine.
+    pub(crate) fn portable(self) -> Self {
+        match self {
+            Self::Kernels(cpu, precision) => Self::Kernels(cpu.portable(), precision),
+            candle @ Self::Candle(_) => candle,
+        }
     }
 
     /// The rows of `table` that `ids` name, in float32.

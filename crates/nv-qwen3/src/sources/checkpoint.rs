@@ -7,23 +7,70 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use nv_config::Qwen3Config;
-use nv_kernels::Format;
-use nv_weights::{Checkpoint, Dtype, TensorView};
+use nv_config::{QuantizationConfig, Qwen3Config};
+use nv_kernels::{Format, Pool, check_packed};
+use nv_weights::{Checkpoint, Dtype, SharedTensor, TensorView};
 
 use super::{Located, WeightSource, head_and_embedding, locate};
-use crate::error::{Misshapen, Result, TensorReport};
-use crate::spec::Role;
-use crate::weight::{Weight, WeightBytes};
+use crate::error::{Error, Misshapen, Result, TensorReport};
+use crate::spec::{Role, TensorSpec};
+use crate::weight::{AlignedBytes, Weight, WeightBytes};
+
+/// The formats of the matrices that a checkpoint stores packed, as kernels stream them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PackedFormats(BTreeMap<String, Format>);
+
+impl PackedFormats {
+    /// # Errors
+    /// [`Error::UnknownFormat`] if `config` names one that there isn't.
+    pub(crate) fn of(config: &Qwen3Config) -> Result<Self> {
+        let Some(QuantizationConfig::Packed(packed)) = &config.quantization_config else {
+            return Ok(Self::default());
+        };
+        let format = |(module, name): (&String, &String)| match Format::from_name(name) {
+            Some(format) => Ok((module.clone(), format)),
+            None => Err(Error::UnknownFormat { module: module.clone(), name: name.clone() }),
+        };
+        Ok(Self(packed.formats.iter().map(format).collect::<Result<_>>()?))
+    }
+
+    /// What kernels read `view`, stored for `spec`, as.
+    ///
+    /// # Errors
+    /// Why they can't.
+    fn format_in_place(
+        &self,
+        spec: &TensorSpec,
+        view: &TensorView<'_>,
+    ) -> Result<Format, CopyReason> {
+        let format = match (self.format(spec, view), view.dtype()) {
+            (Some(format), _) => format,
+            (None, Dtype::BF16) => Format::Bf16,
+            (None, other) => return Err(CopyReason::Dtype(other)),
+        };
+        let is_aligned = view.bytes().as_ptr().addr().is_multiple_of(format.alignment());
+        if is_aligned { Ok(format) } else { Err(CopyReason::Misaligned) }
+    }
+
+    /// What `view`, stored for `spec`, is packed in; `None` if it is plain numbers.
+    pub(crate) fn format(&self, spec: &TensorSpec, view: &TensorView<'_>) -> Option<Format> {
+        let is_packed = spec.role.is_matrix() && view.dtype() == Dtype::U8;
+        self.0.get(spec.module()).copied().filter(|_| is_packed)
+    }
+}
 
 /// The weights of a checkpoint, for kernels or for candle's ops on some device.
 pub(crate) struct CheckpointSource<'a> {
     checkpoint: &'a Arc<Checkpoint>,
+    packed: PackedFormats,
     /// What copies are converted to.
     dtype: DType,
     /// Copies tensors to the device.
     vb: VarBuilder<'static>,
-    is_for_kernels: bool,
+    /// `None` for kernels.
+    device: Option<Device>,
+    /// Looks at what is packed before anything is computed from it.
+    pool: &'a Pool,
     /// Copies by the names that they are stored under, for metadata may give a tensor several.
     copies: BTreeMap<String, Weight>,
 }
@@ -32,16 +79,23 @@ impl<'a> CheckpointSource<'a> {
     /// For kernels, or for candle's ops on `device`.
     pub(crate) fn new(
         checkpoint: &'a Arc<Checkpoint>,
+        packed: PackedFormats,
         dtype: DType,
         device: Option<&Device>,
+        pool: &'a Pool,
     ) -> Self {
         let vb = checkpoint.var_builder(dtype, device.unwrap_or(&Device::Cpu));
-        let copies = BTreeMap::new();
-        Self { checkpoint, dtype, vb, is_for_kernels: device.is_none(), copies }
+        let (device, copies) = (device.cloned(), BTreeMap::new());
+        Self { checkpoint, packed, dtype, vb, device, pool, copies }
     }
 
-    fn is_copied(&self, tensor: &TensorView<'_>) -> bool {
-        !self.is_for_kernels || CopyReason::of(tensor).is_some()
+    /// # Errors
+    /// [`Error::Packed`] for numbers that nobody packs, such as a scale that isn't one.
+    fn check(&self, weight: &WeightBytes, tensor: &SharedTensor) -> Result<()> {
+        check_packed(self.pool, weight.matrix()).map_err(|source| {
+            let (path, name) = (tensor.view().path().into(), tensor.view().name().into());
+            Error::Packed { path, name, source }
+        })
     }
 }
 
@@ -51,28 +105,42 @@ impl WeightSource for CheckpointSource<'_> {
     }
 
     fn report(&mut self, _: &Qwen3Config, tensors: &[Located]) -> Result<TensorReport> {
-        Ok(report(self.checkpoint, tensors))
+        Ok(report(self.checkpoint, &self.packed, tensors))
     }
 
     fn are_equal_copies(&mut self, a: &Located, b: &Located) -> Result<bool> {
-        Ok(are_equal_copies(self.checkpoint, |tensor| self.is_copied(tensor), a, b))
+        let is_copied = |spec: &TensorSpec, view: &TensorView<'_>| {
+            self.device.is_some() || self.packed.format_in_place(spec, view).is_err()
+        };
+        Ok(are_equal_copies(self.checkpoint, is_copied, a, b))
     }
 
     fn matrix(&mut self, tensor: &Located) -> Result<Weight> {
         let shared = self.checkpoint.shared_tensor(&tensor.stored_as)?;
-        if !self.is_copied(&shared.view()) {
-            let in_features = tensor.spec.shape[1];
-            return Ok(Weight::Bytes(WeightBytes::mapped(shared, Format::Bf16, in_features)));
+        let in_place = self.packed.format_in_place(&tensor.spec, &shared.view());
+        if let (None, Ok(format)) = (&self.device, in_place) {
+            let weight = WeightBytes::mapped(shared.clone(), format, tensor.spec.matrix_shape());
+            self.check(&weight, &shared)?;
+            return Ok(Weight::Bytes(weight));
         }
         let stored_as = shared.view().name();
         if let Some(copy) = self.copies.get(stored_as) {
             return Ok(copy.clone());
         }
-        let copy = self.vb.get_unchecked_dtype(stored_as, self.dtype)?;
-        let copy = if self.is_for_kernels {
-            Weight::Bytes(WeightBytes::copy_of(&copy)?)
-        } else {
-            Weight::Tensor(copy)
+        let copy = match self.packed.format(&tensor.spec, &shared.view()) {
+            Some(format) => {
+                let bytes = AlignedBytes::copy_of(shared.view().bytes());
+                let bytes = WeightBytes::owned(bytes, format, tensor.spec.matrix_shape());
+                self.check(&bytes, &shared)?;
+                bytes.on(self.device.as_ref(), self.dtype)?
+            }
+            None => {
+                let copy = self.vb.get_unchecked_dtype(stored_as, self.dtype)?;
+                match &self.device {
+                    None => Weight::Bytes(WeightBytes::copy_of(&copy)?),
+                    Some(_) => Weight::Tensor(copy),
+                }
+            }
         };
         self.copies.insert(stored_as.to_owned(), copy.clone());
         Ok(copy)
@@ -84,7 +152,11 @@ impl WeightSource for CheckpointSource<'_> {
 }
 
 /// Compares names, shapes and dtypes of `checkpoint` with those of `tensors`, reading no weight.
-pub(crate) fn report(checkpoint: &Checkpoint, tensors: &[Located]) -> TensorReport {
+pub(crate) fn report(
+    checkpoint: &Checkpoint,
+    packed: &PackedFormats,
+    tensors: &[Located],
+) -> TensorReport {
     let mut report = TensorReport::default();
     let mut used = BTreeSet::new();
     for Located { spec, stored_as: name } in tensors {
@@ -96,11 +168,17 @@ pub(crate) fn report(checkpoint: &Checkpoint, tensors: &[Located]) -> TensorRepo
             continue;
         };
         used.insert(view.name());
-        if view.float_dtype().is_err() {
+        let format = packed.format(spec, &view);
+        if format.is_none() && view.float_dtype().is_err() {
             report.unsupported.push((name.clone(), view.dtype()));
         }
-        if view.shape() != spec.shape {
-            let (expected, found) = (spec.shape.clone(), view.shape().to_vec());
+        let num_bytes = format.and_then(|format| {
+            let (out_features, in_features) = spec.matrix_shape();
+            format.matrix_bytes(out_features, in_features)
+        });
+        let expected = num_bytes.map_or_else(|| spec.shape.clone(), |num_bytes| vec![num_bytes]);
+        if view.shape() != expected {
+            let found = view.shape().to_vec();
             report.misshapen.push(Misshapen { name: name.clone(), expected, found });
         }
     }
@@ -118,36 +196,50 @@ pub(crate) fn copied_matrices(
     config: &Qwen3Config,
     checkpoint: &Checkpoint,
 ) -> Vec<(Located, CopyReason)> {
-    let mut tensors = locate(config, |name| checkpoint.get(name).is_some());
-    let is_copied = |tensor: &TensorView<'_>| CopyReason::of(tensor).is_some();
-    if let Some((head, embedding)) = head_and_embedding(&tensors)
-        && are_equal_copies(checkpoint, is_copied, head, embedding)
-    {
-        tensors.retain(|tensor| tensor.spec.role != Role::Head);
-    }
+    // Formats that aren't known are an error of the loader's.
+    let packed = PackedFormats::of(config).unwrap_or_default();
+    let is_copied =
+        |spec: &TensorSpec, view: &TensorView<'_>| packed.format_in_place(spec, view).is_err();
+    let tensors = locate_once(config, checkpoint, is_copied);
     let mut names = BTreeSet::new();
     let matrices = tensors.into_iter().filter(|tensor| tensor.spec.role.is_matrix());
     let copied = matrices.filter_map(|tensor| {
         let view = checkpoint.get(&tensor.stored_as)?;
-        let reason = CopyReason::of(&view)?;
+        let reason = packed.format_in_place(&tensor.spec, &view).err()?;
         names.insert(view.name()).then_some((tensor, reason))
     });
     copied.collect()
 }
 
-/// Whether both are there, would be copied and have the same bytes.
-fn are_equal_copies(
+/// The tensors of the graph of `config` in `checkpoint`, less a head that would be a second copy of the embedding.
+pub(crate) fn locate_once(
+    config: &Qwen3Config,
     checkpoint: &Checkpoint,
-    is_copied: impl Fn(&TensorView<'_>) -> bool,
+    is_copied: impl Fn(&TensorSpec, &TensorView<'_>) -> bool,
+) -> Vec<Located> {
+    let mut tensors = locate(config, |name| checkpoint.get(name).is_some());
+    if let Some((head, embedding)) = head_and_embedding(&tensors)
+        && are_equal_copies(checkpoint, is_copied, head, embedding)
+    {
+        tensors.retain(|tensor| tensor.spec.role != Role::Head);
+    }
+    tensors
+}
+
+/// Whether both are there, would be copied and have the same bytes.
+pub(super) fn are_equal_copies(
+    checkpoint: &Checkpoint,
+    is_copied: impl Fn(&TensorSpec, &TensorView<'_>) -> bool,
     a: &Located,
     b: &Located,
 ) -> bool {
+    let spec = &a.spec;
     let (Some(a), Some(b)) = (checkpoint.get(&a.stored_as), checkpoint.get(&b.stored_as)) else {
         return false;
     };
     let (bytes, others) = (a.bytes(), b.bytes());
     // Where they are read in place, comparing would cost more than reading both.
-    is_copied(&a)
+    is_copied(spec, &a)
         && (a.dtype(), a.shape()) == (b.dtype(), b.shape())
         && (ptr::eq(bytes, others) || bytes == others)
 }
@@ -157,18 +249,8 @@ fn are_equal_copies(
 pub enum CopyReason {
     /// It is stored in another dtype than bfloat16.
     Dtype(Dtype),
-    /// It is bfloat16 at an odd address.
+    /// It is at an address where its elements may not start.
     Misaligned,
-}
-
-impl CopyReason {
-    /// Why `tensor` has to be copied; `None` if the kernels can read it where it is.
-    fn of(tensor: &TensorView<'_>) -> Option<Self> {
-        match tensor.dtype() {
-            Dtype::BF16 => tensor.as_bf16().is_err().then_some(Self::Misaligned),
-            other => Some(Self::Dtype(other)),
-        }
-    }
 }
 
 impl fmt::Display for CopyReason {

@@ -6,7 +6,7 @@ use nano_vllm_rs::model::{DType, Qwen3Config};
 use nano_vllm_rs::qwen3::copied_weights;
 use nano_vllm_rs::weights::Checkpoint;
 
-use crate::args::{ComputeArgs, DeviceArg};
+use crate::args::{ComputeArgs, CpuArgs, DeviceArg};
 use crate::format::{bytes, plural};
 use crate::model::Model;
 use crate::table::{Align, Table};
@@ -15,12 +15,18 @@ use crate::tensor_names::{ranges, split_at_layer};
 /// Which weights a model is computed from copies of, to compute as `compute` says.
 pub(crate) fn report(model: &Model, compute: ComputeArgs) -> String {
     match compute.device {
-        DeviceArg::Cpu => {
-            let dtype = model.dtype(compute.cpu.dtype);
-            table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
-        }
+        DeviceArg::Cpu => report_on_cpu(model, compute.cpu),
         DeviceArg::Cuda | DeviceArg::Metal => "weights copied to the device: all".to_owned(),
     }
+}
+
+/// As [`report`], on the CPU.
+pub(crate) fn report_on_cpu(model: &Model, cpu: CpuArgs) -> String {
+    if let Some(preset) = cpu.quantize {
+        return format!("weights quantised in memory: all matrices, to {preset}");
+    }
+    let dtype = model.dtype(cpu.dtype);
+    table(&model.config, &model.checkpoint, dtype).to_string().trim_end().to_owned()
 }
 
 /// The matrices that a model on the CPU copies to compute in `dtype`, why, and what the copies take; a row for the same

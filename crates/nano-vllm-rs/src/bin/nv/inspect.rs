@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use nano_vllm_rs::config::{Dtype, RopeScaling};
 use nano_vllm_rs::model::Qwen3Config;
+use nano_vllm_rs::qwen3::{LoadedMatrix, packed_matrices};
 use nano_vllm_rs::weights::Checkpoint;
 
 use crate::args::InspectArgs;
@@ -20,9 +21,14 @@ pub(crate) fn run(args: &InspectArgs, verbose: bool) -> Result<ExitCode> {
     let model = Model::open(&args.model, args.revision.as_deref())?;
     let Model { config, checkpoint, .. } = &model;
     let mut out = io::stdout().lock();
+    // A format that isn't known is one of the problems below.
+    let packed = packed_matrices(config, checkpoint).unwrap_or_default();
     writeln!(out, "{}", config_table(config))?;
-    writeln!(out, "{}", tensor_table(checkpoint, args.all))?;
-    write!(out, "{}", memory_table(config))?;
+    writeln!(out, "{}", tensor_table(checkpoint, &packed, args.all))?;
+    if !packed.is_empty() {
+        writeln!(out, "{}", packed_table(&packed))?;
+    }
+    write!(out, "{}", memory_table(config, checkpoint, &packed))?;
     if verbose {
         write!(out, "\n{}", copies::table(config, checkpoint, model.dtype(None)))?;
     }
@@ -87,16 +93,20 @@ struct TensorGroup {
 }
 
 /// Names, dtypes and shapes, a row for the same tensor of all layers, or one for each tensor if `all`.
-fn tensor_table(checkpoint: &Checkpoint, all: bool) -> Table<5> {
+fn tensor_table(checkpoint: &Checkpoint, packed: &[LoadedMatrix], all: bool) -> Table<5> {
+    let packed: BTreeMap<&str, &LoadedMatrix> =
+        packed.iter().map(|matrix| (&*matrix.spec.name, matrix)).collect();
     let mut groups = BTreeMap::<TensorKey<'_>, TensorGroup>::new();
     for tensor in checkpoint.tensors() {
         let (before, layer, after) = split_at_layer(tensor.name());
-        let dtype = format!("{:?}", tensor.dtype());
-        let key =
-            TensorKey { before, layer: layer.filter(|_| all), after, dtype, shape: tensor.shape() };
+        let (dtype, shape) = match packed.get(tensor.name()) {
+            Some(matrix) => (matrix.format.name().to_owned(), &*matrix.spec.shape),
+            None => (format!("{:?}", tensor.dtype()), tensor.shape()),
+        };
+        let key = TensorKey { before, layer: layer.filter(|_| all), after, dtype, shape };
         let group = groups.entry(key).or_default();
         group.layers.extend(layer);
-        group.num_elements += tensor.shape().iter().map(|&size| size as u64).product::<u64>();
+        group.num_elements += shape.iter().map(|&size| size as u64).product::<u64>();
         group.num_bytes += tensor.bytes().len() as u64;
     }
 
@@ -119,12 +129,41 @@ fn tensor_table(checkpoint: &Checkpoint, all: bool) -> Table<5> {
     table
 }
 
+/// The formats of quantised matrices, and what they take.
+fn packed_table(packed: &[LoadedMatrix]) -> Table<5> {
+    let mut formats = BTreeMap::<&str, (usize, u64, u64)>::new();
+    for matrix in packed {
+        let (num_matrices, num_weights, num_bytes) =
+            formats.entry(matrix.format.name()).or_default();
+        *num_matrices += 1;
+        *num_weights += matrix.spec.num_elements() as u64;
+        *num_bytes += matrix.num_bytes as u64;
+    }
+    let align = [Align::Left, Align::Right, Align::Right, Align::Right, Align::Right];
+    let mut table = Table::new("quantised matrices", align);
+    table.row([&"", &"matrices", &"weights", &"bytes", &"bits a weight"]);
+    for (name, (num_matrices, num_weights, num_bytes)) in formats {
+        let bits = format!("{:.2}", (8 * num_bytes) as f64 / num_weights as f64);
+        table.row([&name, &num_matrices, &grouped(num_weights), &bytes(num_bytes), &bits]);
+    }
+    table
+}
+
 /// What the model takes in either dtype.
-fn memory_table(config: &Qwen3Config) -> Table<3> {
+fn memory_table(
+    config: &Qwen3Config,
+    checkpoint: &Checkpoint,
+    packed: &[LoadedMatrix],
+) -> Table<3> {
     let mut table = Table::new("memory", [Align::Left, Align::Right, Align::Right]);
     table.row([&"", &"bf16", &"f32"]);
     let weights = |num_bytes| bytes(config.num_parameters() * num_bytes);
-    table.row([&"weights", &weights(2), &weights(4)]);
+    if packed.is_empty() {
+        table.row([&"weights", &weights(2), &weights(4)]);
+    } else {
+        let stored = bytes(checkpoint.num_bytes() as u64);
+        table.row([&"weights", &stored, &stored]);
+    }
     let mut kv_cache = |num_tokens| {
         let size =
             |num_bytes| bytes((config.kv_cache_bytes_per_token(num_bytes) * num_tokens) as u64);

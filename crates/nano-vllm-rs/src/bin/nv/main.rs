@@ -14,7 +14,9 @@ mod interrupt;
 mod log;
 mod manual;
 mod model;
+mod progress;
 mod prompt;
+mod quantize;
 #[cfg(feature = "server")]
 mod serve;
 mod table;
@@ -68,6 +70,7 @@ fn run(Args { command, verbose, .. }: Args) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(&args, verbose),
         Command::Chat(args) => chat::run(&args, verbose),
         Command::Inspect(args) => inspect::run(&args, verbose),
+        Command::Quantize(args) => quantize::run(&args),
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(&args, verbose),
         Command::Bench(args) => bench::run(&args, verbose),

@@ -1,7 +1,8 @@
 //! A model by its name or folder, opened as far as every command needs it.
 
+use std::fs;
 use std::panic::resume_unwind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,13 +13,13 @@ use nano_vllm_rs::engine;
 use nano_vllm_rs::model::{
     Cpu, DType, Device, ModelFiles, Qwen3Config, Qwen3ForCausalLM, load_config,
 };
-use nano_vllm_rs::qwen3::{check_tensors, config_warnings};
+use nano_vllm_rs::qwen3::{LoadOptions, Preset, check_tensors, config_warnings};
 use nano_vllm_rs::text::{ChatTemplate, Tokenizer};
 use nano_vllm_rs::weights::{self, Checkpoint, Hub};
 
 use crate::args::{ComputeArgs, DeviceArg, DtypeArg, ModelArgs, SamplingArgs};
 use crate::prompt::Prompt;
-use crate::say;
+use crate::{progress, say};
 
 /// The checkpoint that runs unless another is asked for.
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo");
@@ -100,6 +101,23 @@ impl Model {
         }
     }
 
+    /// `config.json`.
+    pub(crate) fn config_path(&self) -> &Path {
+        &self.files.config
+    }
+
+    /// The files that go with a model's weights and config, by their names in its folder.
+    pub(crate) fn side_files(&self) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+        let paths = self.files.text.iter().chain(&self.files.generation_config);
+        let read = |path: &PathBuf| {
+            let content =
+                fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let name = path.strip_prefix(&self.files.dir).context("a file of another folder")?;
+            Ok((name.to_owned(), content))
+        };
+        paths.map(read).collect()
+    }
+
     /// What the makers of the model recommend; if they don't say, greedy with the config's end tokens.
     pub(crate) fn generation_config(&self) -> Result<GenerationConfig> {
         let path = self.files.generation_config.as_deref();
@@ -140,7 +158,10 @@ impl Model {
         thread::scope(|scope| {
             let load = || {
                 let qwen3 = self.load(compute);
-                self.checkpoint.prefetch(&text_is_ready);
+                // What was quantised isn't read again.
+                if compute.cpu.quantize.is_none() {
+                    self.checkpoint.prefetch(&text_is_ready);
+                }
                 qwen3
             };
             let qwen3 = thread::Builder::new().spawn_scoped(scope, load);
@@ -160,14 +181,29 @@ impl Model {
     pub(crate) fn load(&self, compute: ComputeArgs) -> Result<Qwen3ForCausalLM> {
         let dtype = self.dtype(compute.cpu.dtype);
         let device = open_device(compute.device)?;
-        let (config, checkpoint) = (&self.config, &self.checkpoint);
-        Ok(match compute.cpu.threads {
-            Some(threads) if device.is_cpu() => {
-                let cpu = Cpu::new(threads.into())?;
-                Qwen3ForCausalLM::from_checkpoint_on(config, checkpoint, dtype, cpu)?
+        let threads = compute.cpu.threads.filter(|_| device.is_cpu());
+        let cpu = threads.map(|threads| Cpu::new(threads.into())).transpose()?;
+        self.load_on(&self.checkpoint, dtype, &device, cpu, compute.cpu.quantize)
+    }
+
+    /// Builds the model from `checkpoint`, which holds its weights; a bar shows how far they are quantised.
+    pub(crate) fn load_on(
+        &self,
+        checkpoint: &Arc<Checkpoint>,
+        dtype: DType,
+        device: &Device,
+        cpu: Option<Cpu>,
+        quantize: Option<Preset>,
+    ) -> Result<Qwen3ForCausalLM> {
+        let bar = quantize.map(|_| progress::bar("quantising", checkpoint.num_bytes()));
+        let progress = |num_bytes| {
+            if let Some(bar) = &bar {
+                bar.inc(num_bytes as u64);
             }
-            _ => Qwen3ForCausalLM::from_checkpoint(config, checkpoint, dtype, &device)?,
-        })
+        };
+        let new = LoadOptions::new(dtype, device);
+        let options = LoadOptions { cpu, quantize, progress: &progress, ..new };
+        Ok(Qwen3ForCausalLM::load(&self.config, checkpoint, options)?)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Which model a command runs, and how it is computed.
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ValueEnum, value_parser};
+use nano_vllm_rs::qwen3::Preset;
 
 /// The model that a command runs. Its name is an argument; a command that has another argument makes an option of it.
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,10 @@ pub(crate) struct CpuArgs {
     /// What to compute in [default: bf16 for a checkpoint stored in bf16, else f32].
     #[arg(long)]
     pub(crate) dtype: Option<DtypeArg>,
+
+    /// Quantise the model's matrices while it is loaded.
+    #[arg(long, value_name = "PRESET", value_parser = preset())]
+    pub(crate) quantize: Option<Preset>,
 
     /// CPU threads [default: one a physical core].
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
@@ -49,4 +54,9 @@ pub(crate) enum DeviceArg {
     Cpu,
     Cuda,
     Metal,
+}
+
+/// The names of the presets of quantisation.
+pub(super) fn preset() -> impl TypedValueParser<Value = Preset> {
+    PossibleValuesParser::new(Preset::ALL.map(Preset::name)).try_map(|name| name.parse::<Preset>())
 }

@@ -1,5 +1,6 @@
 //! The measurements, on one model.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -9,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nano_vllm_rs::engine::{Engine, EngineConfig};
-use nano_vllm_rs::kernels::{Pool, Precision};
-use nano_vllm_rs::model::{Cpu, DType, Qwen3ForCausalLM};
+use nano_vllm_rs::kernels::Pool;
+use nano_vllm_rs::model::{Cpu, DType, Device, Qwen3ForCausalLM};
 use nano_vllm_rs::text::Tokenizer;
 use nano_vllm_rs::weights::Checkpoint;
 
 use super::floor::Costs;
-use super::limits::Machine;
+use super::limits::{Machine, Products};
 use super::memory::peak_private;
 use super::patience::{Interrupted, LONGEST_PROMPT, TooSlow, check, within};
 use super::report::{Memory, Report, Row, Skipped};
@@ -44,22 +45,29 @@ pub(super) fn measure(
     interrupted: &AtomicBool,
 ) -> Result<Report> {
     let dtype = model.dtype(args.cpu.dtype);
-    let (precision, dtype_name) =
-        if dtype == DType::BF16 { (Precision::Bf16, "bf16") } else { (Precision::F32, "f32") };
+    let (of_floats, dtype_name) =
+        if dtype == DType::BF16 { (Products::Bf16, "bf16") } else { (Products::F32, "f32") };
     let cpu = Cpu::new(args.cpu.threads.map_or_else(Pool::default_threads, usize::from))?;
-    let qwen3 = build(model, &model.checkpoint, dtype, &cpu)?;
+    let quantize = args.cpu.quantize;
+    let load =
+        || model.load_on(&model.checkpoint, dtype, &Device::Cpu, Some(cpu.clone()), quantize);
+    let qwen3 = load()?;
+    let is_quantized = qwen3.matrices().iter().any(|matrix| matrix.format.is_portable());
+    let products = if is_quantized { Products::Int8 } else { of_floats };
     let costs = Costs::new(&model.config, qwen3.matrices(), dtype.size_in_bytes());
-    let machine = Machine::new(cpu, precision, Arc::clone(&model.checkpoint));
+    let machine = Machine::new(cpu, products, Arc::clone(&model.checkpoint));
 
     let mut report = Report {
         model: args.synth.map_or_else(|| name.to_owned(), |size| format!("random {size}")),
         num_parameters: model.config.num_parameters(),
         weight_bytes: costs.weight_bytes(),
         dtype: dtype_name,
+        formats: formats(&qwen3),
+        quantize,
         cpu_name: Machine::cpu_name(),
         isa: machine.cpu.kernels().isa(),
         threads: machine.cpu.pool().threads(),
-        precision,
+        products,
         peaks: machine.peaks(),
         memory: None,
         rows: Vec::new(),
@@ -178,7 +186,9 @@ impl Bench<'_> {
             check(self.interrupted)?;
             let start = Instant::now();
             let checkpoint = Arc::new(Checkpoint::open(&paths)?);
-            let qwen3 = build(self.model, &checkpoint, self.dtype, &self.machine.cpu)?;
+            let (cpu, quantize) = (self.machine.cpu.clone(), self.report.quantize);
+            let device = &Device::Cpu;
+            let qwen3 = self.model.load_on(&checkpoint, self.dtype, device, Some(cpu), quantize)?;
             let time = start.elapsed();
             drop(qwen3);
             Ok(time)
@@ -218,6 +228,9 @@ impl Bench<'_> {
             command.args(["--revision", revision]);
         }
         command.args(["--dtype", self.report.dtype]);
+        if let Some(preset) = self.report.quantize {
+            command.args(["--quantize", preset.name()]);
+        }
         command.args(["--threads", &self.report.threads.to_string()]);
         command.args(["--", prompt]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -304,14 +317,10 @@ fn prompt_within<T>(
     if stop.load(Ordering::Relaxed) { Err(TooSlow.into()) } else { result }
 }
 
-fn build(
-    model: &Model,
-    checkpoint: &Arc<Checkpoint>,
-    dtype: DType,
-    cpu: &Cpu,
-) -> Result<Qwen3ForCausalLM> {
-    let cpu = cpu.clone();
-    Ok(Qwen3ForCausalLM::from_checkpoint_on(&model.config, checkpoint, dtype, cpu)?)
+/// The formats of the model's matrices, each once.
+fn formats(qwen3: &Qwen3ForCausalLM) -> String {
+    let names: BTreeSet<_> = qwen3.matrices().iter().map(|matrix| matrix.format.name()).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// A text of `START_PROMPT` tokens, or the fewest more, and how many it has.

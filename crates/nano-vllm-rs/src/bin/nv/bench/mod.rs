@@ -55,8 +55,7 @@ fn measure(
     verbose: bool,
 ) -> Result<ExitCode> {
     if verbose {
-        let copied = copies::table(&model.config, &model.checkpoint, model.dtype(args.cpu.dtype));
-        say(copied.to_string().trim_end());
+        say(copies::report_on_cpu(model, args.cpu));
     }
     let report = measure::measure(args, name, model, interrupted)?;
     let mut out = io::stdout().lock();

@@ -3,11 +3,12 @@
 use std::fmt;
 
 use clap::ValueEnum;
-use nano_vllm_rs::kernels::{Isa, Precision};
+use nano_vllm_rs::kernels::Isa;
+use nano_vllm_rs::qwen3::Preset;
 use serde_json::{Value, json};
 
 use super::floor::{Floor, Work};
-use super::limits::Peak;
+use super::limits::{Peak, Products};
 use super::serving::Served;
 use super::timing::{Timing, median};
 use crate::args::Section;
@@ -22,7 +23,11 @@ pub(crate) struct Report {
     /// Bytes of matrices that each step reads.
     pub(crate) weight_bytes: u64,
     pub(crate) dtype: &'static str,
-    pub(crate) precision: Precision,
+    /// What its matrices are stored as.
+    pub(crate) formats: String,
+    /// How they were quantised for the run, if they were.
+    pub(crate) quantize: Option<Preset>,
+    pub(crate) products: Products,
     pub(crate) cpu_name: Option<String>,
     pub(crate) isa: Isa,
     pub(crate) threads: usize,
@@ -99,7 +104,7 @@ impl Report {
         let peaks = self.peaks.iter().map(|peak| {
             json!({
                 "isa": peak.isa.to_string(),
-                "precision": precision_name(peak.precision),
+                "precision": peak.products.name(),
                 "operations_per_second": peak.operations_a_second,
             })
         });
@@ -135,6 +140,7 @@ impl Report {
             "model": {
                 "name": self.model,
                 "dtype": self.dtype,
+                "formats": self.formats,
                 "parameters": self.num_parameters,
                 "bytes_per_step": self.weight_bytes,
             },
@@ -156,6 +162,7 @@ impl Report {
         let mut table = Table::new("model", [Align::Left, Align::Left]);
         table.row([&"name", &self.model]);
         table.row([&"dtype", &self.dtype]);
+        table.row([&"matrices", &self.formats]);
         table.row([&"parameters", &grouped(self.num_parameters)]);
         table.row([&"read by every step", &bytes(self.weight_bytes)]);
         table
@@ -187,16 +194,17 @@ impl Report {
         }
         if let Some(range) = Range::of(limits.map(|limits| limits.product_peak)) {
             table.row([
-                &format!("{} products, {}", precision_name(self.precision), self.isa),
+                &format!("{} products, {}", self.products.name(), self.isa),
                 &giga(range.median),
                 &giga(range.lowest),
                 &giga(range.highest),
-                &"GFLOP/s",
+                &self.products.unit(),
             ]);
         }
         for peak in &self.peaks {
-            let name = format!("{} products, {}", precision_name(peak.precision), peak.isa);
-            table.row([&name, &giga(peak.operations_a_second), &"", &"", &"GFLOP/s, at the start"]);
+            let name = format!("{} products, {}", peak.products.name(), peak.isa);
+            let unit = format!("{}, at the start", peak.products.unit());
+            table.row([&name, &giga(peak.operations_a_second), &"", &"", &unit]);
         }
         table
     }
@@ -293,11 +301,4 @@ fn giga(number: f64) -> String {
 fn name(section: Section) -> String {
     let value = section.to_possible_value();
     value.map(|value| value.get_name().to_owned()).unwrap_or_default()
-}
-
-fn precision_name(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-    }
 }

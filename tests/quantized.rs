@@ -1,0 +1,234 @@
+//! Quantised models: the same bits on every machine, in whatever way they were made; and what can't be quantised.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use nv_config::{Qwen3Config, load_config};
+use nv_kernels::{Isa, Kernels, Pool};
+use nv_qwen3::{
+    Cpu, LoadOptions, Preset, Quantizer, Qwen3ForCausalLM, check_tensors, copied_weights,
+    packed_matrices,
+};
+use nv_weights::{Checkpoint, ModelFiles};
+use tempfile::TempDir;
+use xtask::reference::sha256_of;
+use xtask::verify::tiers;
+
+use crate::copies::{demo_with_nan, start_of};
+
+/// SHA-256 of the bits of the demo's logits, by preset and by what keys and values are kept in. Every machine has these.
+///
+/// They change where the arithmetic of quantised models does, and only there: then users' answers change, and the changelog says so.
+const DIGESTS: [(Preset, DType, &str); 2] =
+    [(Preset::Q8, DType::F32, "?"), (Preset::Q8, DType::BF16, "?")];
+
+const NUM_TOKENS: usize = 70;
+
+struct Model {
+    config: Qwen3Config,
+    checkpoint: Arc<Checkpoint>,
+}
+
+impl Model {
+    fn open(files: &ModelFiles) -> Self {
+        let config = load_config(&files.config).unwrap();
+        Self { config, checkpoint: Arc::new(Checkpoint::open(&files.weights).unwrap()) }
+    }
+
+    fn demo() -> Self {
+        Self::open(&ModelFiles::from_dir(xtask::root().join("assets/demo")).unwrap())
+    }
+
+    /// The bytes of the logits that follow each of some tokens, which come in chunks.
+    fn logits(&self, quantize: Option<Preset>, dtype: DType, cpu: Cpu, chunk: usize) -> Vec<u8> {
+        let new = LoadOptions::new(dtype, &Device::Cpu);
+        let options = LoadOptions { cpu: Some(cpu), quantize, ..new };
+        let mut model = Qwen3ForCausalLM::load(&self.config, &self.checkpoint, options).unwrap();
+        let ids: Vec<u32> = (0..NUM_TOKENS as u32)
+            .map(|i| (i * i * 7 + 5) % self.config.vocab_size as u32)
+            .collect();
+        let mut bytes = Vec::new();
+        for (i, ids) in ids.chunks(chunk).enumerate() {
+            let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap(); // [1, seq_len]
+            let logits = model.forward_all(&ids, i * chunk).unwrap();
+            let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            bytes.extend(logits.into_iter().flat_map(f32::to_le_bytes));
+        }
+        bytes
+    }
+}
+
+fn best() -> Cpu {
+    Cpu::with_kernels(Kernels::for_isa(Isa::detect()).unwrap(), 2).unwrap()
+}
+
+/// Promise 4.
+#[test]
+#[expect(clippy::print_stdout, reason = "a run says what it covered")]
+fn every_tier_has_the_committed_bits_whatever_the_way() {
+    let demo = Model::demo();
+    println!("tiers whose bits were compared: {:?}", tiers());
+    for (preset, dtype, expected) in DIGESTS {
+        for kernels in tiers().into_iter().map(|isa| Kernels::for_isa(isa).unwrap()) {
+            for (threads, chunk) in [(2, NUM_TOKENS), (1, 1), (3, 9)] {
+                let cpu = Cpu::with_kernels(kernels, threads).unwrap();
+                let bits = demo.logits(Some(preset), dtype, cpu, chunk);
+                let isa = kernels.isa();
+                let case =
+                    format!("{preset}, keys in {dtype:?}, {isa}, {threads} threads, by {chunk}");
+                assert_eq!(sha256_of(&bits), expected, "{case}");
+            }
+        }
+    }
+}
+
+/// `demo` or a variant of it, quantised into a folder.
+fn write(model: &Model, preset: Preset, out: &Path) -> nv_qwen3::Result<ModelFiles> {
+    let quantizer = Quantizer::new(&model.config, &model.checkpoint, preset)?;
+    let config = fs::read_to_string(xtask::root().join("assets/demo/config.json")).unwrap();
+    let files = [("config.json".into(), quantizer.config_json(&config)?.into_bytes())];
+    quantizer.write(out, &files, &Pool::new(2).unwrap(), |_| true)?;
+    Ok(ModelFiles::from_dir(out).unwrap())
+}
+
+#[test]
+fn a_written_model_is_the_one_that_is_quantised_at_load_and_is_read_in_place() {
+    let demo = Model::demo();
+    let dir = tempfile::tempdir().unwrap();
+    for preset in Preset::ALL {
+        let files = write(&demo, preset, &dir.path().join(preset.name())).unwrap();
+        let written = Model::open(&files);
+        check_tensors(&written.config, &written.checkpoint).unwrap();
+        assert_eq!(copied_weights(&written.config, &written.checkpoint, DType::BF16), []);
+        // Seven matrices a layer, and the embedding.
+        let packed = packed_matrices(&written.config, &written.checkpoint).unwrap();
+        assert_eq!(packed.len(), 6 * 7 + 1);
+        for matrix in &packed {
+            assert_eq!(preset.format(matrix.spec.role), Some(matrix.format));
+        }
+        let at_load = demo.logits(Some(preset), DType::BF16, best(), 16);
+        assert_eq!(written.logits(None, DType::BF16, best(), 16), at_load);
+        // From other addresses they are copied, and still the same.
+        let moved = moved(&files);
+        assert!(!copied_weights(&moved.1.config, &moved.1.checkpoint, DType::BF16).is_empty());
+        assert_eq!(moved.1.logits(None, DType::BF16, best(), 16), at_load);
+    }
+}
+
+/// The model with its tensors 8 bytes further, as other writers put them.
+fn moved(files: &ModelFiles) -> (TempDir, Model) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(&files.config, dir.path().join("config.json")).unwrap();
+    let bytes = fs::read(&files.weights[0]).unwrap();
+    let len = u64::from_le_bytes(*bytes.first_chunk().unwrap());
+    let (header, data) = bytes[8..].split_at(usize::try_from(len).unwrap());
+    let moved = [&(len + 8).to_le_bytes(), header, &[b' '; 8], data].concat();
+    fs::write(dir.path().join("model.safetensors"), moved).unwrap();
+    let model = Model::open(&ModelFiles::from_dir(dir.path()).unwrap());
+    (dir, model)
+}
+
+#[test]
+fn what_cannot_be_quantised_is_refused_and_nothing_stays() {
+    let (_dir, files) = demo_with_nan("model.layers.2.mlp.down_proj.weight", 3 * 480 + 17);
+    let model = Model::open(&files);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let chain = |error: &dyn std::error::Error| format!("{error}: {}", error.source().unwrap());
+    let expected = "tensor `model.layers.2.mlp.down_proj.weight`: row 3, column 17: expected a finite value, found NaN";
+
+    let error = write(&model, Preset::Q8, &out).unwrap_err();
+    assert!(chain(&error).ends_with(expected), "{}", chain(&error));
+    let new = LoadOptions::new(DType::BF16, &Device::Cpu);
+    let options = LoadOptions { quantize: Some(Preset::Q8), ..new };
+    let error = Qwen3ForCausalLM::load(&model.config, &model.checkpoint, options).unwrap_err();
+    assert!(chain(&error).ends_with(expected), "{}", chain(&error));
+
+    let demo = Model::demo();
+    let quantizer = Quantizer::new(&demo.config, &demo.checkpoint, Preset::Q8).unwrap();
+    let pool = Pool::new(1).unwrap();
+    let mut read = 0;
+    let stopped = quantizer.write(&out, &[], &pool, |num_bytes| {
+        read += num_bytes;
+        read < quantizer.num_bytes() / 2
+    });
+    let expected = format!("stopped before {} was complete; nothing of it is left", out.display());
+    assert_eq!(stopped.unwrap_err().to_string(), expected);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+
+    let written = Model::open(&write(&demo, Preset::Q8, &out).unwrap());
+    let again = write(&demo, Preset::Q8, &out).unwrap_err().to_string();
+    assert_eq!(again, format!("{} exists already", out.display()));
+    let expected = "the model is quantised already: quantise the one that it was made from";
+    let error = write(&written, Preset::Q8, &dir.path().join("other")).unwrap_err();
+    assert_eq!(error.to_string(), expected);
+    let options =
+        LoadOptions { quantize: Some(Preset::Q8), ..LoadOptions::new(DType::BF16, &Device::Cpu) };
+    let error = Qwen3ForCausalLM::load(&written.config, &written.checkpoint, options).unwrap_err();
+    assert_eq!(error.to_string(), expected);
+    let vb = written.checkpoint.var_builder(DType::F32, &Device::Cpu);
+    assert_eq!(
+        Qwen3ForCausalLM::new(&written.config, vb).unwrap_err().to_string(),
+        "the model is quantised, which a `VarBuilder` can't give: load it from a `Checkpoint`"
+    );
+}
+
+#[test]
+fn a_damaged_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = write(&Model::demo(), Preset::Q8, &dir.path().join("q8")).unwrap();
+    let whole = fs::read(&files.weights[0]).unwrap();
+    let config = fs::read_to_string(&files.config).unwrap();
+    let load = |bytes: &[u8], config: &str| -> Result<(), String> {
+        fs::write(&files.weights[0], bytes).unwrap();
+        fs::write(&files.config, config).unwrap();
+        let config = load_config(&files.config).map_err(|error| format!("{error:?}"))?;
+        let checkpoint = Checkpoint::open(&files.weights).map_err(|error| error.to_string())?;
+        let new = LoadOptions::new(DType::BF16, &Device::Cpu);
+        match Qwen3ForCausalLM::load(&config, &Arc::new(checkpoint), new) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                Err(format!("{error}: {}", source.unwrap_or_default()))
+            }
+        }
+    };
+    let check = |bytes: &[u8], config: &str, expected: &str| {
+        let error = load(bytes, config).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    };
+    load(&whole, &config).unwrap();
+    let name = "model.layers.1.self_attn.v_proj.weight";
+    let start = start_of(name, &whole);
+    // The scale of the first row's first group.
+    for (scale, shown) in [(0x7e00u16, "NaN"), (0x7c00, "inf"), (0xb000, "-0.125")] {
+        let mut bytes = whole.clone();
+        bytes[start..start + 2].copy_from_slice(&scale.to_le_bytes());
+        let expected = format!(
+            "tensor `{name}` is damaged: quantize the model again: row 0, group 0: expected a finite scale of 0 or more, found {shown}"
+        );
+        check(&bytes, &config, &expected);
+    }
+    check(&whole[..whole.len() - 5], &config, "bytes");
+    check(
+        &whole,
+        &config.replace("\"version\": 1", "\"version\": 2"),
+        "quantization_config.version",
+    );
+    check(
+        &whole,
+        &config.replace("\"q8\"", "\"q9\""),
+        "`quantization_config.formats.down_proj`: no format is called `q9`; quantize the model again",
+    );
+    // Without the config's word it is bytes.
+    let plain = config.replace("\"quantization_config\"", "\"other\"");
+    check(&whole, &plain, "43 of another dtype than BF16, F16, F32 and F64");
+    // Other sizes than the config's.
+    check(
+        &whole,
+        &config.replace("\"vocab_size\": 2048", "\"vocab_size\": 2000"),
+        "1 of another shape",
+    );
+}
