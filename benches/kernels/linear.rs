@@ -225,7 +225,7 @@ const LINE_BYTES: usize = 64;
 impl<'a> Packed<'a> {
     fn new(pool: &Pool, format: Format, region: &'a Region<'a>) -> Self {
         let sizes = region.out_features.iter();
-        let layer_bytes =
+        let layer_bytes: usize =
             sizes.map(|&size| format.matrix_bytes(size, region.in_features).unwrap()).sum();
         let len = region.num_layers() * layer_bytes;
         let lines = vec![[0; LINE_BYTES]; len.div_ceil(LINE_BYTES) + 1];
