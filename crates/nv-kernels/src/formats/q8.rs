@@ -57,11 +57,10 @@ impl<const STEPS: usize> WeightFormat for Q8<STEPS> {
                 let scale = scale(values)
                     .map_err(|column| Unencodable { row, column: group * Self::GROUP + column })?;
                 scales[group][row] = scale;
-                let scale = scale.to_f32();
-                for (values, step) in values.chunks(STEP).zip(steps) {
-                    for (value, byte) in values.iter().zip(&mut step[row * STEP..]) {
-                        *byte = encoded(*value, scale);
-                    }
+                let mut bytes = [[ZERO_POINT; STEP]; STEPS];
+                encode_group(values, scale.to_f32(), bytes.as_flattened_mut());
+                for (bytes, step) in bytes.iter().zip(steps) {
+                    step[row * STEP..][..STEP].copy_from_slice(bytes);
                 }
             }
         }
@@ -84,31 +83,31 @@ fn integer(byte: u8) -> i16 {
 /// # Errors
 /// Where the largest is, if the scale is too large for f16.
 fn scale(values: &[f32]) -> Result<f16, usize> {
-    let (mut largest, mut column) = (0.0f32, 0);
-    for (i, value) in values.iter().enumerate() {
-        if value.abs() > largest {
-            (largest, column) = (value.abs(), i);
-        }
-    }
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let largest = values.iter().fold(0.0, |largest, value| larger(largest, value.abs()));
     let mut scale = f16::from_f32(largest / MAX);
     if largest > (MAX + 0.5) * scale.to_f32() {
         scale = f16::from_bits(scale.to_bits() + 1);
     }
-    if scale.is_finite() { Ok(scale) } else { Err(column) }
+    if scale.is_finite() {
+        return Ok(scale);
+    }
+    let is_largest = |value: &f32| value.abs() >= largest;
+    Err(values.iter().position(is_largest).expect("the largest is one of them"))
 }
 
-/// `value` in units of `scale`, to the nearest.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "from 1 to 255 by then"
-)]
-fn encoded(value: f32, scale: f32) -> u8 {
+/// `values` in units of `scale`, to the nearest, ties to even.
+fn encode_group(values: &[f32], scale: f32, bytes: &mut [u8]) {
+    /// An f32 of this size has no fraction: adding to it rounds, and the sum's last bits are the integer's.
+    const WHOLE: f32 = 12_582_912.0;
     if scale == 0.0 {
-        return ZERO_POINT;
+        return;
     }
-    let integer = (value / scale).round_ties_even().clamp(-MAX, MAX);
-    (integer + f32::from(ZERO_POINT)) as u8
+    for (value, byte) in values.iter().zip(bytes) {
+        let integer = (value / scale).clamp(-MAX, MAX);
+        let sum = integer + (WHOLE + f32::from(ZERO_POINT));
+        *byte = sum.to_bits().to_le_bytes()[0];
+    }
 }
 
 /// Finite scales that are not negative: a NaN would make all of a row one, and no encoder writes another.
