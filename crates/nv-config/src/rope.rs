@@ -58,7 +58,8 @@ impl Yarn {
     pub fn attention_scaling(&self) -> f64 {
         let mscaled = |mscale: f64| match self.factor {
             factor if factor <= 1.0 => 1.0,
-            factor => 0.1 * mscale * factor.ln() + 1.0,
+            // Not `f64::ln`: the platform's own may differ from another's in the last bit.
+            factor => 0.1 * mscale * libm::log(factor) + 1.0,
         };
         // As in transformers, a zero is as good as none.
         let given = |mscale: Option<f64>| mscale.filter(|&m| m != 0.0);

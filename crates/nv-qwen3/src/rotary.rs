@@ -1,7 +1,8 @@
 //! Rotary position embedding, plain or stretched by YaRN.
 //!
 //! Angles are computed in float64 for the positions at hand and rounded once: no table is kept, so a model
-//! with a long context starts as fast as one with a short one.
+//! with a long context starts as fast as one with a short one. Elementary functions are `libm`'s, which has the same bits
+//! on every platform; the standard library's are the platform's own.
 
 use std::f64::consts::PI;
 
@@ -22,7 +23,7 @@ pub(crate) struct Qwen3RotaryEmbedding {
 impl Qwen3RotaryEmbedding {
     pub(crate) fn new(config: &Qwen3Config) -> Self {
         let inv_freq: Vec<f64> = (0..config.head_dim / 2)
-            .map(|pair| config.rope_theta.powf(-2.0 * pair as f64 / config.head_dim as f64))
+            .map(|pair| libm::pow(config.rope_theta, -2.0 * pair as f64 / config.head_dim as f64))
             .collect();
         match &config.rope_scaling {
             None => Self { inv_freq, attention_scaling: 1.0 },
@@ -37,7 +38,7 @@ impl Qwen3RotaryEmbedding {
         let mut sin = Vec::with_capacity(shape.0 * shape.1);
         for &position in positions {
             for frequency in &self.inv_freq {
-                let (s, c) = (position as f64 * frequency).sin_cos();
+                let (s, c) = libm::sincos(position as f64 * frequency);
                 cos.push(to_f32(c * self.attention_scaling));
                 sin.push(to_f32(s * self.attention_scaling));
             }
@@ -60,8 +61,8 @@ fn yarn_frequencies(
     let head_dim = config.head_dim as f64;
     // The (fractional) pair that turns `rotations` times within the original context.
     let pair_of = |rotations: f64| {
-        head_dim * (yarn.original_max_position_embeddings as f64 / (rotations * 2.0 * PI)).ln()
-            / (2.0 * config.rope_theta.ln())
+        let turns = yarn.original_max_position_embeddings as f64 / (rotations * 2.0 * PI);
+        head_dim * libm::log(turns) / (2.0 * libm::log(config.rope_theta))
     };
     let (mut low, mut high) = (pair_of(yarn.beta_fast), pair_of(yarn.beta_slow));
     if yarn.truncate {
@@ -90,6 +91,8 @@ fn to_f32(x: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
     use crate::ops::candle;
 
@@ -143,6 +146,39 @@ mod tests {
             [1.0, 0.1, 0.00625, 0.00025],
             1.5,
         );
+    }
+
+    /// SHA-256 of the cosines and sines at many positions, little-endian.
+    fn digest(config: &Qwen3Config) -> String {
+        let positions: Vec<usize> =
+            (0..256).chain((256..=131_072).step_by(997)).chain([40_959, 131_071]).collect();
+        let angles = Qwen3RotaryEmbedding::new(config).at(&positions, &Device::Cpu).unwrap();
+        let mut digest = Sha256::new();
+        for table in [angles.cos, angles.sin] {
+            for angle in table.flatten_all().unwrap().to_vec1::<f32>().unwrap() {
+                digest.update(angle.to_le_bytes());
+            }
+        }
+        digest.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
+
+    #[test]
+    fn angles_are_the_same_bits_on_every_platform() {
+        // Of the published models, and with the scaling that their README gives for long contexts.
+        let plain = Qwen3Config { head_dim: 128, rope_theta: 1e6, ..config("") };
+        let yarn = config(
+            r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                "original_max_position_embeddings": 32768}"#,
+        );
+        let yarn = Qwen3Config { head_dim: 128, rope_theta: 1e6, ..yarn };
+        let small = config("");
+        for (config, expected) in [
+            (plain, "68bd8528514393146c574f4170a942b8b1a36d385dace8f9d973c4fee0743b72"),
+            (yarn, "1db5382e765a5b9992403913a9d517a25e7bf033d8c5d82133ac942b8ab66f92"),
+            (small, "2ad5d30d950a7836bec412063723674b794eb5dbc2bb7f9044fcdab824529f39"),
+        ] {
+            assert_eq!(digest(&config), expected, "{config:?}");
+        }
     }
 
     #[test]

@@ -69,11 +69,11 @@ impl Softmax {
         total
     }
 
-    /// The natural logarithm of the sum of `exp(logit / temperature)`.
+    /// The natural logarithm of the sum of `exp(logit / temperature)`, the same on every platform.
     pub(crate) fn log_sum_exp(&self, logits: &[f32]) -> f64 {
         let total: u64 = logits.iter().map(|&logit| self.weight(logit)).sum();
         (f64::from(self.max_logit) * self.scale - f64::from(self.unit_log2)) * LN_2
-            + (total as f64).ln()
+            + libm::log(total as f64)
     }
 }
 
@@ -116,6 +116,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_logarithm_is_the_same_on_every_platform() {
+        let logits: Vec<f32> = (0u16..500).map(|i| f32::from(i * 97 % 501) / 32.0).collect();
+        let log =
+            |temperature| Softmax::new(logits.len(), 15.625, temperature).log_sum_exp(&logits);
+        let bits = [1.0, 0.3, 7.0].map(|temperature| log(temperature).to_bits());
+        assert_eq!(bits, [0x4033_1ad3_53ad_4479, 0x404b_32c7_d36d_1ca3, 0x401e_1e83_8a95_7578]);
     }
 
     proptest! {
