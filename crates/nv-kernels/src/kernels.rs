@@ -13,7 +13,8 @@ impl Kernels {
     /// `x @ weightᵀ` for several weights that share their input, in one parallel region.
     ///
     /// Shapes: `x` `[num_tokens, in_features]`; each output becomes `[num_tokens, out_features]` of its weight.
-    /// Dtypes: `x` f32, rounded to bf16 if `precision` says so; products summed in f32.
+    /// Dtypes: `x` f32, rounded to bf16 if `precision` says so; products summed in f32. Over weights in integers `x` is quantised to
+    /// 8 bits a token and group of K, whatever `precision` says; products of a group are summed as integers, groups in f32.
     ///
     /// # Panics
     /// If the shapes do not fit, or if f32 weights are to be multiplied in [`Precision::Bf16`].

@@ -379,7 +379,7 @@ impl<K: Int8Kernel, const STEPS: usize> Work for Multiply<'_, K, STEPS> {
 
 /// Strips that are read at once.
 struct Block<'a, const STEPS: usize> {
-    /// Of the block's, the first is repeated for those that are missing.
+    /// For those that are missing the first is repeated: a tile of several strips multiplies them, and nobody takes the results.
     strips: [Strip<'a, STEPS>; BLOCK],
     len: usize,
     /// Those that come next in the place of each.
@@ -466,7 +466,7 @@ impl<K: Int8Kernel, const STEPS: usize> Tile<'_, K, STEPS> {
     fn multiply_tokens<const T: usize>(self, sums: &mut [[[f32; ROWS]; BLOCK]]) {
         let sums: &mut [_; T] = sums.as_mut_array().expect("a sum a token");
         let (tile, num_tiles) = self.place;
-        if const { K::MR == BLOCK } && self.block.len == BLOCK {
+        if const { K::MR == BLOCK } {
             // The more tiles there are, the more tokens has each, and the less does it prefetch.
             if const { T >= 4 } && num_tiles >= BLOCK {
                 self.multiply_strips::<BLOCK, T, 1>(0, [self.ahead[tile % BLOCK]], sums);
