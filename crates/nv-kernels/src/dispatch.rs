@@ -61,7 +61,7 @@ mod tests {
             assert_eq!(
                 error.to_string(),
                 format!(
-                    "NV_ISA: `{name}` is not an instruction-set tier; use scalar, avx2, avx512 or avx512bf16"
+                    "NV_ISA: `{name}` is not an instruction-set tier; use scalar, avx2, avxvnni, avx512 or avx512bf16"
                 )
             );
         }
