@@ -10,7 +10,7 @@ use nv_engine::{
     Engine, EngineConfig, Generation, KvCacheMemory, Request, SamplingParams, TokenId,
 };
 use nv_kernels::Isa;
-use nv_qwen3::Qwen3ForCausalLM;
+use nv_qwen3::{Preset, Qwen3ForCausalLM};
 use nv_weights::{Checkpoint, ModelFiles};
 use tempfile::TempDir;
 use xtask::verify::{
@@ -34,7 +34,8 @@ fn random(name: &str) -> (TempDir, ModelFiles) {
 fn every_way_of_serving_gives_the_bits_of_the_model_alone() {
     let start = Instant::now();
     let rows = verify_serving(Isa::detect()).unwrap();
-    assert_eq!(rows.len(), 4);
+    // Two checkpoints, in float32, bfloat16 and each preset.
+    assert_eq!(rows.len(), 2 * (2 + Preset::ALL.len()));
     for row in &rows {
         assert!(row.passed(), "{row}");
         assert_eq!(row.num_runs, 2 * ways().len());
@@ -43,8 +44,8 @@ fn every_way_of_serving_gives_the_bits_of_the_model_alone() {
     let sum = |count: fn(&Invariance) -> usize| rows.iter().map(count).sum::<usize>();
     let num_accepted_tokens: u64 = rows.iter().map(|row| row.num_accepted_tokens).sum();
     println!(
-        "{} runs: {} of {NUM_ALL_WAYS} ways in which every two choices meet, on 2 checkpoints, in 2 dtypes, greedy and \
-         seeded: {} rows of logits in {:?}; {num_accepted_tokens} guessed tokens were right",
+        "{} runs: {} of {NUM_ALL_WAYS} ways in which every two choices meet, on 2 checkpoints, in 2 dtypes and \
+         quantised, greedy and seeded: {} rows of logits in {:?}; {num_accepted_tokens} guessed tokens were right",
         sum(|row| row.num_runs),
         ways().len(),
         sum(|row| row.num_rows),

@@ -81,8 +81,8 @@ fn fold_lanes(mut lanes: [f32; LANES], fold: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-#[cfg(test)]
 #[expect(unsafe_code, reason = "kernels need their instruction set")]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::isa::Isa;

@@ -36,6 +36,15 @@ pub enum QuantizeError {
 }
 
 impl QuantizeError {
+    /// The same of a matrix that has `num_rows` before those that were quantised.
+    #[must_use]
+    pub fn after(mut self, num_rows: usize) -> Self {
+        match &mut self {
+            Self::NotFinite { row, .. } | Self::TooLarge { row, .. } => *row += num_rows,
+        }
+        self
+    }
+
     /// The row and column.
     fn place(&self) -> (usize, usize) {
         match *self {

@@ -110,14 +110,12 @@ pub enum Error {
     #[error("the model is quantised, which a `VarBuilder` can't give: load it from a `Checkpoint`")]
     QuantizedVarBuilder,
     /// A number of a matrix can't be quantised.
-    #[error("{}: cannot quantise tensor `{name}`, of whose rows from {first_row} on", path.display())]
+    #[error("{}: cannot quantise tensor `{name}`", path.display())]
     Quantize {
         /// The file.
         path: PathBuf,
         /// The tensor's name in the file.
         name: String,
-        /// The row that is the first of those that `source` counts.
-        first_row: usize,
         /// Which number it is.
         source: QuantizeError,
     },

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::load::check_tensors;
 use crate::preset::Preset;
 use crate::sources::{Located, locate_once, packed_bytes, quantize_rows};
+use crate::weight::AlignedBytes;
 
 /// A model that is to be written quantised.
 #[derive(Debug)]
@@ -91,7 +92,6 @@ impl<'a> Quantizer<'a> {
         let mut go_on = |num_bytes| {
             if progress(num_bytes) { Ok(()) } else { Err(Error::Stopped { dir: dir.into() }) }
         };
-        let mut packed = Vec::new();
         for tensor in &self.tensors {
             let view = self.checkpoint.tensor(&tensor.stored_as)?;
             let Some(format) = self.preset.format(tensor.spec.role) else {
@@ -102,11 +102,11 @@ impl<'a> Quantizer<'a> {
             let num_rows = view.shape()[0];
             for first in (0..num_rows).step_by(Self::ROWS) {
                 let rows = first..num_rows.min(first + Self::ROWS);
-                packed.clear();
-                packed.resize(packed_bytes(format, rows.len(), view.shape()[1]), 0);
+                let num_bytes_packed = packed_bytes(format, rows.len(), view.shape()[1]);
+                let mut packed = AlignedBytes::zeroed(num_bytes_packed);
                 let num_bytes = view.bytes().len() / num_rows * rows.len();
-                quantize_rows(pool, format, view, rows, &mut packed)?;
-                writer.write(&packed)?;
+                quantize_rows(pool, format, view, rows, packed.as_mut_slice())?;
+                writer.write(packed.as_slice())?;
                 go_on(num_bytes)?;
             }
             view.release();

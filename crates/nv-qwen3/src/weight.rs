@@ -150,7 +150,7 @@ impl AlignedBytes {
         copy
     }
 
-    fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         &self.buffer[self.start..self.start + self.len]
     }
 

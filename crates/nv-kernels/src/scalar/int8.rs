@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 
+use super::fused::mul_add;
 use crate::formats::strips::{ROWS, STEP, ZERO_POINT};
 use crate::linear::inputs::InputLayout;
 use crate::linear::int8::{GroupInputs, StripRows, layout, prepare};
@@ -56,7 +57,7 @@ impl<const STEPS: usize> LinearKernel for Int8<STEPS> {
                 for ((sum, product), w_scale) in
                     sums.iter_mut().zip(products).zip(strip.scales(group))
                 {
-                    *sum = (product as f32).mul_add(w_scale.to_f32() * x_scale, *sum);
+                    *sum = mul_add(product as f32, w_scale.to_f32() * x_scale, *sum);
                 }
             }
             let first = i * ROWS;

@@ -109,8 +109,8 @@ pub(crate) fn quantize_rows(
         read(view.dtype(), bytes, values);
     };
     quantize(pool, format, rows.len(), in_features, &row, out).map_err(|source| {
-        let (path, name, first_row) = (view.path().into(), view.name().into(), rows.start);
-        Error::Quantize { path, name, first_row, source }
+        let (path, name) = (view.path().into(), view.name().into());
+        Error::Quantize { path, name, source: source.after(rows.start) }
     })
 }
 
