@@ -2,6 +2,7 @@
 
 mod chat;
 mod engine;
+mod eval;
 mod log_filter;
 mod model;
 mod requests;
@@ -20,6 +21,7 @@ use tracing_subscriber::filter::Targets;
 
 pub(crate) use chat::ChatArgs;
 pub(crate) use engine::EngineArgs;
+pub(crate) use eval::EvalArgs;
 pub(crate) use model::{ComputeArgs, CpuArgs, DeviceArg, DtypeArg, ModelArgs};
 pub(crate) use requests::RequestArgs;
 pub(crate) use sampling::{SamplingArgs, random_seed};
@@ -69,6 +71,7 @@ pub(crate) enum Command {
     #[cfg(feature = "server")]
     Serve(Box<ServeArgs>),
     Bench(Box<BenchArgs>),
+    Eval(EvalArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -87,7 +90,11 @@ impl Command {
                 );
                 Ok(())
             }
-            Self::Inspect(_) | Self::Quantize(_) | Self::Completions(_) | Self::Man(_) => Ok(()),
+            Self::Inspect(_)
+            | Self::Quantize(_)
+            | Self::Eval(_)
+            | Self::Completions(_)
+            | Self::Man(_) => Ok(()),
             #[cfg(feature = "server")]
             Self::Serve(_) => Ok(()),
         }

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod copies;
 mod ending;
+mod eval;
 mod format;
 mod generate;
 mod inspect;
@@ -74,6 +75,7 @@ fn run(Args { command, verbose, .. }: Args) -> Result<ExitCode> {
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(&args, verbose),
         Command::Bench(args) => bench::run(&args, verbose),
+        Command::Eval(args) => eval::run(&args, verbose),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

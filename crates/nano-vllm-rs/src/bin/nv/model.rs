@@ -1,5 +1,6 @@
 //! A model by its name or folder, opened as far as every command needs it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -205,6 +206,12 @@ impl Model {
         let options = LoadOptions { cpu, quantize, progress: &progress, ..new };
         Ok(Qwen3ForCausalLM::load(&self.config, checkpoint, options)?)
     }
+}
+
+/// What the model's matrices are stored as, each format once.
+pub(crate) fn formats(qwen3: &Qwen3ForCausalLM) -> String {
+    let names: BTreeSet<_> = qwen3.matrices().iter().map(|matrix| matrix.format.name()).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 fn open_device(device: DeviceArg) -> Result<Device> {
