@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod copies;
 mod engine;
+mod eval;
 #[cfg(unix)]
 mod faults;
 mod hub;
