@@ -12,11 +12,12 @@ use std::process::Stdio;
 
 use nano_vllm_rs::model::{DType, Device, Qwen3ForCausalLM, Tensor, load_config, load_safetensors};
 use nano_vllm_rs::text::Tokenizer;
+use nano_vllm_rs::weights::Checkpoint;
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::demo;
 use crate::nv::{command, model_with, nv, refuse, stderr, stdout, str};
+use crate::{demo, repository};
 
 fn held_out() -> PathBuf {
     demo().join("held-out.txt")
@@ -68,6 +69,12 @@ fn demo_with_nan() -> TempDir {
     dir
 }
 
+/// The negative log-probability of `token_id` in nats.
+fn surprise(logits: &[f32], token_id: u32) -> f64 {
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    sum.ln() - f64::from(logits[token_id as usize])
+}
+
 /// The sum of the negative log-probabilities in nats of all tokens of `windows` but the first of each, by the library in float32.
 fn nats(windows: &[&[u32]]) -> f64 {
     let config = load_config(demo().join("config.json")).unwrap();
@@ -78,10 +85,8 @@ fn nats(windows: &[&[u32]]) -> f64 {
     for window in windows {
         let ids = Tensor::new(*window, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let logits = model.forward_all(&ids, 0).unwrap().squeeze(0).unwrap();
-        for (logits, &target) in logits.to_vec2::<f32>().unwrap().iter().zip(&window[1..]) {
-            let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-            nats += sum.ln() - f64::from(logits[target as usize]);
-        }
+        let rows = logits.to_vec2::<f32>().unwrap();
+        nats += rows.iter().zip(&window[1..]).map(|(row, &id)| surprise(row, id)).sum::<f64>();
     }
     nats
 }
@@ -132,6 +137,33 @@ fn perplexity_and_bits_are_those_of_the_logits() {
     let one = eval(&demo(), file.path(), &[&context[..], &["--windows", "1"]].concat());
     part["text"]["name"] = one["text"]["name"].clone();
     assert_eq!(part, one);
+}
+
+#[test]
+fn bits_in_f32_are_those_of_transformers() {
+    let path = repository().join("tests/references/demo.safetensors");
+    let reference = Checkpoint::open(&[path]).unwrap();
+    let bytes = |name| reference.tensor(name).unwrap().bytes();
+    let token_ids = bytes("input_ids").as_chunks().0.iter();
+    let token_ids: Vec<u32> =
+        token_ids.map(|id| u32::try_from(i64::from_le_bytes(*id)).unwrap()).collect();
+    let logits: Vec<f32> =
+        bytes("logits_f32").as_chunks().0.iter().map(|logit| f32::from_le_bytes(*logit)).collect();
+    let vocab_size = logits.len() / token_ids.len();
+    let nats: f64 = token_ids[1..]
+        .iter()
+        .zip(logits.chunks(vocab_size))
+        .map(|(&id, row)| surprise(row, id))
+        .sum();
+
+    let tokenizer = Tokenizer::from_dir(demo()).unwrap();
+    let file = file(tokenizer.decode(&token_ids, false));
+    let found = eval(&demo(), file.path(), &["--dtype", "f32"]);
+    assert_eq!((&found["predicted_tokens"], &found["windows"]), (&json!(255), &json!(1)));
+    let bits = found["bits_per_token"].as_f64().unwrap();
+    let expected = nats / LN_2 / 255.0;
+    // Of float32, sums in another order leave some six digits.
+    assert!((bits / expected - 1.0).abs() < 1e-5, "{bits} is not {expected}");
 }
 
 #[test]

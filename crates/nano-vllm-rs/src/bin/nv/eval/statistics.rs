@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn equal_logits_do_not_diverge_and_a_shift_is_no_difference() {
-        let logits: Vec<f32> = (0..1000u16).map(|i| f32::from(i * 7919 % 1000) / 64.0).collect();
+        let logits: Vec<f32> = (0..1000u16).map(|i| f32::from(i * 41 % 1000) / 64.0).collect();
         let shifted: Vec<f32> = logits.iter().map(|logit| logit + 32.0).collect();
         let found = Distribution::new(&logits).unwrap();
         assert_eq!(found.divergence(&found).to_bits(), 0.0f64.to_bits());
@@ -225,9 +225,11 @@ mod tests {
         for (divergence, agrees) in [(4.0, true), (1.0, false), (2.0, true), (3.0, true)] {
             comparison.add(divergence, agrees);
         }
+        let found = comparison.summary();
+        assert_eq!((found.mean, found.agreement), (2.5, 0.75));
         // numpy.quantile([1, 2, 3, 4], [0.5, 0.99])
-        let expected = Divergence { mean: 2.5, median: 2.5, percentile_99: 3.97, agreement: 0.75 };
-        assert_eq!(comparison.summary(), expected);
+        close(found.median, 2.5);
+        close(found.percentile_99, 3.97);
 
         let mut comparison = Comparison::default();
         comparison.add(0.25, true);
