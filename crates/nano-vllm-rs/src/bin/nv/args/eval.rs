@@ -11,7 +11,7 @@ use super::CpuArgs;
 /// probabilities are from its.
 ///
 /// The text is cut into windows that don't overlap. Within a window the model predicts every token from those before it, but for
-/// the first, which isn't predicted. (llama-perplexity counts only the second half of each window, so its perplexity is
+/// the first, which isn't predicted. (llama-perplexity counts only the second half of each window, so its perplexity is usually
 /// lower at the same --context.) A special token that is spelled out in the text is that token.
 ///
 /// The reference is computed in f32. For every token that is predicted, the Kullback-Leibler divergence KL(reference || model) is
