@@ -106,7 +106,7 @@ impl Projection {
 pub fn tensor_specs(config: &Qwen3Config) -> Vec<TensorSpec> {
     let mut specs = Vec::new();
     let mut push = |name: String, role, shape: &[usize]| {
-        specs.push(TensorSpec { name, role, shape: shape.to_vec() })
+        specs.push(TensorSpec { name, role, shape: shape.to_vec() });
     };
     let (hidden_size, vocab_size) = (config.hidden_size, config.vocab_size);
     let (q_size, kv_size) = (config.q_size(), config.kv_size());

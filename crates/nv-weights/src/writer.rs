@@ -220,7 +220,7 @@ impl CheckpointWriter {
 
     fn close(&self, shard: ShardFile) -> Result<()> {
         let ShardFile { name, file, .. } = shard;
-        let synced = file.into_inner().map_err(|error| error.into_error());
+        let synced = file.into_inner().map_err(io::IntoInnerError::into_error);
         synced.and_then(|file| file.sync_all()).map_err(|source| self.failed(&name, source))
     }
 

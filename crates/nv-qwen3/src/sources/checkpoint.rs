@@ -127,19 +127,16 @@ impl WeightSource for CheckpointSource<'_> {
         if let Some(copy) = self.copies.get(stored_as) {
             return Ok(copy.clone());
         }
-        let copy = match self.packed.format(&tensor.spec, &shared.view()) {
-            Some(format) => {
-                let bytes = AlignedBytes::copy_of(shared.view().bytes());
-                let bytes = WeightBytes::owned(bytes, format, tensor.spec.matrix_shape());
-                self.check(&bytes, &shared)?;
-                bytes.on(self.device.as_ref(), self.dtype)?
-            }
-            None => {
-                let copy = self.vb.get_unchecked_dtype(stored_as, self.dtype)?;
-                match &self.device {
-                    None => Weight::Bytes(WeightBytes::copy_of(&copy)?),
-                    Some(_) => Weight::Tensor(copy),
-                }
+        let copy = if let Some(format) = self.packed.format(&tensor.spec, &shared.view()) {
+            let bytes = AlignedBytes::copy_of(shared.view().bytes());
+            let bytes = WeightBytes::owned(bytes, format, tensor.spec.matrix_shape());
+            self.check(&bytes, &shared)?;
+            bytes.on(self.device.as_ref(), self.dtype)?
+        } else {
+            let copy = self.vb.get_unchecked_dtype(stored_as, self.dtype)?;
+            match &self.device {
+                None => Weight::Bytes(WeightBytes::copy_of(&copy)?),
+                Some(_) => Weight::Tensor(copy),
             }
         };
         self.copies.insert(stored_as.to_owned(), copy.clone());

@@ -1,6 +1,5 @@
 //! The measurements, on one model.
 
-use std::collections::BTreeSet;
 use std::env;
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -27,7 +26,7 @@ use super::traffic::{Arrivals, plan};
 use super::workload::{BATCH_CONTEXT, BATCH_STEPS, DECODE_STEPS, Workload};
 use crate::args::{BenchArgs, Section};
 use crate::format::{bytes, grouped, seconds};
-use crate::model::Model;
+use crate::model::{Model, formats};
 use crate::say;
 
 /// The prompt during which memory is watched, in tokens, unless the model takes only shorter ones.
@@ -315,12 +314,6 @@ fn prompt_within<T>(
     let result = within(LONGEST_PROMPT, interrupted, stop, work);
     check(interrupted)?;
     if stop.load(Ordering::Relaxed) { Err(TooSlow.into()) } else { result }
-}
-
-/// The formats of the model's matrices, each once.
-fn formats(qwen3: &Qwen3ForCausalLM) -> String {
-    let names: BTreeSet<_> = qwen3.matrices().iter().map(|matrix| matrix.format.name()).collect();
-    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// A text of `START_PROMPT` tokens, or the fewest more, and how many it has.
