@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::linear::kernel::Precision;
 use crate::pool::Pool;
 use crate::prefetch::LINE_BYTES;
-use crate::table::{Kernels, Products};
+use crate::table::Kernels;
+use crate::tier::Products;
 
 /// Bytes a second that the pool's threads read together from `bytes`, each its own part.
 ///

@@ -10,6 +10,7 @@ use crate::formats::Format;
 use crate::isa::Isa;
 use crate::linear::kernel::{LinearKernel, Precision};
 use crate::scalar::{self, Scalar};
+use crate::tier::Products;
 #[cfg(target_arch = "x86_64")]
 use crate::{
     avx2::{self, Avx2},
@@ -33,14 +34,6 @@ pub struct Kernels {
     pub(crate) f32_products: Products,
     /// As the machine does them best with the tier's instructions.
     pub(crate) int8_products: fn() -> Products,
-}
-
-/// Products of one kind, over and over: what the machine could do at best.
-#[derive(Clone, Copy)]
-pub(crate) struct Products {
-    /// Does a number of steps and returns something that depends on all of them.
-    pub(crate) run: unsafe fn(usize) -> f32,
-    pub(crate) operations_a_step: usize,
 }
 
 static SCALAR: Kernels = scalar::<false>();

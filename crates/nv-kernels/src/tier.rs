@@ -53,3 +53,11 @@ pub(crate) trait Tier: Compile {
     /// Prefetches a line to the first-level cache.
     fn prefetch_near(self, line: *const u8);
 }
+
+/// Products of one kind, over and over: what the machine could do at best.
+#[derive(Clone, Copy)]
+pub(crate) struct Products {
+    /// Does a number of steps and returns something that depends on all of them.
+    pub(crate) run: unsafe fn(usize) -> f32,
+    pub(crate) operations_a_step: usize,
+}

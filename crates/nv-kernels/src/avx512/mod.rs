@@ -24,8 +24,7 @@ use crate::formats::Format;
 use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
-use crate::table::Products;
-use crate::tier::{Compile, Tier, Work};
+use crate::tier::{Compile, Products, Tier, Work};
 
 /// The machine has AVX-512 F; with `BF16`, also BW and BF16.
 #[derive(Debug, Clone, Copy)]
