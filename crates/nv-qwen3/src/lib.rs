@@ -9,6 +9,9 @@
 //!
 //! Activations, norms, softmax and sums are float32 in both modes. In BF16 the weights, the inputs of linear
 //! layers and the KV cache are bfloat16; in F32 everything is float32.
+//!
+//! Matrices may be quantised: by [`Quantizer`] into a checkpoint of their own, or while a model is loaded
+//! ([`LoadOptions::quantize`]). Then linear layers multiply integers, and on the CPU the logits are the same bits on every machine.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod attention;
