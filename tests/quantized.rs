@@ -11,7 +11,7 @@ use nv_qwen3::{
     Cpu, LoadOptions, Preset, Quantizer, Qwen3ForCausalLM, check_tensors, copied_weights,
     packed_matrices,
 };
-use nv_weights::{Checkpoint, ModelFiles};
+use nv_weights::{Checkpoint, CheckpointWriter, ModelFiles, NewTensor, Shards};
 use tempfile::TempDir;
 use xtask::reference::sha256_of;
 use xtask::verify::tiers;
@@ -30,13 +30,16 @@ const NUM_TOKENS: usize = 70;
 
 struct Model {
     config: Qwen3Config,
+    config_json: String,
     checkpoint: Arc<Checkpoint>,
 }
 
 impl Model {
     fn open(files: &ModelFiles) -> Self {
         let config = load_config(&files.config).unwrap();
-        Self { config, checkpoint: Arc::new(Checkpoint::open(&files.weights).unwrap()) }
+        let config_json = fs::read_to_string(&files.config).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(&files.weights).unwrap());
+        Self { config, config_json, checkpoint }
     }
 
     fn demo() -> Self {
@@ -89,8 +92,8 @@ fn every_tier_has_the_committed_bits_whatever_the_way() {
 /// `demo` or a variant of it, quantised into a folder.
 fn write(model: &Model, preset: Preset, out: &Path) -> nv_qwen3::Result<ModelFiles> {
     let quantizer = Quantizer::new(&model.config, &model.checkpoint, preset)?;
-    let config = fs::read_to_string(xtask::root().join("assets/demo/config.json")).unwrap();
-    let files = [("config.json".into(), quantizer.config_json(&config)?.into_bytes())];
+    let config = quantizer.config_json(&model.config_json)?;
+    let files = [("config.json".into(), config.into_bytes())];
     quantizer.write(out, &files, &Pool::new(2).unwrap(), |_| true)?;
     Ok(ModelFiles::from_dir(out).unwrap())
 }
@@ -113,9 +116,52 @@ fn a_written_model_is_the_one_that_is_quantised_at_load_and_is_read_in_place() {
         let at_load = demo.logits(Some(preset), DType::BF16, best(), 16);
         assert_eq!(written.logits(None, DType::BF16, best(), 16), at_load);
         // From other addresses they are copied, and still the same.
-        let moved = moved(&files);
-        assert!(!copied_weights(&moved.1.config, &moved.1.checkpoint, DType::BF16).is_empty());
-        assert_eq!(moved.1.logits(None, DType::BF16, best(), 16), at_load);
+        let (_dir, moved) = moved(&files);
+        let copied = copied_weights(&moved.config, &moved.checkpoint, DType::BF16);
+        for (copied, packed) in copied.iter().zip(&packed) {
+            let expected = "stored at an address that is no multiple of 64";
+            assert_eq!((&copied.name, copied.num_bytes), (&packed.spec.name, packed.num_bytes));
+            assert_eq!(copied.reason.to_string(), expected);
+        }
+        assert_eq!(copied.len(), packed.len());
+        assert_eq!(moved.logits(None, DType::BF16, best(), 16), at_load);
+    }
+}
+
+/// The demo with the embedding once more, as the head of a config that ties nothing.
+fn demo_with_equal_head(dir: &Path) -> Model {
+    let demo = Model::demo();
+    let view = |name| demo.checkpoint.tensor(name).unwrap();
+    let names = demo.checkpoint.tensors().map(|view| (view.name(), view.name()));
+    let names: Vec<_> = names.chain([("lm_head.weight", "model.embed_tokens.weight")]).collect();
+    let tensors = names.iter().map(|&(name, from)| NewTensor {
+        name: name.into(),
+        dtype: view(from).dtype(),
+        shape: view(from).shape().into(),
+    });
+    let shards = Shards { max_bytes: usize::MAX, alignment: 8 };
+    let mut writer = CheckpointWriter::create(dir, tensors.collect(), 0, shards).unwrap();
+    let untied = ("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+    assert!(demo.config_json.contains(untied.0));
+    let config = demo.config_json.replace(untied.0, untied.1);
+    writer.write_file("config.json", config.as_bytes()).unwrap();
+    for (_, from) in &names {
+        writer.write(view(from).bytes()).unwrap();
+    }
+    writer.finish().unwrap();
+    Model::open(&ModelFiles::from_dir(dir).unwrap())
+}
+
+#[test]
+fn a_head_that_the_config_asks_for_is_written_though_it_is_equal_to_the_embedding() {
+    let dir = tempfile::tempdir().unwrap();
+    let untied = demo_with_equal_head(&dir.path().join("untied"));
+    for preset in Preset::ALL {
+        let files = write(&untied, preset, &dir.path().join(preset.name())).unwrap();
+        let written = Model::open(&files);
+        check_tensors(&written.config, &written.checkpoint).unwrap();
+        let logits = written.logits(None, DType::BF16, best(), 16);
+        assert_eq!(logits, Model::demo().logits(Some(preset), DType::BF16, best(), 16));
     }
 }
 

@@ -106,32 +106,12 @@ impl<'a> Region<'a> {
 
     fn bench_linear(&self, criterion: &mut Criterion, name: &str, num_tokens: &[usize]) {
         let pool = Pool::new(Pool::default_threads()).unwrap();
-        let mut scratch = Scratch::default();
-        let layers = self.candle_layers();
-        let mut group = group(criterion, name);
-        for &num_tokens in num_tokens {
-            let (x, x_tensor) = self.input(num_tokens);
-            Case {
-                shape: format!("{num_tokens} tokens"),
-                work: self.work(num_tokens, self.out_features.iter().sum()),
-                num_tokens,
-                row_sizes: self.out_features,
-                tolerance: 1e-5,
-                run: &mut |kernels: &Kernels, layer, tokens, outs| {
-                    let weights = self.layer(layer).map(|w| Matrix::bf16(w, self.in_features));
-                    let mut outputs: Vec<Linear<'_>> =
-                        weights.zip(outs).map(|(weight, out)| Linear { weight, out }).collect();
-                    let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
-                    kernels.linear(&pool, x, Precision::Bf16, &mut scratch, &mut outputs);
-                },
-                candle: &|layer| {
-                    let weights = &layers[layer % layers.len()];
-                    weights.iter().map(|weight| x_tensor.matmul(&weight.t()?)).collect()
-                },
-            }
-            .bench(&mut group);
-        }
-        group.finish();
+        let layers = Layers {
+            layer: &|layer| self.layer(layer).map(|w| Matrix::bf16(w, self.in_features)).collect(),
+            bytes: self.num_elements() * size_of::<bf16>(),
+            tolerance: 1e-5,
+        };
+        self.bench_layers(criterion, name, &pool, num_tokens, layers);
     }
 
     /// The same over weights that are quantised to `format`, beside candle's in bfloat16.
@@ -143,29 +123,44 @@ impl<'a> Region<'a> {
         num_tokens: &[usize],
     ) {
         let pool = Pool::new(Pool::default_threads()).unwrap();
-        let mut scratch = Scratch::default();
         let packed = Packed::new(&pool, format, self);
+        let layers = Layers {
+            layer: &|layer| packed.layer(layer).collect(),
+            bytes: packed.layer_bytes,
+            // The same bits.
+            tolerance: 0.0,
+        };
+        let name = format!("{name}_{}", format.name());
+        self.bench_layers(criterion, &name, &pool, num_tokens, layers);
+    }
+
+    fn bench_layers(
+        &self,
+        criterion: &mut Criterion,
+        name: &str,
+        pool: &Pool,
+        num_tokens: &[usize],
+        weights: Layers<'_>,
+    ) {
+        let mut scratch = Scratch::default();
         let layers = self.candle_layers();
-        let mut group = group(criterion, &format!("{name}_{}", format.name()));
+        let mut group = group(criterion, name);
         for &num_tokens in num_tokens {
             let (x, x_tensor) = self.input(num_tokens);
             let work = self.work(num_tokens, self.out_features.iter().sum());
-            let bytes = work.bytes - self.num_elements() * size_of::<bf16>() + packed.layer_bytes;
+            let bytes = work.bytes - self.num_elements() * size_of::<bf16>() + weights.bytes;
             Case {
                 shape: format!("{num_tokens} tokens"),
                 work: Work { bytes, ..work },
                 num_tokens,
                 row_sizes: self.out_features,
-                // The same bits.
-                tolerance: 0.0,
+                tolerance: weights.tolerance,
                 run: &mut |kernels: &Kernels, layer, tokens, outs| {
-                    let mut outputs: Vec<Linear<'_>> = packed
-                        .layer(layer)
-                        .zip(outs)
-                        .map(|(weight, out)| Linear { weight, out })
-                        .collect();
+                    let weights = (weights.layer)(layer).into_iter();
+                    let mut outputs: Vec<Linear<'_>> =
+                        weights.zip(outs).map(|(weight, out)| Linear { weight, out }).collect();
                     let x = &x[tokens.start * self.in_features..tokens.end * self.in_features];
-                    kernels.linear(&pool, x, Precision::Bf16, &mut scratch, &mut outputs);
+                    kernels.linear(pool, x, Precision::Bf16, &mut scratch, &mut outputs);
                 },
                 candle: &|layer| {
                     let weights = &layers[layer % layers.len()];
@@ -208,6 +203,16 @@ impl<'a> Region<'a> {
         }
         group.finish();
     }
+}
+
+/// The layers of a region as kernels read them.
+struct Layers<'a> {
+    /// The weights of a layer; there is always another layer.
+    layer: &'a dyn Fn(usize) -> Vec<Matrix<'a>>,
+    /// Of a layer's weights.
+    bytes: usize,
+    /// How far a tier may be from the scalar one.
+    tolerance: f32,
 }
 
 /// All layers of a region, quantised, in bytes that start with a cache line.

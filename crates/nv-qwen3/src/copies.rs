@@ -28,7 +28,12 @@ pub fn copied_weights(
     dtype: DType,
 ) -> Vec<CopiedWeight> {
     let copied = copied_matrices(config, checkpoint).into_iter().map(|(tensor, reason)| {
-        let num_bytes = tensor.spec.num_elements() * dtype.size_in_bytes();
+        let num_bytes = match reason {
+            CopyReason::Packed { num_bytes, .. } => num_bytes,
+            CopyReason::Dtype(_) | CopyReason::Misaligned => {
+                tensor.spec.num_elements() * dtype.size_in_bytes()
+            }
+        };
         // The name that it is stored under.
         let name =
             checkpoint.get(&tensor.stored_as).map_or(tensor.stored_as, |view| view.name().into());

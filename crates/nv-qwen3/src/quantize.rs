@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::load::check_tensors;
 use crate::preset::Preset;
-use crate::sources::{Located, locate_once, packed_bytes, quantize_rows};
+use crate::sources::{Located, locate, locate_once, packed_bytes, quantize_rows};
 use crate::weight::AlignedBytes;
 
 /// A model that is to be written quantised.
@@ -39,7 +39,12 @@ impl<'a> Quantizer<'a> {
             return Err(Error::AlreadyQuantized);
         }
         check_tensors(config, checkpoint)?;
-        let mut tensors = locate_once(config, checkpoint, |_, _| true);
+        let mut tensors = if config.tie_word_embeddings {
+            locate_once(config, checkpoint, |_, _| true)
+        } else {
+            // What the config asks for is written, though it be equal to another tensor.
+            locate(config, |name| checkpoint.get(name).is_some())
+        };
         tensors.sort_by_key(|tensor| preset.format(tensor.spec.role).is_none());
         Ok(Self { checkpoint, preset, tensors })
     }

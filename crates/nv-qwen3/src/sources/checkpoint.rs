@@ -43,13 +43,16 @@ impl PackedFormats {
         spec: &TensorSpec,
         view: &TensorView<'_>,
     ) -> Result<Format, CopyReason> {
-        let format = match (self.format(spec, view), view.dtype()) {
-            (Some(format), _) => format,
-            (None, Dtype::BF16) => Format::Bf16,
+        let (format, misaligned) = match (self.format(spec, view), view.dtype()) {
+            (Some(format), _) => {
+                let (alignment, num_bytes) = (format.alignment(), view.bytes().len());
+                (format, CopyReason::Packed { alignment, num_bytes })
+            }
+            (None, Dtype::BF16) => (Format::Bf16, CopyReason::Misaligned),
             (None, other) => return Err(CopyReason::Dtype(other)),
         };
         let is_aligned = view.bytes().as_ptr().addr().is_multiple_of(format.alignment());
-        if is_aligned { Ok(format) } else { Err(CopyReason::Misaligned) }
+        if is_aligned { Ok(format) } else { Err(misaligned) }
     }
 
     /// What `view`, stored for `spec`, is packed in; `None` if it is plain numbers.
@@ -246,8 +249,15 @@ pub(super) fn are_equal_copies(
 pub enum CopyReason {
     /// It is stored in another dtype than bfloat16.
     Dtype(Dtype),
-    /// It is at an address where its elements may not start.
+    /// It is bfloat16 at an odd address.
     Misaligned,
+    /// It is packed, at an address where kernels can't read it.
+    Packed {
+        /// What the address should be a multiple of.
+        alignment: usize,
+        /// The bytes that are copied, as they are.
+        num_bytes: usize,
+    },
 }
 
 impl fmt::Display for CopyReason {
@@ -255,6 +265,9 @@ impl fmt::Display for CopyReason {
         match self {
             Self::Dtype(dtype) => write!(f, "stored in {dtype:?}"),
             Self::Misaligned => f.write_str("stored at an odd address"),
+            Self::Packed { alignment, .. } => {
+                write!(f, "stored at an address that is no multiple of {alignment}")
+            }
         }
     }
 }
