@@ -217,7 +217,7 @@ proptest! {
             assert_same_bits(&[got_scale], &[scale]);
             for (w, got) in w.iter().zip(got) {
                 let want = (w / scale).round_ties_even().clamp(-127.0, 127.0);
-                prop_assert_eq!(got, want as i32);
+                assert_same_bits(&[got as f32], &[want]);
             }
         }
     }
