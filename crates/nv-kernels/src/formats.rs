@@ -54,7 +54,8 @@ pub(crate) trait WeightFormat: Sync + 'static {
     /// The values of a row in the order of K; `data` are all rows.
     fn values(data: &[u8], in_features: usize, row: usize) -> impl Iterator<Item = f32>;
 
-    /// Stores up to [`Self::ROWS_TOGETHER`] rows of finite values, and zeros for those that are missing, in `out`.
+    /// Stores up to [`Self::ROWS_TOGETHER`] rows of finite values, and zeros for those that are missing, in `out`. Each tier
+    /// compiles it, to the same bytes.
     ///
     /// # Errors
     /// A value that the format can't hold.

@@ -1,11 +1,15 @@
 //! From values to a format's bytes, and the check of bytes that came from elsewhere.
 
+use std::marker::PhantomData;
 use std::sync::Mutex;
 
 use crate::formats::{Flaw, Format, FormatVisitor, Unencodable, WeightFormat};
+use crate::isa::Isa;
 use crate::matrix::Matrix;
 use crate::pool::Pool;
 use crate::results::SharedResult;
+use crate::table::Kernels;
+use crate::tier::{Compile, Work};
 
 /// Why values can't be stored in a format.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -74,7 +78,7 @@ pub enum PackedError {
 /// Stores a matrix `[out_features, in_features]` in `format`: `row(i, values)` writes the values of row `i`, and `out` becomes
 /// the bytes. Integers are the nearest, ties to even, in units of their group's scale.
 ///
-/// The result depends on the values alone, not on the number of threads.
+/// The result depends on the values alone, not on the machine or the number of threads.
 ///
 /// # Errors
 /// The first value, by row and column, that isn't finite or that the format can't hold. `out` then holds nothing of use.
@@ -95,60 +99,86 @@ pub fn quantize(
     if out_features == 0 {
         return Ok(());
     }
-    format.visit(Quantize { pool, format, shape: (out_features, in_features), row, out })
+    let kernels = Kernels::for_isa(Isa::detect()).expect("the machine has the tier");
+    let encode = kernels.encoder(format);
+    let together = format.rows_together();
+    let unit_bytes = bytes / out_features.div_ceil(together);
+    let shared = SharedResult::new(out, unit_bytes);
+    let first_error: Mutex<Option<QuantizeError>> = Mutex::new(None);
+    pool.run(out_features.div_ceil(together), |unit| {
+        let first = unit * together;
+        let num_rows = together.min(out_features - first);
+        let mut values = vec![0.0; num_rows * in_features];
+        for (i, values) in values.chunks_exact_mut(in_features).enumerate() {
+            row(first + i, values);
+        }
+        // SAFETY: units are disjoint rows of the result, and the pool runs a task once.
+        #[expect(unsafe_code, reason = "tasks write disjoint rows")]
+        let mut part = unsafe { shared.part(unit..unit + 1, 0..unit_bytes) };
+        let encoded = if let Some(i) = first_not_finite(&values) {
+            let (row, column) = (first + i / in_features, i % in_features);
+            Err(QuantizeError::NotFinite { row, column, value: values[i] })
+        } else {
+            // SAFETY: the encoder is from a `Kernels`, which exists only where the machine has its tier.
+            #[expect(unsafe_code, reason = "a tier's loops need its instruction set")]
+            let encoded = unsafe { encode(&values, in_features, part.row(0)) };
+            encoded.map_err(|Unencodable { row, column }| {
+                let value = values[row * in_features + column];
+                QuantizeError::TooLarge { format, row: first + row, column, value }
+            })
+        };
+        if let Err(error) = encoded {
+            let mut first_error = first_error.lock().expect("nothing panics under the lock");
+            if first_error.as_ref().is_none_or(|known| error.place() < known.place()) {
+                *first_error = Some(error);
+            }
+        }
+    });
+    first_error.into_inner().expect("nothing panics under the lock").map_or(Ok(()), Err)
 }
 
-/// See [`quantize`].
-struct Quantize<'a> {
-    pool: &'a Pool,
-    format: Format,
-    shape: (usize, usize),
-    row: &'a (dyn Fn(usize, &mut [f32]) + Sync),
-    out: &'a mut [u8],
-}
+/// [`WeightFormat::encode`] as a tier compiles it: to be called only where the machine has the tier.
+pub(crate) type Encode = unsafe fn(&[f32], usize, &mut [u8]) -> Result<(), Unencodable>;
 
-impl FormatVisitor for Quantize<'_> {
-    type Output = Result<(), QuantizeError>;
+/// The encoder of `format` as `C` compiles it.
+pub(crate) fn encoder<C: Compile>(format: Format) -> Encode {
+    struct Of<C>(PhantomData<C>);
 
-    fn visit<F: WeightFormat>(self) -> Self::Output {
-        let Self { pool, format, shape: (out_features, in_features), row: read, out } = self;
-        let unit_bytes = out.len() / out_features.div_ceil(F::ROWS_TOGETHER);
-        let shared = SharedResult::new(out, unit_bytes);
-        let first_error: Mutex<Option<QuantizeError>> = Mutex::new(None);
-        pool.run(out_features.div_ceil(F::ROWS_TOGETHER), |unit| {
-            let first = unit * F::ROWS_TOGETHER;
-            let num_rows = F::ROWS_TOGETHER.min(out_features - first);
-            let mut values = vec![0.0; num_rows * in_features];
-            for (i, values) in values.chunks_exact_mut(in_features).enumerate() {
-                read(first + i, values);
-            }
-            // SAFETY: units are disjoint rows of the result, and the pool runs a task once.
-            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-            let mut part = unsafe { shared.part(unit..unit + 1, 0..unit_bytes) };
-            let encoded = match first_not_finite(&values) {
-                Some(i) => Err(QuantizeError::NotFinite {
-                    row: first + i / in_features,
-                    column: i % in_features,
-                    value: values[i],
-                }),
-                None => F::encode(&values, in_features, part.row(0)).map_err(
-                    |Unencodable { row, column }| QuantizeError::TooLarge {
-                        format,
-                        row: first + row,
-                        column,
-                        value: values[row * in_features + column],
-                    },
-                ),
-            };
-            if let Err(error) = encoded {
-                let mut first_error = first_error.lock().expect("nothing panics under the lock");
-                if first_error.as_ref().is_none_or(|known| error.place() < known.place()) {
-                    *first_error = Some(error);
-                }
-            }
-        });
-        first_error.into_inner().expect("nothing panics under the lock").map_or(Ok(()), Err)
+    impl<C: Compile> FormatVisitor for Of<C> {
+        type Output = Encode;
+
+        fn visit<F: WeightFormat>(self) -> Encode {
+            encode::<C, F>
+        }
     }
+
+    format.visit(Of::<C>(PhantomData))
+}
+
+/// # Safety
+/// The machine has the tier.
+#[expect(unsafe_code, reason = "a tier's loops need its instruction set")]
+unsafe fn encode<C: Compile, F: WeightFormat>(
+    rows: &[f32],
+    in_features: usize,
+    out: &mut [u8],
+) -> Result<(), Unencodable> {
+    struct Rows<'a, F>(&'a [f32], usize, &'a mut [u8], PhantomData<F>);
+
+    impl<F: WeightFormat> Work for Rows<'_, F> {
+        type Output = Result<(), Unencodable>;
+
+        #[inline(always)]
+        #[expect(clippy::inline_always, reason = "each tier compiles its own copy")]
+        fn run(self) -> Self::Output {
+            let Self(rows, in_features, out, _) = self;
+            F::encode(rows, in_features, out)
+        }
+    }
+
+    // SAFETY: the caller vouches for the tier.
+    let tier = unsafe { C::new() };
+    tier.compile(Rows::<F>(rows, in_features, out, PhantomData))
 }
 
 /// The place of the first NaN or infinity. All are looked at together first: nearly always there is none.
@@ -201,5 +231,42 @@ impl FormatVisitor for Check<'_> {
         flaw.map_or(Ok(()), |Flaw { row, group, scale }| {
             Err(PackedError::Scale { row, group, scale })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefetch::LINE_BYTES;
+
+    #[test]
+    fn every_tier_encodes_to_the_same_bytes() {
+        let (num_rows, in_features) = (16, 300);
+        // Of all magnitudes that f16 scales reach, some of them with few digits.
+        let values: Vec<f32> = (0..num_rows * in_features)
+            .map(|i| {
+                let x = (i * 7919 % 4001) as f32 / 2000.0 - 1.0;
+                x * 2f32.powi(i32::try_from(i / in_features * 2).unwrap() - 26)
+            })
+            .collect();
+        for format in [Format::Q8, Format::Q8Group32, Format::Q4] {
+            let len = format.matrix_bytes(num_rows, in_features).unwrap();
+            let encoded: Vec<Vec<u8>> = Isa::ALL
+                .into_iter()
+                .filter_map(Kernels::for_isa)
+                .map(|kernels| {
+                    let mut bytes = vec![0xa5; len + LINE_BYTES];
+                    let start = bytes.as_ptr().align_offset(LINE_BYTES);
+                    let out = &mut bytes[start..start + len];
+                    // SAFETY: the machine has the tier.
+                    #[expect(unsafe_code, reason = "a tier's loops need its instruction set")]
+                    let done = unsafe { kernels.encoder(format)(&values, in_features, out) };
+                    done.unwrap();
+                    out.to_vec()
+                })
+                .collect();
+            assert!(encoded.iter().all(|bytes| *bytes == encoded[0]), "{format:?}");
+            assert!(encoded[0].iter().any(|byte| *byte != 0));
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::formats::Format;
 use crate::isa::Isa;
 use crate::linear::kernel::{LinearKernel, Precision};
+use crate::quantize::{Encode, encoder};
 use crate::scalar::{self, Scalar};
 use crate::tier::Products;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +30,8 @@ pub struct Kernels {
     pub(crate) outer_bf16_f32: unsafe fn(Outer<'_, [f32; 2], u32>),
     pub(crate) outer_f32: unsafe fn(Outer<'_, [f32; 1], f32>),
     pub(crate) elementwise: &'static Elementwise,
+    /// What turns values into a format's bytes: the same bytes in every tier.
+    encoder: fn(Format) -> Encode,
     /// As [`Self::outer_bf16`].
     pub(crate) bf16_products: Option<Products>,
     pub(crate) f32_products: Products,
@@ -50,6 +53,7 @@ const fn scalar<const FUSED: bool>() -> Kernels {
         outer_bf16_f32: outer::scalar_bf16_f32::<Scalar<FUSED>>,
         outer_f32: outer::scalar_f32::<Scalar<FUSED>>,
         elementwise: const { &Elementwise::of::<Scalar<FUSED>>() },
+        encoder: encoder::<Scalar<FUSED>>,
         bf16_products: None,
         f32_products: Products {
             run: scalar::f32_products,
@@ -84,6 +88,7 @@ const fn avx2() -> Kernels {
         outer_bf16_f32: avx2::outer_bf16_f32,
         outer_f32: avx2::outer_f32,
         elementwise: const { &Elementwise::of::<Avx2>() },
+        encoder: encoder::<Avx2>,
         bf16_products: None,
         f32_products: Products { run: avx2::f32_products, operations_a_step: 12 * 8 * 2 },
         int8_products: avx2::int8_products,
@@ -99,6 +104,7 @@ static AVX512: Kernels = Kernels {
     outer_bf16_f32: avx512::outer_bf16_f32,
     outer_f32: avx512::outer_f32,
     elementwise: &Elementwise::of::<Avx512>(),
+    encoder: encoder::<Avx512>,
     bf16_products: None,
     f32_products: Products { run: avx512::f32_products, operations_a_step: 24 * 16 * 2 },
     int8_products: avx512::int8_products,
@@ -122,6 +128,7 @@ const fn avx512_with_bf16() -> Kernels {
         outer_bf16_f32: avx512::outer_bf16_f32,
         outer_f32: avx512::outer_f32,
         elementwise: const { &Elementwise::of::<Avx512>() },
+        encoder: encoder::<Avx512>,
         bf16_products: Some(Products {
             run: avx512::bf16_products,
             operations_a_step: 24 * 32 * 2,
@@ -176,6 +183,11 @@ impl Kernels {
     /// pairs; the scalar ones fuse products without an instruction for it, which is slow.
     pub fn portable(&self) -> &'static Self {
         self.portable
+    }
+
+    /// What turns values into bytes of `format`.
+    pub(crate) fn encoder(&self, format: Format) -> Encode {
+        (self.encoder)(format)
     }
 
     /// How the tier multiplies weights of `format` in `precision`; in plain Rust, if it has no kernel of its own.

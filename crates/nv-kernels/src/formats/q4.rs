@@ -4,10 +4,7 @@
 //! 0 to 15 stands for Q8's integer `factor * q + offset`. So there is one float a row and group, a group is multiplied as one of
 //! Q8 is, and a weight takes 4.5 bits in all. The K-quants of GGUF, which have integer scales within a float one as well, take
 //! as many for a factor and a minimum of 6 bits, but do not become integers of 8.
-#![expect(
-    clippy::inline_always,
-    reason = "what unpacks becomes a part of loops that a tier compiles"
-)]
+#![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
 use half::f16;
 
@@ -184,6 +181,7 @@ impl WeightFormat for Q4 {
         strip.iter().flat_map(of_group).take(in_features)
     }
 
+    #[inline(always)]
     fn encode(rows: &[f32], in_features: usize, out: &mut [u8]) -> Result<(), Unencodable> {
         // What is not written below stands for zeros.
         out.fill(0);
@@ -215,6 +213,7 @@ impl WeightFormat for Q4 {
 ///
 /// # Errors
 /// Where the largest value is, if the scale is too large for f16.
+#[inline(always)]
 fn scale(values: &[f32]) -> Result<f16, usize> {
     const SLACK: f32 = 1.05;
     let mut least = 0.0;
@@ -236,6 +235,7 @@ fn scale(values: &[f32]) -> Result<f16, usize> {
 }
 
 /// Encodes a row of a group, with the parts' lines that lose least.
+#[inline(always)]
 fn encode_group(values: &[f32], scale: f16, row: usize, out: &mut [u8; GROUP_BYTES]) {
     if scale == f16::ZERO {
         return;
@@ -273,6 +273,7 @@ struct Fit {
 impl Fit {
     /// A line by which elements stand for `values` with a small sum of squared errors. The best of a grid near the line from the
     /// least value to the greatest, and of the best one's neighbours: within a few thousandths of the least there is.
+    #[inline(always)]
     fn of(values: &[f32; PART]) -> Self {
         let (min, max) = range(values);
         // A scale leaves room for 16, about.
@@ -298,6 +299,7 @@ impl Fit {
     }
 
     /// Takes a line, brought into bounds, if its error is less.
+    #[inline(always)]
     fn improve(best: &mut (f32, Self), factor: f32, offset: f32, values: &[f32; PART]) {
         let factor = factor.clamp(1.0, f32::from(MAX_FACTOR));
         let least = -f32::from(ZERO_POINT);
@@ -310,6 +312,7 @@ impl Fit {
     }
 
     /// The sum of squared errors.
+    #[inline(always)]
     fn error(self, values: &[f32; PART]) -> f32 {
         // Lanes, which the compiler makes vectors of.
         let mut errors = [0.0; 8];
@@ -325,12 +328,14 @@ impl Fit {
     }
 
     /// The element for a value.
+    #[inline(always)]
     fn element(self, value: f32) -> f32 {
         round(smaller(larger((value - self.offset) * (1.0 / self.factor), 0.0), MAX))
     }
 }
 
 /// The least and the greatest of some values.
+#[inline(always)]
 fn range(values: &[f32]) -> (f32, f32) {
     let first = values[0];
     values
@@ -340,20 +345,24 @@ fn range(values: &[f32]) -> (f32, f32) {
 
 // Of numbers that are finite, so that each is one instruction.
 
+#[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
+#[inline(always)]
 fn smaller(a: f32, b: f32) -> f32 {
     if b < a { b } else { a }
 }
 
 /// To the nearest integer, ties to even, of less than 2^22.
+#[inline(always)]
 fn round(value: f32) -> f32 {
     (value + q8::WHOLE) - q8::WHOLE
 }
 
 /// A whole number from 0 to 255.
+#[inline(always)]
 fn byte(value: f32) -> u8 {
     (value + q8::WHOLE).to_bits().to_le_bytes()[0]
 }

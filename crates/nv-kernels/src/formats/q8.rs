@@ -2,6 +2,7 @@
 //!
 //! A weight is an integer from -127 to 127, times its group's scale in f16. Scales below the smallest normal f16 are subnormal
 //! ones: what they stand for stays within half a scale of what it was, and that is less than 2^-25.
+#![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
 use half::f16;
 
@@ -49,6 +50,7 @@ impl<const STEPS: usize> WeightFormat for Q8<STEPS> {
         (0..strip.num_groups()).flat_map(of_group).take(in_features)
     }
 
+    #[inline(always)]
     fn encode(rows: &[f32], in_features: usize, out: &mut [u8]) -> Result<(), Unencodable> {
         let (scales, elements) = strips::parts_mut(out, in_features, STEPS);
         let (steps, _) = elements.as_chunks_mut::<{ ROWS * STEP }>();
@@ -85,6 +87,7 @@ pub(super) fn integer(byte: u8) -> i16 {
 ///
 /// # Errors
 /// Where the largest is, if the scale is too large for f16.
+#[inline(always)]
 fn scale(values: &[f32]) -> Result<f16, usize> {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let largest = values.iter().fold(0.0, |largest, value| larger(largest, value.abs()));
@@ -100,6 +103,7 @@ fn scale(values: &[f32]) -> Result<f16, usize> {
 }
 
 /// `values` in units of `scale`, to the nearest, ties to even.
+#[inline(always)]
 fn encode_group(values: &[f32], scale: f32, bytes: &mut [u8]) {
     if scale == 0.0 {
         return;
