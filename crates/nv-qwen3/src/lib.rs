@@ -42,5 +42,5 @@ pub use model::{LoadOptions, Qwen3ForCausalLM, Qwen3Model};
 pub use ops::{Cpu, causal_attention};
 pub use preset::Preset;
 pub use quantize::Quantizer;
-pub use sources::CopyReason;
+pub use sources::{CopyReason, Located, PlainTensor, PlainTensors};
 pub use spec::{Projection, Role, TensorSpec, tensor_shapes, tensor_specs};

@@ -16,9 +16,9 @@ use crate::ops::Ops;
 use crate::preset::Preset;
 use crate::sources::{
     CheckpointSource, Located, PackedFormats, QuantizingSource, VarBuilderSource, WeightSource,
-    head_and_embedding, locate, report,
+    drop_equal_head, locate, report,
 };
-use crate::spec::{LM_HEAD, Role, TensorSpec};
+use crate::spec::{LM_HEAD, TensorSpec};
 use crate::weight::Weight;
 
 /// Compares names, shapes and dtypes of `checkpoint` with those that `config` implies, reading no weight.
@@ -142,11 +142,7 @@ impl Weights {
     fn load(config: &Qwen3Config, mut source: impl WeightSource, ops: Ops) -> Result<Self> {
         let mut tensors = locate(config, |name| source.contains(name));
         source.report(config, &tensors)?.into_result()?;
-        if let Some((head, embedding)) = head_and_embedding(&tensors)
-            && source.are_equal_copies(head, embedding)?
-        {
-            tensors.retain(|tensor| tensor.spec.role != Role::Head);
-        }
+        drop_equal_head(&mut tensors, |head, embedding| source.are_equal_copies(head, embedding))?;
         let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
         let mut loaded = Vec::new();
         for tensor in tensors {

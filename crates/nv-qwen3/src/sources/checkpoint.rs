@@ -1,6 +1,7 @@
 //! Weights out of mapped safetensors files: read in place where kernels can, else copied.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
@@ -11,9 +12,9 @@ use nv_config::{QuantizationConfig, Qwen3Config};
 use nv_kernels::{Format, Pool, check_packed};
 use nv_weights::{Checkpoint, Dtype, SharedTensor, TensorView};
 
-use super::{Located, WeightSource, head_and_embedding, locate};
+use super::{Located, WeightSource, drop_equal_head, locate};
 use crate::error::{Error, Misshapen, Result, TensorReport};
-use crate::spec::{Role, TensorSpec};
+use crate::spec::TensorSpec;
 use crate::weight::{AlignedBytes, Weight, WeightBytes};
 
 /// The formats of the matrices that a checkpoint stores packed, as kernels stream them.
@@ -218,11 +219,9 @@ pub(crate) fn locate_once(
     is_copied: impl Fn(&TensorSpec, &TensorView<'_>) -> bool,
 ) -> Vec<Located> {
     let mut tensors = locate(config, |name| checkpoint.get(name).is_some());
-    if let Some((head, embedding)) = head_and_embedding(&tensors)
-        && are_equal_copies(checkpoint, is_copied, head, embedding)
-    {
-        tensors.retain(|tensor| tensor.spec.role != Role::Head);
-    }
+    let Ok(()) = drop_equal_head::<Infallible>(&mut tensors, |head, embedding| {
+        Ok(are_equal_copies(checkpoint, is_copied, head, embedding))
+    });
     tensors
 }
 
