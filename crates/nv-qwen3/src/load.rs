@@ -201,6 +201,7 @@ mod tests {
 
     use candle_core::Device;
     use nv_kernels::Precision;
+    use nv_testing::Random;
 
     use super::*;
     use crate::copies::copied_weights;
@@ -238,15 +239,11 @@ mod tests {
 
     /// Tensors of the shapes that `config` implies, of values that bfloat16 holds exactly.
     fn stored(config: &Qwen3Config) -> Stored {
-        let mut state = 1u32;
-        let mut value = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            state.to_le_bytes()[3].into()
-        };
+        let mut random = Random::new(1);
         let tensors = tensor_shapes(config).into_iter().map(|(name, shape)| {
-            let values =
-                (0..shape.iter().product()).map(|_| f32::mul_add(value(), 1.0 / 256.0, -0.5));
-            let values = values.collect();
+            let values = (0..shape.iter().product())
+                .map(|_| random.below(256) as f32 / 256.0 - 0.5)
+                .collect();
             (name, (shape, values))
         });
         tensors.collect()

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use nano_vllm_rs::config::{Dtype, RopeScaling};
 use nano_vllm_rs::model::Qwen3Config;
-use nano_vllm_rs::qwen3::{LoadedMatrix, packed_matrices};
+use nano_vllm_rs::qwen3::{LoadedMatrix, TierDependence, packed_matrices, tier_dependences};
 use nano_vllm_rs::weights::Checkpoint;
 
 use crate::args::InspectArgs;
@@ -27,6 +27,8 @@ pub(crate) fn run(args: &InspectArgs, verbose: bool) -> Result<ExitCode> {
     writeln!(out, "{}", tensor_table(checkpoint, &packed, args.all))?;
     if !packed.is_empty() {
         writeln!(out, "{}", packed_table(&packed))?;
+        let dependences = tier_dependences(config, checkpoint).unwrap_or_default();
+        writeln!(out, "{}", portability_table(&dependences))?;
     }
     write!(out, "{}", memory_table(config, checkpoint, &packed))?;
     if verbose {
@@ -145,6 +147,29 @@ fn packed_table(packed: &[LoadedMatrix]) -> Table<5> {
     for (name, (num_matrices, num_weights, num_bytes)) in formats {
         let bits = format!("{:.2}", (8 * num_bytes) as f64 / num_weights as f64);
         table.row([&name, &num_matrices, &grouped(num_weights), &bytes(num_bytes), &bits]);
+    }
+    table
+}
+
+/// Whether a quantised model's bits are those of every machine, and if not, why; a row for the same tensor of all layers.
+fn portability_table(dependences: &[TierDependence]) -> Table<1> {
+    let same = dependences.is_empty();
+    let bits =
+        if same { "the same bits on every machine" } else { "other bits in each tier of kernels" };
+    let mut table = Table::new(format!("logits: {bits}"), [Align::Left]);
+    let mut plain = BTreeMap::<(&str, &str), Vec<usize>>::new();
+    for dependence in dependences {
+        if let TierDependence::PlainMatrix { name } = dependence {
+            let (before, layer, after) = split_at_layer(name);
+            plain.entry((before, after)).or_default().extend(layer);
+        } else {
+            table.row([dependence]);
+        }
+    }
+    for ((before, after), mut layers) in plain {
+        layers.sort_unstable();
+        let name = format!("{before}{}{after}", ranges(&layers));
+        table.row([&TierDependence::PlainMatrix { name }]);
     }
     table
 }
