@@ -107,6 +107,17 @@ impl Files {
     /// One change, which a byte chooses and further bytes say.
     fn damage(&mut self, choices: &mut Choices<'_>) {
         match choices.below(14) {
+            kind @ 0..=4 => self.damage_config(kind, choices),
+            13 => match choices.below(2) {
+                0 => self.padding = usize::from(choices.below(72)),
+                _ => self.cut = usize::try_from(number(choices).min(1 << 20)).expect("small"),
+            },
+            kind => self.damage_tensors(kind, choices),
+        }
+    }
+
+    fn damage_config(&mut self, kind: u8, choices: &mut Choices<'_>) {
+        match kind {
             0 => {
                 const FIELDS: [&str; 9] = [
                     "vocab_size",
@@ -134,7 +145,7 @@ impl Files {
                 let methods = [PackedConfig::METHOD, "gptq", ""];
                 self.quantization()["quant_method"] = (*pick(&methods, choices)).into();
             }
-            4 => {
+            _ => {
                 const MODULES: [&str; 10] = [
                     "q_proj",
                     "k_proj",
@@ -155,6 +166,11 @@ impl Files {
                     _ => self.quantization()["formats"][module] = pick(&formats, choices).clone(),
                 }
             }
+        }
+    }
+
+    fn damage_tensors(&mut self, kind: u8, choices: &mut Choices<'_>) {
+        match kind {
             5 => {
                 const DTYPES: [&str; 8] =
                     ["U8", "I8", "F8_E4M3", "BF16", "F16", "F32", "F64", "BOOL"];
@@ -165,7 +181,7 @@ impl Files {
                 self.tensor(choices).shape = shape;
             }
             7 => {
-                let (at, new) = (number(choices), choices.next().map(usize::from).unwrap_or(0));
+                let (at, new) = (number(choices), choices.next().map_or(0, usize::from));
                 let bytes = choices.take(new).to_vec();
                 let tensor = self.tensor(choices);
                 overwrite(&mut tensor.bytes, at, &bytes);
@@ -199,7 +215,7 @@ impl Files {
                     self.tensors.remove(at);
                 }
             }
-            12 => {
+            _ => {
                 let names = ["lm_head.weight", "model.embed_tokens.weight", "x"];
                 let (name, stored) = (*pick(&names, choices), self.tensor(choices).clone());
                 if choices.below(2) == 0 {
@@ -208,10 +224,6 @@ impl Files {
                     self.metadata.insert(name.to_owned(), stored.name.into());
                 }
             }
-            _ => match choices.below(2) {
-                0 => self.padding = usize::from(choices.below(72)),
-                _ => self.cut = usize::try_from(number(choices).min(1 << 20)).expect("small"),
-            },
         }
     }
 

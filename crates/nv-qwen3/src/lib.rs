@@ -44,5 +44,5 @@ pub use ops::{Cpu, causal_attention};
 pub use portability::{TierDependence, tier_dependences};
 pub use preset::Preset;
 pub use quantize::Quantizer;
-pub use sources::{CopyReason, Located, PlainTensor, PlainTensors};
+pub use sources::{CopyReason, Located, PlainTensor, PlainTensors, ReadRow};
 pub use spec::{Projection, Role, TensorSpec, tensor_shapes, tensor_specs};

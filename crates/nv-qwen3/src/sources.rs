@@ -18,7 +18,7 @@ pub use checkpoint::CopyReason;
 pub(crate) use checkpoint::{
     CheckpointSource, PackedFormats, copied_matrices, locate_once, report,
 };
-pub use plain::{PlainTensor, PlainTensors};
+pub use plain::{PlainTensor, PlainTensors, ReadRow};
 pub(crate) use plain::{packed_bytes, quantize_rows};
 pub(crate) use quantizing::QuantizingSource;
 pub(crate) use var_builder::VarBuilderSource;

@@ -29,6 +29,9 @@ pub trait PlainTensors: fmt::Debug + Sync {
     fn release(&self, _: &Located) {}
 }
 
+/// Writes the values of the row of that number.
+pub type ReadRow<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
+
 /// A tensor of plain numbers.
 pub struct PlainTensor<'a> {
     /// The file that it is in, for errors.
@@ -39,8 +42,8 @@ pub struct PlainTensor<'a> {
     pub dtype: Dtype,
     /// Its shape.
     pub shape: &'a [usize],
-    /// Writes the values of a row of a matrix.
-    pub row: Box<dyn Fn(usize, &mut [f32]) + Sync + 'a>,
+    /// The rows, if it is a matrix.
+    pub row: Box<ReadRow<'a>>,
 }
 
 impl fmt::Debug for PlainTensor<'_> {

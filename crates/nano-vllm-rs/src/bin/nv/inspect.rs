@@ -199,3 +199,27 @@ fn memory_table(
     kv_cache(config.max_position_embeddings);
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bits_depend_on_is_a_row_for_the_same_tensor_of_all_layers() {
+        let plain = |name: &str| TierDependence::PlainMatrix { name: name.into() };
+        assert_eq!(portability_table(&[]).to_string(), "logits: the same bits on every machine\n");
+        let found = [
+            TierDependence::HeadDim { head_dim: 24 },
+            plain("model.layers.1.mlp.up_proj.weight"),
+            plain("model.layers.0.mlp.up_proj.weight"),
+            plain("lm_head.weight"),
+        ];
+        assert_eq!(
+            portability_table(&found).to_string(),
+            "logits: other bits in each tier of kernels\
+             \n  head_dim 24 is no multiple of 16, so candle attends\
+             \n  `lm_head.weight` is multiplied as floating-point numbers\
+             \n  `model.layers.{0..1}.mlp.up_proj.weight` is multiplied as floating-point numbers\n"
+        );
+    }
+}
