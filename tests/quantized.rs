@@ -388,8 +388,12 @@ fn a_damaged_model_is_refused() {
     check(
         &whole,
         &config.replace("\"q8\"", "\"q9\""),
-        "`quantization_config.formats.down_proj`: no format is called `q9`; quantize the model again",
+        "`quantization_config.formats.down_proj`: `q9` is no format of quantised matrices; quantize the model again",
     );
+    for plain in ["f32", "bf16"] {
+        let expected = format!("`{plain}` is no format of quantised matrices");
+        check(&whole, &config.replace("\"q8\"", &format!("\"{plain}\"")), &expected);
+    }
     // Without the config's word it is bytes.
     let plain = config.replace("\"quantization_config\"", "\"other\"");
     check(&whole, &plain, "43 of another dtype than BF16, F16, F32 and F64");

@@ -5,9 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 use nv_config::{PackedConfig, Qwen3Config, load_config};
-use nv_kernels::{Isa, Kernels};
+use nv_kernels::{Format, Isa, Kernels};
 use nv_qwen3::{
-    Cpu, Preset, Qwen3ForCausalLM, check_tensors, copied_weights, packed_matrices, tier_dependences,
+    Cpu, Preset, Qwen3ForCausalLM, TensorSpec, check_tensors, copied_weights, packed_matrices,
+    tensor_specs, tier_dependences,
 };
 use nv_synth::Recipe;
 use nv_weights::{Checkpoint, ModelFiles};
@@ -25,6 +26,20 @@ const CONFIGS: [&str; 3] = [
         "num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": true}"#,
 ];
 
+/// What formats are given by, and a module that has no matrix.
+const MODULES: [&str; 10] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "embed_tokens",
+    "lm_head",
+    "input_layernorm",
+];
+
 /// A tensor as its file has it, or says that it has.
 #[derive(Debug, Clone)]
 struct Stored {
@@ -39,6 +54,8 @@ struct Stored {
 struct Files {
     config: Map<String, Value>,
     tensors: Vec<Stored>,
+    /// What the model has under their names.
+    specs: Vec<TensorSpec>,
     metadata: Map<String, Value>,
     /// Spaces behind the header: where the first tensor stands follows from it.
     padding: usize,
@@ -95,9 +112,11 @@ impl Files {
             shape: view.shape().iter().map(|&size| size as u64).collect(),
             bytes: view.bytes().to_vec(),
         });
+        let parsed = serde_json::from_slice(&config).expect("a valid config");
         Self {
             config: serde_json::from_slice(&config).expect("a JSON object"),
             tensors: tensors.collect(),
+            specs: tensor_specs(&parsed),
             metadata: Map::new(),
             padding: 0,
             cut: 0,
@@ -106,12 +125,13 @@ impl Files {
 
     /// One change, which a byte chooses and further bytes say.
     fn damage(&mut self, choices: &mut Choices<'_>) {
-        match choices.below(14) {
+        match choices.below(15) {
             kind @ 0..=4 => self.damage_config(kind, choices),
             13 => match choices.below(2) {
                 0 => self.padding = usize::from(choices.below(72)),
                 _ => self.cut = usize::try_from(number(choices).min(1 << 20)).expect("small"),
             },
+            14 => self.store_otherwise(choices),
             kind => self.damage_tensors(kind, choices),
         }
     }
@@ -146,18 +166,6 @@ impl Files {
                 self.quantization()["quant_method"] = (*pick(&methods, choices)).into();
             }
             _ => {
-                const MODULES: [&str; 10] = [
-                    "q_proj",
-                    "k_proj",
-                    "v_proj",
-                    "o_proj",
-                    "gate_proj",
-                    "up_proj",
-                    "down_proj",
-                    "embed_tokens",
-                    "lm_head",
-                    "input_layernorm",
-                ];
                 let formats = ["q8", "q8g32", "q4", "bf16", "f32", "q9", ""].map(Value::from);
                 let module = *pick(&MODULES, choices);
                 match choices.below(9) {
@@ -224,6 +232,35 @@ impl Files {
                     self.metadata.insert(name.to_owned(), stored.name.into());
                 }
             }
+        }
+    }
+
+    /// Stores the matrices of a module in another format, or as plain numbers, in as many bytes as these are.
+    fn store_otherwise(&mut self, choices: &mut Choices<'_>) {
+        let module = *pick(&MODULES, choices);
+        let plain = pick(&["BF16", "F32", "F16", "F64"], choices);
+        let format = *pick(&["q8", "q8g32", "q4", "bf16", "f32", ""], choices);
+        let specs = self.specs.iter().filter(|spec| spec.module() == module);
+        for TensorSpec { name, shape, .. } in specs.filter(|spec| spec.role.is_matrix()) {
+            let is_same = |tensor: &&mut Stored| tensor.name == *name;
+            let Some(tensor) = self.tensors.iter_mut().find(is_same) else { continue };
+            if let Some(format) = Format::from_name(format) {
+                let len = format.matrix_bytes(shape[0], shape[1]).expect("a small matrix");
+                tensor.bytes.resize(len, 0x11);
+                (tensor.dtype, tensor.shape) = ("U8".to_owned(), vec![len as u64]);
+            } else {
+                let size = match *plain {
+                    "F64" => 8,
+                    "F32" => 4,
+                    _ => 2,
+                };
+                tensor.bytes.resize(size * shape[0] * shape[1], 0x11);
+                tensor.shape = shape.iter().map(|&size| size as u64).collect();
+                tensor.dtype = (*plain).to_owned();
+            }
+        }
+        if Format::from_name(format).is_some() {
+            self.quantization()["formats"][module] = format.into();
         }
     }
 

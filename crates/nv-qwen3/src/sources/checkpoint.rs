@@ -23,12 +23,14 @@ pub(crate) struct PackedFormats(BTreeMap<String, Format>);
 
 impl PackedFormats {
     /// # Errors
-    /// [`Error::UnknownFormat`] if `config` names one that there isn't.
+    /// [`Error::UnknownFormat`] if `config` names one that there isn't, or one of plain numbers.
     pub(crate) fn of(config: &Qwen3Config) -> Result<Self> {
         let Some(QuantizationConfig::Packed(packed)) = &config.quantization_config else {
             return Ok(Self::default());
         };
-        let format = |(module, name): (&String, &String)| match Format::from_name(name) {
+        // Plain numbers have a dtype of their own: packed in bytes, kernels might be given them in the wrong precision.
+        let named = |name: &str| Format::from_name(name).filter(|format| format.is_portable());
+        let format = |(module, name): (&String, &String)| match named(name) {
             Some(format) => Ok((module.clone(), format)),
             None => Err(Error::UnknownFormat { module: module.clone(), name: name.clone() }),
         };
