@@ -256,7 +256,7 @@ impl Files {
                 };
                 tensor.bytes.resize(size * shape[0] * shape[1], 0x11);
                 tensor.shape = shape.iter().map(|&size| size as u64).collect();
-                tensor.dtype = (*plain).to_owned();
+                (*plain).clone_into(&mut tensor.dtype);
             }
         }
         if Format::from_name(format).is_some() {

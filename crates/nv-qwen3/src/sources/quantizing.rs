@@ -1,6 +1,5 @@
 //! Weights out of a checkpoint of plain numbers, quantised while they are loaded.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -8,7 +7,7 @@ use nv_config::Qwen3Config;
 use nv_kernels::Pool;
 use nv_weights::Checkpoint;
 
-use super::checkpoint::are_equal_copies;
+use super::checkpoint::{Copies, are_equal_copies, copy_key};
 use super::plain::{PlainTensor, packed_bytes, quantize_rows};
 use super::{CheckpointSource, Located, PackedFormats, WeightSource};
 use crate::error::{Result, TensorReport};
@@ -27,8 +26,7 @@ pub(crate) struct QuantizingSource<'a> {
     pool: &'a Pool,
     /// Hears of the bytes that were read.
     progress: &'a dyn Fn(usize),
-    /// By the names that they are stored under, for metadata may give a tensor several.
-    quantized: BTreeMap<String, Weight>,
+    quantized: Copies,
 }
 
 impl<'a> QuantizingSource<'a> {
@@ -42,7 +40,7 @@ impl<'a> QuantizingSource<'a> {
     ) -> Self {
         let packed = PackedFormats::default();
         let plain = CheckpointSource::new(checkpoint, packed, dtype, device, pool);
-        let (device, quantized) = (device.cloned(), BTreeMap::new());
+        let (device, quantized) = (device.cloned(), Copies::default());
         Self { checkpoint, plain, dtype, device, preset, pool, progress, quantized }
     }
 }
@@ -65,7 +63,8 @@ impl WeightSource for QuantizingSource<'_> {
             return self.plain.matrix(tensor);
         };
         let view = self.checkpoint.tensor(&tensor.stored_as)?;
-        if let Some(weight) = self.quantized.get(view.name()) {
+        let key = copy_key(view.name(), Some(format), &tensor.spec);
+        if let Some(weight) = self.quantized.get(&key) {
             return Ok(weight.clone());
         }
         let (out_features, in_features) = tensor.spec.matrix_shape();
@@ -76,7 +75,7 @@ impl WeightSource for QuantizingSource<'_> {
         (self.progress)(view.bytes().len());
         let bytes = WeightBytes::owned(bytes, format, tensor.spec.matrix_shape());
         let weight = bytes.on(self.device.as_ref(), self.dtype)?;
-        self.quantized.insert(view.name().to_owned(), weight.clone());
+        self.quantized.insert(key, weight.clone());
         Ok(weight)
     }
 
