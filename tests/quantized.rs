@@ -22,9 +22,11 @@ use crate::copies::{demo_with, demo_with_nan, start_of};
 /// SHA-256 of the bits of the demo's logits, by preset and by what keys and values are kept in. Every machine has these.
 ///
 /// They change where the arithmetic of quantised models does, and only there: then users' answers change, and the changelog says so.
-const DIGESTS: [(Preset, DType, &str); 2] = [
+const DIGESTS: [(Preset, DType, &str); 4] = [
     (Preset::Q8, DType::F32, "e90a9fbad86ab0d699f14701b73b55a18b0f1380decdbf576504fdb2874c6efc"),
     (Preset::Q8, DType::BF16, "3bdf616657488a51f4aaf625aac88d4e019a962913c857068ca5af95f24daba2"),
+    (Preset::Q4, DType::F32, "5be149688b99c3fca5946ee311fb4a119cb5e5bcc873e315f9d7c8fdaac51a74"),
+    (Preset::Q4, DType::BF16, "cdf66c7e09a78d37088aa9c859161916ecf4c9b8024554e3af50cbcc4b4a6e16"),
 ];
 
 const NUM_TOKENS: usize = 70;

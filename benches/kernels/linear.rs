@@ -1,4 +1,4 @@
-//! Linear layers in bfloat16 and in 8 bits: from one token, which memory limits, to 512, which arithmetic does.
+//! Linear layers in bfloat16, and in 8 and 4 bits: from one token, which memory limits, to 512, which arithmetic does.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
@@ -26,7 +26,7 @@ pub(super) fn benches(criterion: &mut Criterion) {
     ] {
         let region = Region { weights: &weights, in_features, out_features };
         region.bench_linear(criterion, name, num_tokens);
-        for format in [Format::Q8, Format::Q8Group32] {
+        for format in [Format::Q8, Format::Q8Group32, Format::Q4] {
             region.bench_quantized(criterion, name, format, num_tokens);
         }
     }

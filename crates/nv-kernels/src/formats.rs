@@ -2,6 +2,7 @@
 
 mod bf16;
 mod f32;
+pub(crate) mod q4;
 mod q8;
 #[cfg(test)]
 mod scaled_bf16;
@@ -19,6 +20,9 @@ pub enum Format {
     Q8,
     /// The same with groups of 32, as GGUF's `Q8_0` has them: closer to the original weights, larger and slower.
     Q8Group32,
+    /// 4 bits: groups of 128 along K, each an f16 scale, in four parts with a factor and an offset that make its elements integers
+    /// as [`Format::Q8`] has them; 16 rows interleaved.
+    Q4,
     /// Shows what it takes to add a format.
     #[cfg(test)]
     ScaledBf16,
@@ -90,7 +94,7 @@ pub(crate) trait FormatVisitor {
 
 impl Format {
     /// Every format.
-    const ALL: &[Self] = &[Self::Bf16, Self::F32, Self::Q8, Self::Q8Group32];
+    const ALL: &[Self] = &[Self::Bf16, Self::F32, Self::Q8, Self::Q8Group32, Self::Q4];
 
     /// What `visitor` has for the format. This is where formats are listed.
     pub(crate) fn visit<V: FormatVisitor>(self, visitor: V) -> V::Output {
@@ -99,12 +103,13 @@ impl Format {
             Self::F32 => visitor.visit::<f32::F32>(),
             Self::Q8 => visitor.visit::<q8::Q8<32>>(),
             Self::Q8Group32 => visitor.visit::<q8::Q8<8>>(),
+            Self::Q4 => visitor.visit::<q4::Q4>(),
             #[cfg(test)]
             Self::ScaledBf16 => visitor.visit::<scaled_bf16::ScaledBf16>(),
         }
     }
 
-    /// What files call the format: `bf16`, `f32`, `q8`, `q8g32`.
+    /// What files call the format: `bf16`, `f32`, `q8`, `q8g32`, `q4`.
     pub fn name(self) -> &'static str {
         self.properties().name
     }
@@ -215,6 +220,9 @@ mod tests {
         check(Format::Q8, 17, 1024, Some(2 * (4 * 64 + 16 * 1024)));
         check(Format::Q8Group32, 16, 33, Some(64 + 16 * 64));
         check(Format::Q8Group32, 16, 96, Some(2 * 64 + 16 * 96));
+        // A group of 16 rows: 16 × 128 elements of 4 bits; for each row a scale of 16 bits, 4 factors of 4, 4 offsets of 8.
+        check(Format::Q4, 1, 129, Some(2 * 16 * (64 + 2 + 2 + 4)));
+        check(Format::Q4, 17, 1024, Some(2 * 8 * 16 * 72));
         for &format in Format::ALL {
             check(format, 0, 7, Some(0));
             check(format, 7, 0, None);

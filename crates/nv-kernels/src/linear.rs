@@ -87,7 +87,7 @@ pub(crate) fn linear(
         #[expect(unsafe_code, reason = "tasks write disjoint columns")]
         let mut part = unsafe { shared[which].part(0..x.num_tokens(), rows.range()) };
         with_scratch(|ThreadScratch { copies: [copy, _], kernel, .. }| {
-            let rows = x.kernel.stage(rows, x.layout(), copy);
+            let rows = x.stage(rows, copy);
             for (tokens, panel) in x.panels() {
                 x.multiply((rows, next), panel, kernel, part.outputs(tokens));
             }
@@ -143,8 +143,8 @@ pub(crate) fn swiglu(
         #[expect(unsafe_code, reason = "tasks write disjoint columns")]
         let mut part = unsafe { shared.part(0..num_tokens, gate.range()) };
         with_scratch(|ThreadScratch { copies: [gate_copy, up_copy], kernel, sums }| {
-            let gate = x[0].kernel.stage(gate, x[0].layout(), gate_copy);
-            let up = x[1].kernel.stage(up, x[1].layout(), up_copy);
+            let gate = x[0].stage(gate, gate_copy);
+            let up = x[1].stage(up, up_copy);
             for tokens in &parts {
                 let len = tokens.len() * gate.len;
                 let (gates, ups) = aligned(sums, 2 * len).split_at_mut(len);
@@ -229,6 +229,15 @@ impl Prepared<'_> {
     /// The panels: their tokens and their tiles.
     fn panels(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
         self.layout().panels().map(|panel| (self.layout().tokens(panel.clone()), panel))
+    }
+
+    /// `rows` as [`Self::multiply`] takes them.
+    fn stage<'a>(&self, rows: Rows<'a>, copy: &'a mut Vec<u8>) -> Rows<'a> {
+        // SAFETY: the kernel is from a `Kernels`, which exists only where the machine has its tier.
+        #[expect(unsafe_code, reason = "kernels need their instruction set")]
+        unsafe {
+            self.kernel.stage(rows, self.layout(), copy)
+        }
     }
 
     /// [`Self::multiply`] for the panels of `tokens`, into rows of `out`.

@@ -8,7 +8,7 @@ use nv_config::PackedConfig;
 use nv_kernels::Format;
 
 use crate::error::{Error, Result};
-use crate::spec::{Role, TensorSpec};
+use crate::spec::{Projection, Role, TensorSpec};
 
 /// How a model is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,24 +16,34 @@ use crate::spec::{Role, TensorSpec};
 pub enum Preset {
     /// All matrices in 8 bits.
     Q8,
+    /// Matrices in 4 bits, but those in 8 bits that lose most by it for their size: the embedding and the head, values, and the way
+    /// back from the feed-forward network.
+    Q4,
 }
 
 impl Preset {
     /// Every preset.
-    pub const ALL: [Self; 1] = [Self::Q8];
+    pub const ALL: [Self; 2] = [Self::Q8, Self::Q4];
 
-    /// `q8`.
+    /// `q8`, `q4`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q8 => "q8",
+            Self::Q4 => "q4",
         }
     }
 
     /// The format of a tensor of this role; `None` if it stays as it is.
     pub fn format(self, role: Role) -> Option<Format> {
-        match (self, role) {
-            (Self::Q8, role) if role.is_matrix() => Some(Format::Q8),
-            (_, _) => None,
+        match role {
+            Role::Bias | Role::Norm => None,
+            Role::Projection(Projection::V | Projection::Down) | Role::Embedding | Role::Head => {
+                Some(Format::Q8)
+            }
+            Role::Projection(_) => Some(match self {
+                Self::Q8 => Format::Q8,
+                Self::Q4 => Format::Q4,
+            }),
         }
     }
 

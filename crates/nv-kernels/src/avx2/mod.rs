@@ -104,7 +104,7 @@ pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dy
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),
         (Format::F32, Precision::F32) => Some(&UNWIDENED),
-        (Format::Q8, _) => Some(&Int8::<int8::Widened, 32>::KERNEL),
+        (Format::Q8 | Format::Q4, _) => Some(&Int8::<int8::Widened, 32>::KERNEL),
         (Format::Q8Group32, _) => Some(&Int8::<int8::Widened, 8>::KERNEL),
         _ => None,
     }
@@ -116,7 +116,7 @@ pub(crate) fn linear_with_vnni(
     precision: Precision,
 ) -> Option<&'static dyn LinearKernel> {
     match format {
-        Format::Q8 => Some(&Int8::<int8::Vnni, 32>::KERNEL),
+        Format::Q8 | Format::Q4 => Some(&Int8::<int8::Vnni, 32>::KERNEL),
         Format::Q8Group32 => Some(&Int8::<int8::Vnni, 8>::KERNEL),
         _ => linear(format, precision),
     }

@@ -118,10 +118,12 @@ pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dy
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),
         (Format::F32, Precision::F32) => Some(&UNWIDENED),
-        (Format::Q8, _) if int8::is_available() => Some(&Int8::<int8::Vnni, 32>::KERNEL),
+        (Format::Q8 | Format::Q4, _) if int8::is_available() => {
+            Some(&Int8::<int8::Vnni, 32>::KERNEL)
+        }
         (Format::Q8Group32, _) if int8::is_available() => Some(&Int8::<int8::Vnni, 8>::KERNEL),
         // The first machines with AVX-512 have no VNNI.
-        (Format::Q8 | Format::Q8Group32, _) => avx2::linear(format, precision),
+        (Format::Q8 | Format::Q8Group32 | Format::Q4, _) => avx2::linear(format, precision),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 
 use half::f16;
 
-use super::strips::{self, ROWS, STEP, Scales, Step, Strip, ZERO_POINT};
+use super::strips::{self, ROWS, STEP, Scales, Strip, ZERO_POINT};
 use super::{Flaw, Unencodable, WeightFormat};
 use crate::prefetch::LINE_BYTES;
 
@@ -14,6 +14,9 @@ pub(super) struct Q8<const STEPS: usize>;
 
 /// The largest integer.
 const MAX: f32 = 127.0;
+
+/// An f32 of this size has no fraction: adding to it rounds, ties to even, and the sum's last bits are the integer's.
+pub(super) const WHOLE: f32 = 12_582_912.0;
 
 impl<const STEPS: usize> Q8<STEPS> {
     const GROUP: usize = STEPS * STEP;
@@ -28,7 +31,7 @@ impl<const STEPS: usize> WeightFormat for Q8<STEPS> {
     const ROWS_A_TASK: usize = 4 * ROWS;
 
     fn row_bytes(in_features: usize) -> Option<usize> {
-        Some(strips::strip_bytes(in_features, STEPS, size_of::<Step>())? / ROWS)
+        Some(strips::strip_bytes(in_features, STEPS)? / ROWS)
     }
 
     fn values(data: &[u8], in_features: usize, row: usize) -> impl Iterator<Item = f32> {
@@ -73,7 +76,7 @@ impl<const STEPS: usize> WeightFormat for Q8<STEPS> {
 }
 
 /// The integer that a byte stands for.
-fn integer(byte: u8) -> i16 {
+pub(super) fn integer(byte: u8) -> i16 {
     i16::from(byte) - i16::from(ZERO_POINT)
 }
 
@@ -98,8 +101,6 @@ fn scale(values: &[f32]) -> Result<f16, usize> {
 
 /// `values` in units of `scale`, to the nearest, ties to even.
 fn encode_group(values: &[f32], scale: f32, bytes: &mut [u8]) {
-    /// An f32 of this size has no fraction: adding to it rounds, and the sum's last bits are the integer's.
-    const WHOLE: f32 = 12_582_912.0;
     if scale == 0.0 {
         return;
     }

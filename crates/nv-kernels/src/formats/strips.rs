@@ -1,4 +1,4 @@
-//! How formats of few bits lie in memory: in strips, which are multiplied without a sum across lanes.
+//! How integers lie in memory when they are multiplied: in strips, without a sum across lanes. Eight-bit formats are stored so.
 //!
 //! A strip is 16 rows, interleaved: 64 bytes are 4 consecutive elements of K of each row. Elements come in groups, each with
 //! a scale a row. The scales of all groups come first, padded to a cache line, so that all else starts with one; then the
@@ -33,10 +33,10 @@ fn scales_bytes(num_groups: usize) -> Option<usize> {
     num_groups.checked_mul(size_of::<Scales>())?.checked_next_multiple_of(LINE_BYTES)
 }
 
-/// Bytes of a strip with groups of `steps` steps, `step_bytes` each.
-pub(super) fn strip_bytes(in_features: usize, steps: usize, step_bytes: usize) -> Option<usize> {
+/// Bytes of a strip with groups of `steps` steps.
+pub(super) fn strip_bytes(in_features: usize, steps: usize) -> Option<usize> {
     let num_groups = num_groups(in_features, steps);
-    num_groups.checked_mul(steps * step_bytes)?.checked_add(scales_bytes(num_groups)?)
+    num_groups.checked_mul(steps * size_of::<Step>())?.checked_add(scales_bytes(num_groups)?)
 }
 
 /// A strip in groups of `STEPS` steps of 8-bit elements.
@@ -85,7 +85,7 @@ impl<'a, const STEPS: usize> Strip<'a, STEPS> {
     }
 }
 
-/// The parts of the bytes of a strip to be written: its scales, and its steps of `step_bytes`.
+/// The parts of the bytes of a strip to be written: its scales, and its steps.
 pub(super) fn parts_mut(
     data: &mut [u8],
     in_features: usize,

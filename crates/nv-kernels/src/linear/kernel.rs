@@ -51,7 +51,16 @@ pub(crate) trait LinearKernel: Sync {
     unsafe fn prepare(&self, tile: &[f32], k: usize, layout: &InputLayout, out: &mut [u8]);
 
     /// `rows` as [`Self::multiply`] takes them: they themselves, or a copy in `copy`.
-    fn stage<'a>(&self, rows: Rows<'a>, layout: &InputLayout, copy: &'a mut Vec<u8>) -> Rows<'a>;
+    ///
+    /// # Safety
+    /// The machine has the kernel's tier.
+    #[expect(unsafe_code, reason = "kernels need their instruction set")]
+    unsafe fn stage<'a>(
+        &self,
+        rows: Rows<'a>,
+        layout: &InputLayout,
+        copy: &'a mut Vec<u8>,
+    ) -> Rows<'a>;
 
     /// Computes `x @ rowsᵀ`, `[num_tokens, num_rows]`, for the tokens of a panel.
     ///

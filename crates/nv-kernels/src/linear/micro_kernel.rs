@@ -304,7 +304,12 @@ impl<K: MicroKernel> LinearKernel for Dot<K> {
     ///
     /// Several panels of several tiles save time: all read the rows, and where they don't start with a cache line, as in most
     /// checkpoints, nearly every load takes two. Of a single panel the rows are copied as they come.
-    fn stage<'a>(&self, rows: Rows<'a>, layout: &InputLayout, copy: &'a mut Vec<u8>) -> Rows<'a> {
+    unsafe fn stage<'a>(
+        &self,
+        rows: Rows<'a>,
+        layout: &InputLayout,
+        copy: &'a mut Vec<u8>,
+    ) -> Rows<'a> {
         let (matrix, padded_k) = (rows.matrix, layout.padded_k);
         let is_read_often = layout.tiles_a_panel > 1 && layout.panels().len() > 1;
         let is_whole = matrix.in_features() == padded_k;

@@ -9,10 +9,12 @@ use std::hint::black_box;
 use super::fused::mul_add;
 use crate::formats::strips::{ROWS, STEP, ZERO_POINT};
 use crate::linear::inputs::InputLayout;
-use crate::linear::int8::{GroupInputs, StripRows, layout, prepare};
+use crate::linear::int8::inputs::{GroupInputs, layout, prepare};
+use crate::linear::int8::strips::{StripRows, Unpack, is_unpacked_first};
 use crate::linear::kernel::{InputForm, KernelScratch, LinearKernel, Task};
 use crate::linear::rows::Rows;
 use crate::results::Outputs;
+use crate::tier::Work;
 
 /// Over groups of `STEPS` steps. Each token is a tile and a panel.
 pub(super) struct Int8<const STEPS: usize>;
@@ -35,18 +37,25 @@ impl<const STEPS: usize> LinearKernel for Int8<STEPS> {
         prepare::<_, STEPS>(tile, k, |x| x, out);
     }
 
-    fn stage<'a>(&self, rows: Rows<'a>, _: &InputLayout, _: &'a mut Vec<u8>) -> Rows<'a> {
-        rows
+    unsafe fn stage<'a>(
+        &self,
+        rows: Rows<'a>,
+        layout: &InputLayout,
+        copy: &'a mut Vec<u8>,
+    ) -> Rows<'a> {
+        if is_unpacked_first(rows, layout) { Unpack { rows, copy }.run() } else { rows }
     }
 
     unsafe fn multiply(&self, task: Task<'_>, _: &mut KernelScratch, mut out: Outputs<'_>) {
         let (token, num_rows) = (task.x.tiles(task.panel), task.rows.len);
         for (i, strip) in StripRows::new(task.rows).strips::<STEPS>().enumerate() {
             let mut sums = [0.0f32; ROWS];
+            let mut room = [[0; _]; STEPS];
             for group in 0..strip.num_groups() {
+                let weights = strip.group(group, &mut room);
                 let x = GroupInputs::<[i8; STEP], STEPS, 1>::new(token, group);
                 let mut products = [0i32; ROWS];
-                for (w, [x]) in strip.steps(group).iter().zip(x.steps) {
+                for (w, [x]) in weights.steps.iter().zip(x.steps) {
                     for (product, w) in products.iter_mut().zip(w.as_chunks::<STEP>().0) {
                         for (&w, &x) in w.iter().zip(x) {
                             *product += (i32::from(w) - i32::from(ZERO_POINT)) * i32::from(x);
@@ -54,9 +63,7 @@ impl<const STEPS: usize> LinearKernel for Int8<STEPS> {
                     }
                 }
                 let [x_scale] = *x.scales;
-                for ((sum, product), w_scale) in
-                    sums.iter_mut().zip(products).zip(strip.scales(group))
-                {
+                for ((sum, product), w_scale) in sums.iter_mut().zip(products).zip(weights.scales) {
                     *sum = mul_add(product as f32, w_scale.to_f32() * x_scale, *sum);
                 }
             }

@@ -17,7 +17,7 @@ use crate::results::Outputs;
 /// If inputs in bfloat16 would lose what such weights hold.
 pub(crate) fn linear(format: Format, precision: Precision) -> &'static dyn LinearKernel {
     match format {
-        Format::Q8 => &Int8::<32>,
+        Format::Q8 | Format::Q4 => &Int8::<32>,
         Format::Q8Group32 => &Int8::<8>,
         _ => format.visit(In(precision)),
     }
@@ -81,7 +81,7 @@ impl<F: WeightFormat> LinearKernel for Linear<F> {
         unsafe { (self.arrange)(tile, layout.step, bytemuck::cast_slice_mut(out), layout.step) };
     }
 
-    fn stage<'a>(&self, rows: Rows<'a>, _: &InputLayout, _: &'a mut Vec<u8>) -> Rows<'a> {
+    unsafe fn stage<'a>(&self, rows: Rows<'a>, _: &InputLayout, _: &'a mut Vec<u8>) -> Rows<'a> {
         rows
     }
 
