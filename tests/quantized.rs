@@ -9,14 +9,15 @@ use nv_config::{Qwen3Config, load_config};
 use nv_kernels::{Isa, Kernels, Pool};
 use nv_qwen3::{
     Cpu, LoadOptions, Preset, Quantizer, Qwen3ForCausalLM, check_tensors, copied_weights,
-    packed_matrices,
+    packed_matrices, tier_dependences,
 };
+use nv_synth::Recipe;
 use nv_weights::{Checkpoint, CheckpointWriter, ModelFiles, NewTensor, Shards};
 use tempfile::TempDir;
 use xtask::reference::sha256_of;
 use xtask::verify::tiers;
 
-use crate::copies::{demo_with_nan, start_of};
+use crate::copies::{demo_with, demo_with_nan, start_of};
 
 /// SHA-256 of the bits of the demo's logits, by preset and by what keys and values are kept in. Every machine has these.
 ///
@@ -48,11 +49,15 @@ impl Model {
         Self::open(&ModelFiles::from_dir(xtask::root().join("assets/demo")).unwrap())
     }
 
-    /// The bytes of the logits that follow each of some tokens, which come in chunks.
-    fn logits(&self, quantize: Option<Preset>, dtype: DType, cpu: Cpu, chunk: usize) -> Vec<u8> {
+    fn load(&self, quantize: Option<Preset>, dtype: DType, cpu: Cpu) -> Qwen3ForCausalLM {
         let new = LoadOptions::new(dtype, &Device::Cpu);
         let options = LoadOptions { cpu: Some(cpu), quantize, ..new };
-        let mut model = Qwen3ForCausalLM::load(&self.config, &self.checkpoint, options).unwrap();
+        Qwen3ForCausalLM::load(&self.config, &self.checkpoint, options).unwrap()
+    }
+
+    /// The bytes of the logits that follow each of some tokens, which come in chunks.
+    fn logits(&self, quantize: Option<Preset>, dtype: DType, cpu: Cpu, chunk: usize) -> Vec<u8> {
+        let mut model = self.load(quantize, dtype, cpu);
         let vocab_size = u32::try_from(self.config.vocab_size).unwrap();
         let ids: Vec<u32> =
             (0u32..).take(NUM_TOKENS).map(|i| (i * i * 7 + 5) % vocab_size).collect();
@@ -89,6 +94,20 @@ fn every_tier_has_the_committed_bits_whatever_the_way() {
             }
         }
     }
+}
+
+/// The logits of `model` in every tier of the machine.
+fn in_all_tiers(model: &Model, quantize: Option<Preset>) -> Vec<Vec<u8>> {
+    let of_tier = |isa| {
+        let cpu = Cpu::with_kernels(Kernels::for_isa(isa).unwrap(), 2).unwrap();
+        model.logits(quantize, DType::BF16, cpu, 16)
+    };
+    tiers().into_iter().map(of_tier).collect()
+}
+
+fn assert_finite(logits: &[u8]) {
+    let (logits, _) = logits.as_chunks();
+    assert!(logits.iter().all(|logit| f32::from_le_bytes(*logit).is_finite()));
 }
 
 /// `demo` or a variant of it, quantised into a folder.
@@ -128,6 +147,107 @@ fn a_written_model_is_the_one_that_is_quantised_at_load_and_is_read_in_place() {
         assert_eq!(copied.len(), packed.len());
         assert_eq!(moved.logits(None, DType::BF16, best(), 16), at_load);
     }
+}
+
+/// Widths that no group divides, numbers of rows that no strip does: they are padded.
+#[test]
+fn matrices_of_any_size_are_quantised() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = xtask::cases::references_dir().join("tied-gqa5-bias-odd-sizes.config.json");
+    let odd = fs::read_to_string(odd).unwrap().replace("\"head_dim\": 10", "\"head_dim\": 16");
+    let config = dir.path().join("config.json");
+    fs::write(&config, odd).unwrap();
+    Recipe { config, seed: 3, max_shard_bytes: usize::MAX }.write(&dir.path().join("odd")).unwrap();
+    let model = Model::open(&ModelFiles::from_dir(dir.path().join("odd")).unwrap());
+    assert_eq!((model.config.hidden_size, model.config.vocab_size), (33, 257));
+    for preset in Preset::ALL {
+        let files = write(&model, preset, &dir.path().join(preset.name())).unwrap();
+        let written = Model::open(&files);
+        let bits = in_all_tiers(&model, Some(preset));
+        assert_finite(&bits[0]);
+        assert!(bits.iter().chain(&in_all_tiers(&written, None)).all(|other| *other == bits[0]));
+    }
+}
+
+/// Groups without a scale.
+#[test]
+fn a_matrix_of_zeros_is_quantised() {
+    let (name, len) = ("model.layers.2.mlp.down_proj.weight", 256 * 480);
+    let (_dir, files) = demo_with(|bytes| {
+        let start = start_of(name, bytes);
+        bytes[start..start + 2 * len].fill(0);
+    });
+    let (model, demo) = (Model::open(&files), Model::demo());
+    for preset in Preset::ALL {
+        let bits = in_all_tiers(&model, Some(preset));
+        assert_finite(&bits[0]);
+        assert!(bits.iter().all(|other| *other == bits[0]));
+        assert_ne!(bits[0], demo.logits(Some(preset), DType::BF16, best(), 16));
+    }
+}
+
+/// `model`, with some tensors as `plain` has them.
+fn partly_plain(model: &Model, plain: &Model, names: &[&str], dir: &Path) -> Model {
+    let view = |name: &str| {
+        let model = if names.contains(&name) { plain } else { model };
+        model.checkpoint.tensor(name).unwrap()
+    };
+    // Packed matrices first: they are aligned.
+    let mut tensors: Vec<_> = model.checkpoint.tensors().map(|found| view(found.name())).collect();
+    tensors.sort_by_key(|view| view.dtype() != nv_weights::Dtype::U8);
+    let new = tensors.iter().map(|view| NewTensor {
+        name: view.name().into(),
+        dtype: view.dtype(),
+        shape: view.shape().into(),
+    });
+    let shards = Shards { max_bytes: usize::MAX, alignment: 64 };
+    let mut writer = CheckpointWriter::create(dir, new.collect(), 0, shards).unwrap();
+    writer.write_file("config.json", model.config_json.as_bytes()).unwrap();
+    for view in tensors {
+        writer.write(view.bytes()).unwrap();
+    }
+    writer.finish().unwrap();
+    Model::open(&ModelFiles::from_dir(dir).unwrap())
+}
+
+/// Nothing writes such a model, but a file may be one.
+#[test]
+fn a_model_that_is_quantised_in_part_says_whether_its_bits_are_those_of_every_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let untied = demo_with_equal_head(&dir.path().join("untied"));
+    for preset in Preset::ALL {
+        let path = |of: &str| dir.path().join(format!("{preset}-{of}"));
+        for (demo, of) in
+            [(Model::demo(), "tied"), (demo_with_equal_head(&path("plain")), "untied")]
+        {
+            let written = Model::open(&write(&demo, preset, &path(of)).unwrap());
+            let check = |names: &[&str], expected: &[&str]| {
+                let out = path(&format!("{of}-{}", names.len()));
+                let part = partly_plain(&written, &demo, names, &out);
+                let found = tier_dependences(&part.config, &part.checkpoint).unwrap();
+                let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+                assert_eq!(found, expected, "{preset}, {of}");
+                let loaded = part.load(None, DType::BF16, best());
+                assert_eq!(loaded.is_portable(), expected.is_empty());
+                let bits = in_all_tiers(&part, None);
+                assert_finite(&bits[0]);
+                assert!(!expected.is_empty() || bits.iter().all(|other| *other == bits[0]));
+            };
+            let embedding = "model.embed_tokens.weight";
+            let multiplied = "`model.embed_tokens.weight` is multiplied as floating-point numbers";
+            check(&[], &[]);
+            // Of a table rows are looked up: that is the same everywhere.
+            let of_table = [multiplied];
+            let first = usize::from(of == "untied");
+            check(&[embedding], &of_table[first..]);
+            let value = "model.layers.1.self_attn.v_proj.weight";
+            let of_value = format!("`{value}` is multiplied as floating-point numbers");
+            let expected = [multiplied, &of_value];
+            check(&[embedding, value], &expected[first..]);
+        }
+        assert!(untied.load(Some(preset), DType::F32, best()).is_portable());
+    }
+    assert!(!untied.load(None, DType::F32, best()).is_portable());
 }
 
 /// The demo with the embedding once more, as the head of a config that ties nothing.
@@ -270,8 +390,12 @@ fn a_damaged_model_is_refused() {
     check(
         &whole,
         &config.replace("\"q8\"", "\"q9\""),
-        "`quantization_config.formats.down_proj`: no format is called `q9`; quantize the model again",
+        "`quantization_config.formats.down_proj`: `q9` is no format of quantised matrices; quantize the model again",
     );
+    for plain in ["f32", "bf16"] {
+        let expected = format!("`{plain}` is no format of quantised matrices");
+        check(&whole, &config.replace("\"q8\"", &format!("\"{plain}\"")), &expected);
+    }
     // Without the config's word it is bytes.
     let plain = config.replace("\"quantization_config\"", "\"other\"");
     check(&whole, &plain, "43 of another dtype than BF16, F16, F32 and F64");

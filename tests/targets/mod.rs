@@ -8,6 +8,7 @@ mod checkpoint;
 mod config;
 mod detokeniser;
 mod openai_request;
+mod packed_checkpoint;
 mod scheduler;
 mod scratch;
 
@@ -16,19 +17,21 @@ pub use checkpoint::{checkpoint, safetensors_header, shard_index};
 pub use config::{config_json, generation_config_json};
 pub use detokeniser::detokeniser;
 pub use openai_request::openai_request;
+pub use packed_checkpoint::packed_checkpoint;
 pub use scheduler::scheduler;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// All of them, under the names that `cargo fuzz` has them by.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("chat_template", chat_template),
     ("checkpoint", checkpoint),
     ("config_json", config_json),
     ("detokeniser", detokeniser),
     ("generation_config_json", generation_config_json),
     ("openai_request", openai_request),
+    ("packed_checkpoint", packed_checkpoint),
     ("safetensors_header", safetensors_header),
     ("scheduler", scheduler),
     ("shard_index", shard_index),

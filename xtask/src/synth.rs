@@ -1,10 +1,12 @@
-//! `cargo xtask synth`: a random checkpoint of any Qwen3 config, laid out as Hugging Face publishes one.
+//! `cargo xtask synth`: a random checkpoint of any Qwen3 config, laid out as Hugging Face publishes one, or quantised.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
+use nv_kernels::Pool;
+use nv_qwen3::{Cpu, Preset};
 
 pub use nv_synth::Recipe;
 
@@ -20,6 +22,9 @@ pub struct Args {
     /// Largest file; a checkpoint that needs more is split into shards with an index
     #[arg(long, value_name = "N", default_value_t = 5_000_000_000)]
     max_shard_bytes: usize,
+    /// Write it quantised, as `nv quantize` would, without the checkpoint that this would read
+    #[arg(long, value_name = "PRESET")]
+    quantize: Option<Preset>,
     /// Folder to write; it must not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -28,7 +33,7 @@ pub struct Args {
 /// Writes the checkpoint and says what was written.
 ///
 /// # Errors
-/// As [`Recipe::write`].
+/// As [`Recipe::write`] and [`Recipe::write_quantized`].
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let start = Instant::now();
     let recipe = Recipe {
@@ -36,7 +41,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         seed: args.seed,
         max_shard_bytes: args.max_shard_bytes,
     };
-    let weights = recipe.write(&args.out)?;
+    let weights = match args.quantize {
+        None => recipe.write(&args.out)?,
+        Some(preset) => {
+            let cpu = Cpu::new(Pool::default_threads())?;
+            recipe.write_quantized(&args.out, preset, &cpu, || false)?
+        }
+    };
     let num_bytes =
         weights.iter().map(|path| Ok(path.metadata()?.len())).sum::<io::Result<u64>>()?;
     let seconds = start.elapsed().as_secs_f64();

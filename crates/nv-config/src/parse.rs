@@ -780,6 +780,10 @@ mod tests {
              found 4611686018427387904 layers of this width",
         );
         check_error(
+            json!({"num_hidden_layers": 10_001}),
+            "field `num_hidden_layers`: expected at most 10000, found 10001",
+        );
+        check_error(
             json!({"max_position_embeddings": HUGE}),
             "field `max_position_embeddings`: expected a KV cache that fits in memory, \
              found 4611686018427387904",

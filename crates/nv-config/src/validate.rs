@@ -5,6 +5,9 @@ use crate::qwen3::{FULL_ATTENTION, FeedForward, Qwen3Config, SILU};
 use crate::rope::RopeScaling;
 
 impl Qwen3Config {
+    /// The most layers of a model: a list of its tensors, which comparing it with a checkpoint takes, has to fit in memory, too.
+    const MAX_HIDDEN_LAYERS: usize = 10_000;
+
     /// Checks everything that deserialising checks.
     ///
     /// # Errors
@@ -61,6 +64,10 @@ impl Qwen3Config {
         if !fits(self.checked_num_parameters()) {
             let found = format!("{} layers of this width", self.num_hidden_layers);
             return Err(Error::invalid("num_hidden_layers", "a model that fits in memory", found));
+        }
+        if self.num_hidden_layers > Self::MAX_HIDDEN_LAYERS {
+            let expected = format!("at most {}", Self::MAX_HIDDEN_LAYERS);
+            return Err(Error::invalid("num_hidden_layers", expected, self.num_hidden_layers));
         }
         let kv_cache_elements = self.kv_cache_bytes_per_token(1) as u64;
         if !fits(kv_cache_elements.checked_mul(self.max_position_embeddings as u64)) {

@@ -93,9 +93,9 @@ pub enum Error {
         /// The name that was given.
         name: String,
     },
-    /// The config names a format that there isn't.
+    /// The config names a format that there isn't, or one of plain numbers, which checkpoints store as such.
     #[error(
-        "field `quantization_config.formats.{module}`: no format is called `{name}`; quantize the model again"
+        "field `quantization_config.formats.{module}`: `{name}` is no format of quantised matrices; quantize the model again"
     )]
     UnknownFormat {
         /// The module whose matrices have it.

@@ -16,9 +16,9 @@ use crate::ops::Ops;
 use crate::preset::Preset;
 use crate::sources::{
     CheckpointSource, Located, PackedFormats, QuantizingSource, VarBuilderSource, WeightSource,
-    head_and_embedding, locate, report,
+    drop_equal_head, locate, report,
 };
-use crate::spec::{LM_HEAD, Role, TensorSpec};
+use crate::spec::{LM_HEAD, TensorSpec};
 use crate::weight::Weight;
 
 /// Compares names, shapes and dtypes of `checkpoint` with those that `config` implies, reading no weight.
@@ -142,11 +142,7 @@ impl Weights {
     fn load(config: &Qwen3Config, mut source: impl WeightSource, ops: Ops) -> Result<Self> {
         let mut tensors = locate(config, |name| source.contains(name));
         source.report(config, &tensors)?.into_result()?;
-        if let Some((head, embedding)) = head_and_embedding(&tensors)
-            && source.are_equal_copies(head, embedding)?
-        {
-            tensors.retain(|tensor| tensor.spec.role != Role::Head);
-        }
+        drop_equal_head(&mut tensors, |head, embedding| source.are_equal_copies(head, embedding))?;
         let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
         let mut loaded = Vec::new();
         for tensor in tensors {
@@ -205,6 +201,7 @@ mod tests {
 
     use candle_core::Device;
     use nv_kernels::Precision;
+    use nv_testing::Random;
 
     use super::*;
     use crate::copies::copied_weights;
@@ -242,15 +239,11 @@ mod tests {
 
     /// Tensors of the shapes that `config` implies, of values that bfloat16 holds exactly.
     fn stored(config: &Qwen3Config) -> Stored {
-        let mut state = 1u32;
-        let mut value = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            state.to_le_bytes()[3].into()
-        };
+        let mut random = Random::new(1);
         let tensors = tensor_shapes(config).into_iter().map(|(name, shape)| {
-            let values =
-                (0..shape.iter().product()).map(|_| f32::mul_add(value(), 1.0 / 256.0, -0.5));
-            let values = values.collect();
+            let values = (0..shape.iter().product())
+                .map(|_| random.below(256) as f32 / 256.0 - 0.5)
+                .collect();
             (name, (shape, values))
         });
         tensors.collect()

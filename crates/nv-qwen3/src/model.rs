@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::load::{LoadedMatrix, Weights};
 use crate::ops::{Cpu, Ops};
+use crate::portability::dependences;
 use crate::preset::Preset;
 
 /// Qwen3 up to its last norm: token ids in, hidden states out.
@@ -304,6 +305,20 @@ impl Qwen3ForCausalLM {
         &self.matrices
     }
 
+    /// Whether the logits are the same bits on every machine, in whatever tier of kernels. They are if the kernels compute (not
+    /// another device), and attend, and every matrix that they multiply is quantised: [`tier_dependences`] says of a checkpoint
+    /// what stands in the way.
+    ///
+    /// [`tier_dependences`]: crate::tier_dependences
+    pub fn is_portable(&self) -> bool {
+        let matrices = self.matrices.iter().map(|matrix| {
+            let is_portable = matrix.format.is_portable();
+            (&matrix.spec, is_portable)
+        });
+        let dependences = dependences(self.config(), &matrices.collect::<Vec<_>>());
+        self.model.cpu().is_some() && dependences.is_empty()
+    }
+
     /// The device that holds the weights.
     pub fn device(&self) -> &Device {
         self.model.device()
@@ -329,6 +344,8 @@ fn ops_on(device: &Device, dtype: DType, cpu: Option<Cpu>) -> Result<Ops> {
 
 #[cfg(test)]
 mod tests {
+    use nv_testing::Random;
+
     use super::*;
     use crate::spec::tensor_shapes;
 
@@ -340,16 +357,12 @@ mod tests {
     /// A small model with reproducible weights.
     fn model(dtype: DType) -> Qwen3ForCausalLM {
         let config = serde_json::from_str(CONFIG).unwrap();
-        let mut state = 1u32;
+        let mut random = Random::new(1);
         let tensors = tensor_shapes(&config)
             .into_iter()
             .map(|(name, shape)| {
-                let values: Vec<f32> = (0..shape.iter().product())
-                    .map(|_| {
-                        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                        (state >> 8) as f32 / f32::from(1u16 << 12) / 4096.0 - 0.5
-                    })
-                    .collect();
+                let values = (0..shape.iter().product()).map(|_| random.unit() - 0.5);
+                let values: Vec<f32> = values.collect();
                 (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
             })
             .collect();

@@ -10,21 +10,28 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::load::check_tensors;
 use crate::preset::Preset;
-use crate::sources::{Located, locate, locate_once, packed_bytes, quantize_rows};
+use crate::sources::{Located, PlainTensors, locate, locate_once, packed_bytes, quantize_rows};
+use crate::spec::TensorSpec;
 use crate::weight::AlignedBytes;
 
 /// A model that is to be written quantised.
 #[derive(Debug)]
 pub struct Quantizer<'a> {
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn PlainTensors,
     preset: Preset,
     /// Matrices first: their sizes keep what follows aligned.
     tensors: Vec<Located>,
+    max_shard_bytes: usize,
+    /// Of all tensors, as plain numbers.
+    num_bytes: usize,
 }
 
 impl<'a> Quantizer<'a> {
     /// Rows that are in memory at once: a multiple of those that formats store together.
     const ROWS: usize = 512;
+
+    /// As Hugging Face's libraries split checkpoints.
+    const MAX_SHARD_BYTES: usize = 5_000_000_000;
 
     /// For the model of `config` and `checkpoint`.
     ///
@@ -39,20 +46,53 @@ impl<'a> Quantizer<'a> {
             return Err(Error::AlreadyQuantized);
         }
         check_tensors(config, checkpoint)?;
-        let mut tensors = if config.tie_word_embeddings {
+        let tensors = if config.tie_word_embeddings {
             locate_once(config, checkpoint, |_, _| true)
         } else {
             // What the config asks for is written, though it be equal to another tensor.
             locate(config, |name| checkpoint.get(name).is_some())
         };
+        Self::of_tensors(tensors, checkpoint, preset)
+    }
+
+    /// For the tensors that `config` implies, which `source` has: in the shapes that it implies, as BF16, F16, F32 or F64.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyQuantized`] if `config` says so; what the source returns.
+    pub fn from_source(
+        config: &Qwen3Config,
+        source: &'a dyn PlainTensors,
+        preset: Preset,
+    ) -> Result<Self> {
+        if config.quantization_config.is_some() {
+            return Err(Error::AlreadyQuantized);
+        }
+        Self::of_tensors(locate(config, |_| false), source, preset)
+    }
+
+    fn of_tensors(
+        mut tensors: Vec<Located>,
+        source: &'a dyn PlainTensors,
+        preset: Preset,
+    ) -> Result<Self> {
         tensors.sort_by_key(|tensor| preset.format(tensor.spec.role).is_none());
-        Ok(Self { checkpoint, preset, tensors })
+        let mut num_bytes = 0;
+        for tensor in &tensors {
+            num_bytes += tensor.spec.num_elements() * source.tensor(tensor)?.dtype.bitsize() / 8;
+        }
+        let max_shard_bytes = Self::MAX_SHARD_BYTES;
+        Ok(Self { source, preset, tensors, max_shard_bytes, num_bytes })
+    }
+
+    /// The same in files of at most so many bytes of tensors each, but for those of a single one.
+    #[must_use]
+    pub fn with_max_shard_bytes(self, max_shard_bytes: usize) -> Self {
+        Self { max_shard_bytes, ..self }
     }
 
     /// The bytes that are to be read.
     pub fn num_bytes(&self) -> usize {
-        let views = self.tensors.iter().filter_map(|tensor| self.checkpoint.get(&tensor.stored_as));
-        views.map(|view| view.bytes().len()).sum()
+        self.num_bytes
     }
 
     /// `config.json` as it stands beside the weights: `original` with a `quantization_config`.
@@ -83,14 +123,13 @@ impl<'a> Quantizer<'a> {
         pool: &Pool,
         mut progress: impl FnMut(usize) -> bool,
     ) -> Result<Vec<PathBuf>> {
-        /// As Hugging Face's libraries split checkpoints.
-        const SHARDS: Shards = Shards { max_bytes: 5_000_000_000, alignment: 64 };
+        let shards = Shards { max_bytes: self.max_shard_bytes, alignment: 64 };
         let mut new = Vec::with_capacity(self.tensors.len());
         for tensor in &self.tensors {
             new.push(self.new_tensor(tensor)?);
         }
         let num_parameters = self.tensors.iter().map(|tensor| tensor.spec.num_elements() as u64);
-        let mut writer = CheckpointWriter::create(dir, new, num_parameters.sum(), SHARDS)?;
+        let mut writer = CheckpointWriter::create(dir, new, num_parameters.sum(), shards)?;
         for (name, content) in files {
             writer.write_file(name, content)?;
         }
@@ -98,37 +137,38 @@ impl<'a> Quantizer<'a> {
             if progress(num_bytes) { Ok(()) } else { Err(Error::Stopped { dir: dir.into() }) }
         };
         for tensor in &self.tensors {
-            let view = self.checkpoint.tensor(&tensor.stored_as)?;
             let Some(format) = self.preset.format(tensor.spec.role) else {
-                writer.write(view.bytes())?;
-                go_on(view.bytes().len())?;
+                self.source.bytes(tensor, &mut |bytes| {
+                    writer.write(bytes)?;
+                    go_on(bytes.len())
+                })?;
                 continue;
             };
-            let num_rows = view.shape()[0];
+            let plain = self.source.tensor(tensor)?;
+            let (num_rows, in_features) = tensor.spec.matrix_shape();
             for first in (0..num_rows).step_by(Self::ROWS) {
                 let rows = first..num_rows.min(first + Self::ROWS);
-                let num_bytes_packed = packed_bytes(format, rows.len(), view.shape()[1]);
-                let mut packed = AlignedBytes::zeroed(num_bytes_packed);
-                let num_bytes = view.bytes().len() / num_rows * rows.len();
-                quantize_rows(pool, format, view, rows, packed.as_mut_slice())?;
+                let num_rows = rows.len();
+                let mut packed = AlignedBytes::zeroed(packed_bytes(format, num_rows, in_features));
+                quantize_rows(pool, format, &plain, rows, packed.as_mut_slice())?;
                 writer.write(packed.as_slice())?;
-                go_on(num_bytes)?;
+                go_on(num_rows * in_features * plain.dtype.bitsize() / 8)?;
             }
-            view.release();
+            self.source.release(tensor);
         }
         Ok(writer.finish()?)
     }
 
     /// The tensor as it is stored in the new checkpoint, under its name in the graph.
     fn new_tensor(&self, tensor: &Located) -> Result<NewTensor> {
-        let view = self.checkpoint.tensor(&tensor.stored_as)?;
-        let name = tensor.spec.name.clone();
-        Ok(match self.preset.format(tensor.spec.role) {
+        let TensorSpec { name, role, shape } = tensor.spec.clone();
+        Ok(match self.preset.format(role) {
             Some(format) => {
-                let shape = vec![packed_bytes(format, view.shape()[0], view.shape()[1])];
+                let (out_features, in_features) = tensor.spec.matrix_shape();
+                let shape = vec![packed_bytes(format, out_features, in_features)];
                 NewTensor { name, dtype: Dtype::U8, shape }
             }
-            None => NewTensor { name, dtype: view.dtype(), shape: view.shape().to_vec() },
+            None => NewTensor { name, dtype: self.source.tensor(tensor)?.dtype, shape },
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Knows names and shapes; knows nothing of what the graph computes with them.
 
 mod checkpoint;
+mod plain;
 mod quantizing;
 mod var_builder;
 
@@ -17,15 +18,18 @@ pub use checkpoint::CopyReason;
 pub(crate) use checkpoint::{
     CheckpointSource, PackedFormats, copied_matrices, locate_once, report,
 };
-pub(crate) use quantizing::{QuantizingSource, packed_bytes, quantize_rows};
+pub use plain::{PlainTensor, PlainTensors, ReadRow};
+pub(crate) use plain::{packed_bytes, quantize_rows};
+pub(crate) use quantizing::QuantizingSource;
 pub(crate) use var_builder::VarBuilderSource;
 
 /// A tensor of the graph, and where it is.
 #[derive(Debug, Clone)]
-pub(crate) struct Located {
-    pub(crate) spec: TensorSpec,
+pub struct Located {
+    /// What it is.
+    pub spec: TensorSpec,
     /// Its name where the weights are.
-    pub(crate) stored_as: String,
+    pub stored_as: String,
 }
 
 /// What gives a model its weights.
@@ -76,8 +80,16 @@ pub(crate) fn locate(config: &Qwen3Config, has: impl Fn(&str) -> bool) -> Vec<Lo
     located.collect()
 }
 
-/// The head and the embedding, if both are among `tensors`.
-pub(crate) fn head_and_embedding(tensors: &[Located]) -> Option<(&Located, &Located)> {
+/// Leaves the head out of `tensors` if, as `are_equal` says of it and the embedding, it would be the same once more.
+pub(crate) fn drop_equal_head<E>(
+    tensors: &mut Vec<Located>,
+    are_equal: impl FnOnce(&Located, &Located) -> Result<bool, E>,
+) -> Result<(), E> {
     let find = |role| tensors.iter().find(|tensor| tensor.spec.role == role);
-    Some((find(Role::Head)?, find(Role::Embedding)?))
+    if let (Some(head), Some(embedding)) = (find(Role::Head), find(Role::Embedding))
+        && are_equal(head, embedding)?
+    {
+        tensors.retain(|tensor| tensor.spec.role != Role::Head);
+    }
+    Ok(())
 }

@@ -56,8 +56,7 @@ pub enum Projection {
 impl TensorSpec {
     /// The last part of its module's name: `q_proj`.
     pub fn module(&self) -> &str {
-        let module = self.name.rsplit_once('.').map_or(&*self.name, |(module, _)| module);
-        module.rsplit_once('.').map_or(module, |(_, last)| last)
+        module(&self.name)
     }
 
     /// The rows and columns of a matrix.
@@ -75,6 +74,12 @@ impl TensorSpec {
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }
+}
+
+/// The last part of the name of a tensor's module.
+pub(crate) fn module(name: &str) -> &str {
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    module.rsplit_once('.').map_or(module, |(_, last)| last)
 }
 
 impl Role {

@@ -30,6 +30,9 @@ pub enum Error {
         /// The folder of the checkpoint.
         dir: PathBuf,
     },
+    /// The model can't be quantised.
+    #[error(transparent)]
+    Quantize(nv_qwen3::Error),
     /// A name that is none of the published sizes.
     #[error("`{name}` is not a published size; use {known}")]
     UnknownSize {
@@ -38,4 +41,14 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+}
+
+impl From<nv_qwen3::Error> for Error {
+    fn from(error: nv_qwen3::Error) -> Self {
+        match error {
+            nv_qwen3::Error::Write(source) => Self::Write(source),
+            nv_qwen3::Error::Stopped { dir } => Self::Stopped { dir },
+            error => Self::Quantize(error),
+        }
+    }
 }

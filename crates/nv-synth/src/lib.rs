@@ -1,7 +1,8 @@
 //! Seeded random Qwen3 checkpoints, laid out as Hugging Face publishes them: for tests and benches without a download.
 //!
 //! An element's value is a function of (seed, tensor name, index) alone, so sharding doesn't change it, and every
-//! platform writes the same file. Weights are scaled so that logits have about unit variance.
+//! platform writes the same file. Weights are scaled so that logits have about unit variance. A checkpoint may be written
+//! quantised at once, whatever its size would be in bfloat16.
 //!
 //! ```
 //! # let dir = tempfile::tempdir()?;
@@ -21,6 +22,7 @@ mod error;
 mod noise;
 mod published;
 mod recipe;
+mod tensors;
 
 pub use error::{Error, Result};
 pub use published::PublishedSize;

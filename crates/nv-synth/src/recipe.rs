@@ -3,13 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
-use nv_config::load_config;
-use nv_qwen3::tensor_specs;
+use nv_config::{Qwen3Config, load_config};
+use nv_qwen3::{Cpu, Preset, Quantizer, tensor_specs};
 use nv_weights::{CheckpointWriter, Dtype, NewTensor, Shards};
 
 use crate::error::{Error, Result};
-use crate::noise::Noise;
+use crate::tensors::RandomTensors;
 
 /// All that a random checkpoint depends on.
 #[derive(Debug, Clone)]
@@ -42,11 +41,7 @@ impl Recipe {
         dir: &Path,
         mut is_stopped: impl FnMut() -> bool,
     ) -> Result<Vec<PathBuf>> {
-        /// Elements.
-        const PIECE: usize = 1 << 16;
-        let config = load_config(&self.config)?;
-        let config_json = fs::read(&self.config)
-            .map_err(|source| Error::Read { path: self.config.clone(), source })?;
+        let (config, config_json) = self.read_config()?;
         let specs = tensor_specs(&config);
         let tensors = specs.iter().map(|spec| NewTensor {
             name: spec.name.clone(),
@@ -57,23 +52,48 @@ impl Recipe {
         // As safetensors' own writer aligns them.
         let shards = Shards { max_bytes: self.max_shard_bytes, alignment: 8 };
         let mut writer = CheckpointWriter::create(dir, tensors.collect(), num_parameters, shards)?;
-        writer.write_file("config.json", &config_json)?;
-        let mut bytes = Vec::with_capacity(PIECE * size_of::<bf16>());
+        writer.write_file("config.json", config_json.as_bytes())?;
+        let tensors = RandomTensors::new(&self.config, self.seed);
         for spec in &specs {
-            let noise = Noise::new(self.seed, spec);
-            let len = spec.num_elements();
-            for start in (0..len).step_by(PIECE) {
+            tensors.pieces(spec, |bytes| {
                 if is_stopped() {
                     return Err(Error::Stopped { dir: dir.into() });
                 }
-                bytes.clear();
-                for index in start..len.min(start + PIECE) {
-                    bytes.extend_from_slice(&noise.value(index as u64).to_le_bytes());
-                }
-                writer.write(&bytes)?;
-            }
+                Ok(writer.write(bytes)?)
+            })?;
         }
         Ok(writer.finish()?)
+    }
+
+    /// Writes what [`Quantizer`] makes of the checkpoint that [`write`](Self::write) would write, to the bit, without that one: a
+    /// model that fits in memory and on the disk only in fewer bits. Matrices are made on the threads of `cpu`.
+    ///
+    /// Asks `is_stopped` after every piece of a weight file.
+    ///
+    /// # Errors
+    /// As [`write_until`](Self::write_until); [`Error::Quantize`] if the config is one of a quantised model.
+    pub fn write_quantized(
+        &self,
+        dir: &Path,
+        preset: Preset,
+        cpu: &Cpu,
+        mut is_stopped: impl FnMut() -> bool,
+    ) -> Result<Vec<PathBuf>> {
+        let (config, config_json) = self.read_config()?;
+        let tensors = RandomTensors::new(&self.config, self.seed);
+        let quantizer = Quantizer::from_source(&config, &tensors, preset)?;
+        let quantizer = quantizer.with_max_shard_bytes(self.max_shard_bytes);
+        let config_json = quantizer.config_json(&config_json)?;
+        let files = [("config.json".into(), config_json.into_bytes())];
+        Ok(quantizer.write(dir, &files, cpu.pool(), |_| !is_stopped())?)
+    }
+
+    /// The config, and its file as it is.
+    fn read_config(&self) -> Result<(Qwen3Config, String)> {
+        let config = load_config(&self.config)?;
+        let json = fs::read_to_string(&self.config)
+            .map_err(|source| Error::Read { path: self.config.clone(), source })?;
+        Ok((config, json))
     }
 }
 
@@ -81,6 +101,7 @@ impl Recipe {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use nv_weights::Checkpoint;
     use safetensors::SafeTensors;
 
     use super::*;
@@ -182,5 +203,74 @@ mod tests {
         fs::write(&recipe.config, CONFIG.replace("257", "0")).unwrap();
         assert!(recipe.write(&dir.path().join("out")).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the config is left");
+    }
+
+    /// The files of a folder, by name.
+    fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let files = fs::read_dir(dir).unwrap().map(|entry| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())
+        });
+        files.collect()
+    }
+
+    #[test]
+    fn a_quantised_checkpoint_is_what_the_plain_one_is_quantised_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let cpu = Cpu::new(3).unwrap();
+        // More rows than are quantised at once, and a head that is the embedding.
+        let tied = CONFIG.replace("257", "1300").replace("false", "true");
+        for (i, config) in [CONFIG, &tied].into_iter().enumerate() {
+            for preset in Preset::ALL {
+                for max_shard_bytes in [usize::MAX, 40_000] {
+                    let recipe = recipe(dir.path(), 7, max_shard_bytes);
+                    fs::write(&recipe.config, config).unwrap();
+                    let case = format!("{i}-{preset}-{max_shard_bytes}");
+                    let path = |of: &str| dir.path().join(format!("{case}-{of}"));
+                    let paths = recipe.write(&path("plain")).unwrap();
+                    let checkpoint = Checkpoint::open(&paths).unwrap();
+                    let config = load_config(&recipe.config).unwrap();
+                    let quantizer = Quantizer::new(&config, &checkpoint, preset).unwrap();
+                    let quantizer = quantizer.with_max_shard_bytes(max_shard_bytes);
+                    let json = fs::read_to_string(&recipe.config).unwrap();
+                    let json = quantizer.config_json(&json).unwrap().into_bytes();
+                    let side = [("config.json".into(), json)];
+                    quantizer.write(&path("expected"), &side, cpu.pool(), |_| true).unwrap();
+
+                    let out = path("synthetic");
+                    recipe.write_quantized(&out, preset, &cpu, || false).unwrap();
+                    let (found, expected) = (files(&out), files(&path("expected")));
+                    assert_eq!(found.len() > 2, max_shard_bytes < usize::MAX, "{case}");
+                    assert!(found == expected, "{case}: {:?}", found.keys());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_quantised_checkpoint_that_cannot_be_finished_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recipe, out) = (recipe(dir.path(), 1, 20_000), dir.path().join("out"));
+        let cpu = Cpu::new(1).unwrap();
+        for preset in Preset::ALL {
+            let mut asked = 0;
+            let stopped = recipe.write_quantized(&out, preset, &cpu, || {
+                asked += 1;
+                asked == 5
+            });
+            let error = stopped.unwrap_err();
+            assert!(matches!(&error, Error::Stopped { dir } if *dir == out), "{error}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the config is left");
+        }
+        fs::create_dir(&out).unwrap();
+        let error = recipe.write_quantized(&out, Preset::Q8, &cpu, || false).unwrap_err();
+        assert_eq!(error.to_string(), format!("{} exists already", out.display()));
+
+        let packed = r#""quantization_config": {"quant_method": "nano-vllm-rs", "version": 1, "formats": {}}, "vocab_size""#;
+        fs::write(&recipe.config, CONFIG.replace("\"vocab_size\"", packed)).unwrap();
+        let other = dir.path().join("other");
+        let error = recipe.write_quantized(&other, Preset::Q8, &cpu, || false).unwrap_err();
+        assert!(error.to_string().starts_with("the model is quantised already"), "{error}");
+        assert!(!other.exists());
     }
 }

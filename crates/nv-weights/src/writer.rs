@@ -75,6 +75,9 @@ pub struct CheckpointWriter {
     dir: PathBuf,
     /// Removed when dropped.
     scratch: TempDir,
+    /// Only now: they hold the folder above.
+    #[expect(dead_code, reason = "is there to be dropped")]
+    new_parents: NewFolders,
     index: Option<String>,
     names: Vec<String>,
     alignment: usize,
@@ -127,7 +130,7 @@ impl CheckpointWriter {
             let path = path.to_owned();
             move |source| WriteError::Create { path, source }
         };
-        fs::create_dir_all(parent).map_err(create(parent))?;
+        let new_parents = NewFolders::create(parent).map_err(create(parent))?;
         // Beside it, so that it is renamed within a file system.
         let scratch =
             tempfile::Builder::new().prefix(".nv-").tempdir_in(parent).map_err(create(dir))?;
@@ -138,7 +141,7 @@ impl CheckpointWriter {
         let index = (shards.len() > 1).then(|| index(&shards, &names, num_parameters));
         let shards: Vec<_> = names.iter().cloned().zip(shards).collect();
         let (dir, shards) = (dir.to_owned(), shards.into_iter());
-        Ok(Self { dir, scratch, index, names, alignment, shards, file: None })
+        Ok(Self { dir, scratch, new_parents, index, names, alignment, shards, file: None })
     }
 
     /// Writes another file, by its name within the folder.
@@ -230,6 +233,38 @@ impl CheckpointWriter {
 
     fn failed(&self, file: &str, source: io::Error) -> WriteError {
         WriteError::Write { file: file.into(), dir: self.dir.clone(), source }
+    }
+}
+
+/// Folders that were created for what is to stand in them. When dropped, those that are empty go.
+#[derive(Debug)]
+struct NewFolders {
+    /// The innermost first.
+    paths: Vec<PathBuf>,
+}
+
+impl NewFolders {
+    /// Creates `path` with all that it stands in.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn create(path: &Path) -> io::Result<Self> {
+        let missing = path
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err());
+        let new = Self { paths: missing.map(Path::to_owned).collect() };
+        fs::create_dir_all(path)?;
+        Ok(new)
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            if fs::remove_dir(path).is_err() {
+                break;
+            }
+        }
     }
 }
 
@@ -351,11 +386,34 @@ mod tests {
     #[test]
     fn what_is_not_finished_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("model");
-        let mut writer = CheckpointWriter::create(&out, three(), 70, ONE).unwrap();
-        writer.write(&[0; 10]).unwrap();
-        drop(writer);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        fs::create_dir(dir.path().join("old")).unwrap();
+        for out in ["model", "new/deep/model", "old/new/model"] {
+            let out = dir.path().join(out);
+            let mut writer = CheckpointWriter::create(&out, three(), 70, ONE).unwrap();
+            writer.write(&[0; 10]).unwrap();
+            assert!(out.parent().unwrap().is_dir());
+            drop(writer);
+            let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            assert_eq!(names.collect::<Vec<_>>(), ["old"], "{}", out.display());
+            assert_eq!(fs::read_dir(dir.path().join("old")).unwrap().count(), 0);
+        }
+        // A folder that another process has put something into stays.
+        let writer = CheckpointWriter::create(&dir.path().join("new/model"), three(), 70, ONE);
+        fs::write(dir.path().join("new/theirs"), "").unwrap();
+        drop(writer.unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("new")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_place_where_nothing_can_be_created_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "mine").unwrap();
+        let error =
+            CheckpointWriter::create(&file.join("new/model"), three(), 70, ONE).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot create {}", file.join("new").display()));
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

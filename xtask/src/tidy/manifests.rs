@@ -41,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nv-kernels",
             "nv-text",
             "nv-qwen3",
+            "nv-synth",
             "nv-engine",
             "nano-vllm-rs",
             FOR_TESTS,

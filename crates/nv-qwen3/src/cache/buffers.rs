@@ -24,11 +24,6 @@ enum Kv {
 }
 
 impl Buffers {
-    /// Whether the kernels attend heads of this size.
-    pub(super) fn hold(head_dim: usize) -> bool {
-        head_dim.is_multiple_of(16)
-    }
-
     /// No room yet, for keys of `num_kv_heads` heads.
     pub(super) fn new(dtype: DType, num_kv_heads: usize, head_dim: usize, cpu: Cpu) -> Self {
         let elements = match dtype {

@@ -109,7 +109,7 @@ impl AttentionCache for DenseCache {
         let layer = match layer {
             Some(layer) => layer,
             None => layer.insert(match &self.ops {
-                Ops::Kernels(cpu, _) if Buffers::hold(head_dim) => KeyValues::Buffers(
+                Ops::Kernels(cpu, _) if kernels_attend(head_dim) => KeyValues::Buffers(
                     Buffers::new(self.dtype, num_kv_heads, head_dim, cpu.clone()),
                 ),
                 _ => KeyValues::Tensors(Tensors::new(self.dtype, step.batch, k)?),
@@ -120,6 +120,11 @@ impl AttentionCache for DenseCache {
             KeyValues::Tensors(tensors) => tensors.attend(step, q, k, v),
         }
     }
+}
+
+/// Whether the kernels attend heads of this size; else candle does.
+pub(crate) fn kernels_attend(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(16)
 }
 
 #[cfg(test)]

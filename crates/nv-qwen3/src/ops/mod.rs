@@ -147,17 +147,12 @@ impl Ops {
 
 #[cfg(test)]
 mod tests {
+    use nv_testing::values;
+
     use super::*;
 
-    fn tensor(shape: &[usize], seed: u32) -> Tensor {
-        let len: usize = shape.iter().product();
-        let mut state = seed;
-        let values: Vec<f32> = (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 20) as f32 / 2048.0 - 1.0
-            })
-            .collect();
+    fn tensor(shape: &[usize], seed: u64) -> Tensor {
+        let values = values(shape.iter().product(), seed);
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 

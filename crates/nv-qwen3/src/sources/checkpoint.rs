@@ -1,6 +1,7 @@
 //! Weights out of mapped safetensors files: read in place where kernels can, else copied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::convert::Infallible;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
@@ -11,9 +12,9 @@ use nv_config::{QuantizationConfig, Qwen3Config};
 use nv_kernels::{Format, Pool, check_packed};
 use nv_weights::{Checkpoint, Dtype, SharedTensor, TensorView};
 
-use super::{Located, WeightSource, head_and_embedding, locate};
+use super::{Located, WeightSource, drop_equal_head, locate};
 use crate::error::{Error, Misshapen, Result, TensorReport};
-use crate::spec::{Role, TensorSpec};
+use crate::spec::{EMBED_TOKENS, LM_HEAD, TensorSpec, module};
 use crate::weight::{AlignedBytes, Weight, WeightBytes};
 
 /// The formats of the matrices that a checkpoint stores packed, as kernels stream them.
@@ -22,16 +23,24 @@ pub(crate) struct PackedFormats(BTreeMap<String, Format>);
 
 impl PackedFormats {
     /// # Errors
-    /// [`Error::UnknownFormat`] if `config` names one that there isn't.
+    /// [`Error::UnknownFormat`] if `config` names one that there isn't, or one of plain numbers.
     pub(crate) fn of(config: &Qwen3Config) -> Result<Self> {
         let Some(QuantizationConfig::Packed(packed)) = &config.quantization_config else {
             return Ok(Self::default());
         };
-        let format = |(module, name): (&String, &String)| match Format::from_name(name) {
+        // Plain numbers have a dtype of their own: packed in bytes, kernels might be given them in the wrong precision.
+        let named = |name: &str| Format::from_name(name).filter(|format| format.is_portable());
+        let format = |(module, name): (&String, &String)| match named(name) {
             Some(format) => Ok((module.clone(), format)),
             None => Err(Error::UnknownFormat { module: module.clone(), name: name.clone() }),
         };
         Ok(Self(packed.formats.iter().map(format).collect::<Result<_>>()?))
+    }
+
+    /// Whether head and embedding are the same numbers if they have the same bytes.
+    fn has_head_like_embedding(&self) -> bool {
+        let [head, embedding] = [LM_HEAD, EMBED_TOKENS].map(|name| self.0.get(module(name)));
+        head == embedding
     }
 
     /// What kernels read `view`, stored for `spec`, as.
@@ -74,8 +83,7 @@ pub(crate) struct CheckpointSource<'a> {
     device: Option<Device>,
     /// Looks at what is packed before anything is computed from it.
     pool: &'a Pool,
-    /// Copies by the names that they are stored under, for metadata may give a tensor several.
-    copies: BTreeMap<String, Weight>,
+    copies: Copies,
 }
 
 impl<'a> CheckpointSource<'a> {
@@ -88,7 +96,7 @@ impl<'a> CheckpointSource<'a> {
         pool: &'a Pool,
     ) -> Self {
         let vb = checkpoint.var_builder(dtype, device.unwrap_or(&Device::Cpu));
-        let (device, copies) = (device.cloned(), BTreeMap::new());
+        let (device, copies) = (device.cloned(), Copies::default());
         Self { checkpoint, packed, dtype, vb, device, pool, copies }
     }
 
@@ -113,7 +121,9 @@ impl WeightSource for CheckpointSource<'_> {
 
     fn are_equal_copies(&mut self, a: &Located, b: &Located) -> Result<bool> {
         let is_copied = |spec: &TensorSpec, view: &TensorView<'_>| {
-            self.device.is_some() || self.packed.format_in_place(spec, view).is_err()
+            let in_memory =
+                self.device.is_some() || self.packed.format_in_place(spec, view).is_err();
+            in_memory && self.packed.has_head_like_embedding()
         };
         Ok(are_equal_copies(self.checkpoint, is_copied, a, b))
     }
@@ -126,11 +136,13 @@ impl WeightSource for CheckpointSource<'_> {
             self.check(&weight, &shared)?;
             return Ok(Weight::Bytes(weight));
         }
-        let stored_as = shared.view().name();
-        if let Some(copy) = self.copies.get(stored_as) {
+        let (stored_as, packed_in) =
+            (shared.view().name(), self.packed.format(&tensor.spec, &shared.view()));
+        let key = copy_key(stored_as, packed_in, &tensor.spec);
+        if let Some(copy) = self.copies.get(&key) {
             return Ok(copy.clone());
         }
-        let copy = if let Some(format) = self.packed.format(&tensor.spec, &shared.view()) {
+        let copy = if let Some(format) = packed_in {
             let bytes = AlignedBytes::copy_of(shared.view().bytes());
             let bytes = WeightBytes::owned(bytes, format, tensor.spec.matrix_shape());
             self.check(&bytes, &shared)?;
@@ -142,13 +154,24 @@ impl WeightSource for CheckpointSource<'_> {
                 Some(_) => Weight::Tensor(copy),
             }
         };
-        self.copies.insert(stored_as.to_owned(), copy.clone());
+        self.copies.insert(key, copy.clone());
         Ok(copy)
     }
 
     fn vector(&mut self, tensor: &Located) -> Result<Tensor> {
         Ok(self.vb.get_unchecked_dtype(&tensor.stored_as, DType::F32)?)
     }
+}
+
+/// What a source has copied or quantised: metadata may give a stored tensor several names.
+pub(super) type Copies = HashMap<CopyKey, Weight>;
+
+/// The name that a tensor is stored under, its format if that isn't its dtype's, and its shape: as many bytes may be matrices of
+/// other shapes, and two of a model's matrices may want other formats of the same numbers.
+pub(super) type CopyKey = (String, Option<Format>, (usize, usize));
+
+pub(super) fn copy_key(stored_as: &str, format: Option<Format>, spec: &TensorSpec) -> CopyKey {
+    (stored_as.to_owned(), format, spec.matrix_shape())
 }
 
 /// Compares names, shapes and dtypes of `checkpoint` with those of `tensors`, reading no weight.
@@ -198,15 +221,17 @@ pub(crate) fn copied_matrices(
 ) -> Vec<(Located, CopyReason)> {
     // Formats that aren't known are an error of the loader's.
     let packed = PackedFormats::of(config).unwrap_or_default();
-    let is_copied =
-        |spec: &TensorSpec, view: &TensorView<'_>| packed.format_in_place(spec, view).is_err();
+    let is_copied = |spec: &TensorSpec, view: &TensorView<'_>| {
+        packed.format_in_place(spec, view).is_err() && packed.has_head_like_embedding()
+    };
     let tensors = locate_once(config, checkpoint, is_copied);
-    let mut names = BTreeSet::new();
+    let mut keys = HashSet::new();
     let matrices = tensors.into_iter().filter(|tensor| tensor.spec.role.is_matrix());
     let copied = matrices.filter_map(|tensor| {
         let view = checkpoint.get(&tensor.stored_as)?;
         let reason = packed.format_in_place(&tensor.spec, &view).err()?;
-        names.insert(view.name()).then_some((tensor, reason))
+        let key = copy_key(view.name(), packed.format(&tensor.spec, &view), &tensor.spec);
+        keys.insert(key).then_some((tensor, reason))
     });
     copied.collect()
 }
@@ -218,11 +243,9 @@ pub(crate) fn locate_once(
     is_copied: impl Fn(&TensorSpec, &TensorView<'_>) -> bool,
 ) -> Vec<Located> {
     let mut tensors = locate(config, |name| checkpoint.get(name).is_some());
-    if let Some((head, embedding)) = head_and_embedding(&tensors)
-        && are_equal_copies(checkpoint, is_copied, head, embedding)
-    {
-        tensors.retain(|tensor| tensor.spec.role != Role::Head);
-    }
+    let Ok(()) = drop_equal_head::<Infallible>(&mut tensors, |head, embedding| {
+        Ok(are_equal_copies(checkpoint, is_copied, head, embedding))
+    });
     tensors
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use nano_vllm_rs::config::{Dtype, RopeScaling};
 use nano_vllm_rs::model::Qwen3Config;
-use nano_vllm_rs::qwen3::{LoadedMatrix, packed_matrices};
+use nano_vllm_rs::qwen3::{LoadedMatrix, TierDependence, packed_matrices, tier_dependences};
 use nano_vllm_rs::weights::Checkpoint;
 
 use crate::args::InspectArgs;
@@ -27,6 +27,8 @@ pub(crate) fn run(args: &InspectArgs, verbose: bool) -> Result<ExitCode> {
     writeln!(out, "{}", tensor_table(checkpoint, &packed, args.all))?;
     if !packed.is_empty() {
         writeln!(out, "{}", packed_table(&packed))?;
+        let dependences = tier_dependences(config, checkpoint).unwrap_or_default();
+        writeln!(out, "{}", portability_table(&dependences))?;
     }
     write!(out, "{}", memory_table(config, checkpoint, &packed))?;
     if verbose {
@@ -149,6 +151,29 @@ fn packed_table(packed: &[LoadedMatrix]) -> Table<5> {
     table
 }
 
+/// Whether a quantised model's bits are those of every machine, and if not, why; a row for the same tensor of all layers.
+fn portability_table(dependences: &[TierDependence]) -> Table<1> {
+    let same = dependences.is_empty();
+    let bits =
+        if same { "the same bits on every machine" } else { "other bits in each tier of kernels" };
+    let mut table = Table::new(format!("logits: {bits}"), [Align::Left]);
+    let mut plain = BTreeMap::<(&str, &str), Vec<usize>>::new();
+    for dependence in dependences {
+        if let TierDependence::PlainMatrix { name } = dependence {
+            let (before, layer, after) = split_at_layer(name);
+            plain.entry((before, after)).or_default().extend(layer);
+        } else {
+            table.row([dependence]);
+        }
+    }
+    for ((before, after), mut layers) in plain {
+        layers.sort_unstable();
+        let name = format!("{before}{}{after}", ranges(&layers));
+        table.row([&TierDependence::PlainMatrix { name }]);
+    }
+    table
+}
+
 /// What the model takes in either dtype.
 fn memory_table(
     config: &Qwen3Config,
@@ -173,4 +198,28 @@ fn memory_table(
     kv_cache(1000);
     kv_cache(config.max_position_embeddings);
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bits_depend_on_is_a_row_for_the_same_tensor_of_all_layers() {
+        let plain = |name: &str| TierDependence::PlainMatrix { name: name.into() };
+        assert_eq!(portability_table(&[]).to_string(), "logits: the same bits on every machine\n");
+        let found = [
+            TierDependence::HeadDim { head_dim: 24 },
+            plain("model.layers.1.mlp.up_proj.weight"),
+            plain("model.layers.0.mlp.up_proj.weight"),
+            plain("lm_head.weight"),
+        ];
+        assert_eq!(
+            portability_table(&found).to_string(),
+            "logits: other bits in each tier of kernels\
+             \n  head_dim 24 is no multiple of 16, so candle attends\
+             \n  `lm_head.weight` is multiplied as floating-point numbers\
+             \n  `model.layers.{0..1}.mlp.up_proj.weight` is multiplied as floating-point numbers\n"
+        );
+    }
 }

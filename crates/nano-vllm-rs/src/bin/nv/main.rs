@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use anyhow::{Error, Result};
 use args::{Args, Command};
+use serde_json::Value;
 
 /// The activations of each step are megabytes that come and go: an allocator that keeps them for the next step saves
 /// the system from clearing new pages, a quarter of a prompt's time.
@@ -84,6 +85,16 @@ fn run(Args { command, verbose, .. }: Args) -> Result<ExitCode> {
 /// Writes a line to stderr; nobody listening is no reason to fail.
 fn say(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Writes to stdout what a command found: as JSON, if that is given, else as people read it.
+fn print_report(report: &impl Display, json: Option<Value>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match json {
+        Some(json) => writeln!(out, "{json:#}")?,
+        None => write!(out, "{report}")?,
+    }
+    out.flush()
 }
 
 /// Says what went wrong, and why.

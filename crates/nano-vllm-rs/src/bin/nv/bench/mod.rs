@@ -18,7 +18,6 @@ mod traffic;
 mod workload;
 
 use std::fs;
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,7 +27,7 @@ use tempfile::TempDir;
 
 use crate::args::BenchArgs;
 use crate::model::Model;
-use crate::{copies, interrupt, say};
+use crate::{copies, interrupt, print_report, say};
 
 pub(crate) fn run(args: &BenchArgs, verbose: bool) -> Result<ExitCode> {
     let Some(size) = args.synth else {
@@ -58,13 +57,7 @@ fn measure(
         say(copies::report_on_cpu(model, args.cpu));
     }
     let report = measure::measure(args, name, model, interrupted)?;
-    let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{:#}", report.to_json())?;
-    } else {
-        write!(out, "{report}")?;
-    }
-    out.flush()?;
+    print_report(&report, args.json.then(|| report.to_json()))?;
     Ok(if report.interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 

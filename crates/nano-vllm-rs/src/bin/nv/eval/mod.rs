@@ -7,7 +7,7 @@ mod report;
 mod statistics;
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ use nano_vllm_rs::text::Tokenizer;
 use crate::args::EvalArgs;
 use crate::format::grouped;
 use crate::model::{Model, formats};
-use crate::{copies, interrupt, say};
+use crate::{copies, interrupt, print_report, say};
 use measure::{Models, Text};
 use report::Report;
 
@@ -65,13 +65,7 @@ pub(crate) fn run(args: &EvalArgs, verbose: bool) -> Result<ExitCode> {
     let mut models = Models { model: qwen3, reference, cpu };
     report.measured = models.measure(&text, interrupted)?;
     if report.measured.model.num_tokens > 0 {
-        let mut out = io::stdout().lock();
-        if args.json {
-            writeln!(out, "{:#}", report.to_json())?;
-        } else {
-            write!(out, "{report}")?;
-        }
-        out.flush()?;
+        print_report(&report, args.json.then(|| report.to_json()))?;
     }
     let is_whole = !report.measured.interrupted;
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::from(interrupt::EXIT_CODE) })
