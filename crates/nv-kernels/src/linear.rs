@@ -9,6 +9,7 @@ pub(crate) mod int8;
 pub(crate) mod kernel;
 pub(crate) mod micro_kernel;
 pub(crate) mod rows;
+pub(crate) mod unpacked;
 
 use std::cell::RefCell;
 use std::ops::Range;

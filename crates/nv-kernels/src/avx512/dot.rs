@@ -326,6 +326,57 @@ impl MicroKernel for F32 {
     }
 }
 
+/// Weights that are unpacked, as vectors of [`Bf16Widened`] or [`F32`] are, by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct Unpacked;
+
+impl MicroKernel for Unpacked {
+    type Tier = Avx512;
+    type Weight = f32;
+    type Input = f32;
+    type WeightStep = [f32; 32];
+    type InputStep = [f32; 32];
+    type WeightVector = __m512;
+    type InputVector = __m512;
+
+    const STEP: usize = 32;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(tier: Self::Tier, step: &[f32; 32]) -> __m512 {
+        Self::inputs::<V>(tier, step)
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 32]) -> __m512 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m512, x: __m512, sums: __m512) -> __m512 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    fn blocking(_: usize) -> Blocking {
+        Blocking::Gemm { mr: 4, nr: 6, panel_bytes: 0 }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        gemm::<Self, 4, 6>(tier, operands, scratch, out);
+    }
+}
+
 /// `steps` times 24 independent products of pairs.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(crate) fn bf16_products(steps: usize) -> f32 {

@@ -44,8 +44,8 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
     #[inline(always)]
     fn run(self) {
         let Self { tier, operands: Operands { rows: w, next, x, panel }, scratch, mut out } = self;
-        let (k, num_rows, num_tiles) = (w.k(), w.num_rows(), panel.len());
         let layout = x.layout();
+        let (k, num_rows, num_tiles) = (layout.padded_k, w.num_rows(), panel.len());
         let num_panels = layout.panels().len();
         let segment = segment::<K, MR, NR>(k, layout.tiles_a_panel);
         let num_segments = k.div_ceil(segment);
@@ -70,7 +70,7 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
             let segment = start..k.min(start + segment);
             for r in (0..num_rows).step_by(MR) {
                 let mut rows = w.rows(r..num_rows.min(r + MR));
-                let mut next_rows = Prefetch::of::<K::Weight>(&[]);
+                let mut next_rows = Prefetch::of::<u8>(&[]);
                 if copies {
                     next_rows = Prefetch::of(rows_to_prefetch(w, next, r, MR)).run(i, num_segments);
                     let prefetch = next_rows.split_to(lines_at_once);
@@ -89,8 +89,16 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
                     let x: &[K::InputStep] = bytemuck::cast_slice(x.tiles(tile..tile + 1));
                     let place = (tokens.start - first_token, r);
                     let kept = kept.of((tile - panel.start) * num_rows + r, rows.num_rows());
-                    let tile =
-                        Tile::<K> { tier, rows, segment: segment.clone(), x, prefetch, place };
+                    let is_last = segment.end == k;
+                    let tile = Tile::<K> {
+                        tier,
+                        rows,
+                        segment: segment.clone(),
+                        is_last,
+                        x,
+                        prefetch,
+                        place,
+                    };
                     tile.multiply::<MR, NR>(tokens.len(), kept, &mut out);
                 }
             }
@@ -172,6 +180,7 @@ struct Tile<'a, K: MicroKernel> {
     tier: K::Tier,
     rows: RowMajor<'a, K::Weight>,
     segment: Range<usize>,
+    is_last: bool,
     /// All steps of the tile.
     x: &'a [K::InputStep],
     prefetch: Prefetch,
@@ -233,7 +242,7 @@ impl<K: MicroKernel> Tile<'_, K> {
         kept: Option<&mut [[Sums<K>; NR]; R]>,
         out: &mut Outputs<'_>,
     ) {
-        let Self { tier, rows, segment, x, prefetch, place } = self;
+        let Self { tier, rows, segment, is_last, x, prefetch, place } = self;
         let mut sums = [[tier.zero(); T]; R];
         if let Some(kept) = &kept
             && segment.start > 0
@@ -248,7 +257,7 @@ impl<K: MicroKernel> Tile<'_, K> {
         let sums =
             multiply_tile::<K, R, T, PREFETCH_EVERY, true>(tier, w, rows.k(), x, prefetch, sums);
         match kept {
-            Some(kept) if segment.end < rows.k() => {
+            Some(kept) if !is_last => {
                 for r in 0..R {
                     for t in 0..T {
                         kept[r][t] = sums[r][t];
