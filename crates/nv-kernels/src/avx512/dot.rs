@@ -23,6 +23,7 @@ use half::bf16;
 use super::{Avx512, even, odd, reload};
 use crate::linear::gemm::gemm;
 use crate::linear::gemv::gemv;
+use crate::linear::inputs::near_bytes;
 use crate::linear::kernel::KernelScratch;
 use crate::linear::micro_kernel::{Blocking, MicroKernel, Operands};
 use crate::results::Outputs;
@@ -174,7 +175,7 @@ impl MicroKernel for Bf16Pairs {
         if num_tokens <= 5 {
             Blocking::Gemv
         } else if num_tokens > SOME {
-            Blocking::Gemm { mr: 8, nr: 3, panel_bytes: 256 * 1024 }
+            Blocking::Gemm { mr: 8, nr: 3, panel_bytes: near_bytes() }
         } else if num_tokens.div_ceil(8) < num_tokens.div_ceil(6) {
             Blocking::Gemm { mr: 3, nr: 8, panel_bytes: 0 }
         } else {

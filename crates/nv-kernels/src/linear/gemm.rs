@@ -8,6 +8,7 @@ use super::inputs::aligned;
 use super::kernel::KernelScratch;
 use super::micro_kernel::{MicroKernel, Operands, Sums, multiply_tile, write};
 use super::rows::RowMajor;
+use crate::caches::Caches;
 use crate::prefetch::Prefetch;
 use crate::results::Outputs;
 use crate::tier::{Compile, Tier, Work};
@@ -108,18 +109,22 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
 
 /// Elements of K that are multiplied at once, so that what passes by least stays in the first-level cache: all, or equal
 /// segments. Between segments all sums are kept, so few large ones are best.
+///
+/// A whole tile takes up to three quarters of the cache: rows pass by it in several streams. Whole rows take up to all of it: tiles
+/// come in one. Segments are smaller by a quarter, which the kept sums take.
 #[inline(always)]
 fn segment<K: MicroKernel, const MR: usize, const NR: usize>(
     k: usize,
     tiles_a_panel: usize,
 ) -> usize {
+    let Caches { l1, .. } = Caches::get();
     // Bytes of all steps if they fit, else of a segment beside kept sums.
     let (step, whole, segment) = if tiles_a_panel == 1 {
         // Rows pass by a tile.
-        (NR * K::STEP * size_of::<K::Input>(), 24 * 1024, 16 * 1024)
+        (NR * K::STEP * size_of::<K::Input>(), l1 / 4 * 3, l1 / 2)
     } else {
         // Tiles pass by rows, and come in order.
-        (MR * K::STEP * size_of::<K::Weight>(), 32 * 1024, 24 * 1024)
+        (MR * K::STEP * size_of::<K::Weight>(), l1, l1 / 4 * 3)
     };
     let num_steps = k / K::STEP;
     let bytes = num_steps * step;
