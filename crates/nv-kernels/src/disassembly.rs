@@ -144,6 +144,8 @@ fn sums_of_linear_layers_stay_in_registers() {
     check_gemv::<avx2::dot::F32, 4, 1>();
     check_gemm::<avx2::dot::Bf16Widened, 3, 4>();
     check_gemm::<avx2::dot::F32, 2, 4>();
+    check_gemm::<avx2::dot::Unpacked<avx2::dot::Bf16Widened>, 3, 4>();
+    check_gemm::<avx2::dot::Unpacked<avx2::dot::F32>, 3, 4>();
 
     check_gemv::<avx512::dot::Bf16Widened, 2, 1>();
     check_gemv::<avx512::dot::Bf16Widened, 2, 5>();
@@ -151,6 +153,7 @@ fn sums_of_linear_layers_stay_in_registers() {
     check_gemv::<avx512::dot::F32, 2, 5>();
     check_gemm::<avx512::dot::Bf16Widened, 4, 6>();
     check_gemm::<avx512::dot::F32, 4, 6>();
+    check_gemm::<avx512::dot::Unpacked, 4, 6>();
 
     check_gemv::<avx512::dot::Bf16Pairs, 1, 1>();
     check_gemv::<avx512::dot::Bf16Pairs, 1, 5>();

@@ -26,6 +26,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 // Only of what users run: checks for debugging take registers.
+mod caches;
 #[cfg(all(test, target_arch = "x86_64", not(debug_assertions)))]
 mod disassembly;
 mod dispatch;

@@ -9,6 +9,7 @@ pub(crate) mod int8;
 pub(crate) mod kernel;
 pub(crate) mod micro_kernel;
 pub(crate) mod rows;
+pub(crate) mod unpacked;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use self::inputs::{InputLayout, Inputs, aligned};
 use self::kernel::{InputForm, KernelScratch, LinearKernel, Precision, Task};
 use self::rows::Rows;
+use crate::caches::Caches;
 use crate::matrix::Matrix;
 use crate::pool::Pool;
 use crate::results::{NewResult, Outputs, SharedResult};
@@ -37,9 +39,13 @@ pub struct Scratch {
     inputs: Vec<Vec<u8>>,
 }
 
-/// Bytes of weights in a task: small enough to share the work evenly and to stay in the second-level cache with the next
-/// task, large enough for a steady stream.
-const TASK_BYTES: usize = 128 * 1024;
+/// Bytes of weights in a task: an eighth of the second-level cache, so that they stay there beside what they unpack to, the next
+/// task and the inputs.
+///
+/// A larger cache doesn't make them more: large tasks share the work less evenly, and a steady stream needs no more.
+fn task_bytes() -> usize {
+    (Caches::get().l2 / 8).min(128 * 1024)
+}
 
 /// Inputs that are prepared in one task: some microseconds of work.
 const PREPARED_AT_ONCE: usize = 32 * 1024;
@@ -69,7 +75,7 @@ pub(crate) fn linear(
     let tasks: Vec<(usize, Rows<'_>)> = weights
         .iter()
         .enumerate()
-        .flat_map(|(which, weight)| tasks(*weight, TASK_BYTES, 1).map(move |rows| (which, rows)))
+        .flat_map(|(which, weight)| tasks(*weight, task_bytes(), 1).map(move |rows| (which, rows)))
         .collect();
     let mut results: Vec<NewResult<'_>> = outputs
         .iter_mut()
@@ -127,7 +133,7 @@ pub(crate) fn swiglu(
         parts = std::iter::once(0..num_tokens).collect();
     }
     // The same rows of both, whose bytes may differ.
-    let tasks: Vec<[Rows<'_>; 2]> = tasks(gate, TASK_BYTES / 2, up.format().rows_a_task())
+    let tasks: Vec<[Rows<'_>; 2]> = tasks(gate, task_bytes() / 2, up.format().rows_a_task())
         .map(|rows| [rows, Rows { matrix: up, ..rows }])
         .collect();
     let mut result = NewResult::new(out, num_tokens, size);
@@ -340,4 +346,64 @@ fn prepare<'a>(
         }
     });
     Inputs::of_bytes(data, layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::caches::forced;
+    use crate::isa::Isa;
+
+    /// The results of both calls in every tier and format of floating point, as bits.
+    fn results(
+        (num_tokens, out_features, in_features): (usize, usize, usize),
+    ) -> Vec<(String, Vec<u32>)> {
+        let values = |len: usize, seed: usize| -> Vec<f32> {
+            (0..len).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
+        };
+        let x = values(num_tokens * in_features, 1);
+        let w = values(out_features * in_features, 2);
+        let w_bf16: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+        let modes = [
+            (Matrix::bf16(&w_bf16, in_features), Precision::Bf16),
+            (Matrix::bf16(&w_bf16, in_features), Precision::F32),
+            (Matrix::f32(&w, in_features), Precision::F32),
+        ];
+        let pool = Pool::new(2).unwrap();
+        let mut results = Vec::new();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let kernels = Kernels::for_isa(isa).unwrap();
+            for (weight, precision) in modes {
+                let scratch = &mut Scratch::default();
+                let (mut out, mut activated) = (Vec::new(), Vec::new());
+                let mut outputs = [Linear { weight, out: &mut out }];
+                linear(kernels, &pool, &x, precision, scratch, &mut outputs);
+                swiglu(kernels, &pool, &x, precision, scratch, (weight, weight), &mut activated);
+                let name = format!("{isa}, {:?}, {precision:?}", weight.format());
+                let bits = out.iter().chain(&activated).map(|x| x.to_bits()).collect();
+                results.push((name, bits));
+            }
+        }
+        results
+    }
+
+    #[test]
+    fn no_bit_depends_on_the_sizes_of_caches() {
+        // Few tokens, some and many, several segments and tasks, steps that aren't whole.
+        for sizes in [(2, 60, 1500), (9, 61, 2040), (70, 50, 1030), (130, 49, 1100)] {
+            let usual = results(sizes);
+            for (l1, l2) in
+                [(1_000, 9_000), (5_000, 130_000), (100_000, 700_001), (1 << 24, 1 << 28)]
+            {
+                forced::set(Some(Caches { l1, l2 }));
+                let forced = results(sizes);
+                forced::set(None);
+                for ((name, got), (_, want)) in forced.iter().zip(&usual) {
+                    assert!(got == want, "{name}: {sizes:?} with caches of {l1} and {l2} bytes");
+                }
+            }
+        }
+    }
 }

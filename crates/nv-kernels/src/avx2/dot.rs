@@ -15,6 +15,7 @@ use std::arch::x86_64::{
     _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 use std::hint::black_box;
+use std::marker::PhantomData;
 
 use half::bf16;
 
@@ -252,6 +253,62 @@ impl MicroKernel for F32 {
             Blocking::Gemv => gemv::<Self, 4, 3, 2>(tier, operands, out),
             Blocking::Gemm { .. } => gemm::<Self, 2, 4>(tier, operands, scratch, out),
         }
+    }
+}
+
+/// Weights that are unpacked, as vectors of `K` are, by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct Unpacked<K>(PhantomData<K>);
+
+impl<K: MicroKernel<Tier = Avx2>> MicroKernel for Unpacked<K> {
+    type Tier = Avx2;
+    type Weight = f32;
+    type Input = f32;
+    type WeightStep = [f32; 16];
+    type InputStep = [f32; 16];
+    type WeightVector = __m256;
+    type InputVector = __m256;
+
+    const STEP: usize = 16;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(tier: Self::Tier, step: &[f32; 16]) -> __m256 {
+        Self::inputs::<V>(tier, step)
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 16]) -> __m256 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m256, x: __m256, sums: __m256) -> __m256 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    #[inline(always)]
+    fn reduce(tier: Self::Tier, sums: [__m256; 4]) -> [f32; 4] {
+        K::reduce(tier, sums)
+    }
+
+    fn blocking(_: usize) -> Blocking {
+        Blocking::Gemm { mr: 3, nr: 4, panel_bytes: 0 }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        gemm::<Self, 3, 4>(tier, operands, scratch, out);
     }
 }
 

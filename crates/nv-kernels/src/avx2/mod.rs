@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 };
 
 pub(crate) use dot::f32_products;
-use dot::{Bf16Widened, F32};
+use dot::{Bf16Widened, F32, Unpacked};
 pub(crate) use outer::{outer_bf16_f32, outer_f32};
 
 use crate::elementwise::arrange::{Paired, Rounded, Split, Unrounded, arrange};
@@ -23,6 +23,7 @@ use crate::formats::Format;
 use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
+use crate::linear::unpacked::Unpacking;
 use crate::tier::{Compile, Products, Tier, Work};
 
 /// The machine has AVX2 and FMA.
@@ -93,13 +94,22 @@ fn compiled<W: Work>(work: W) -> W::Output {
     work.run()
 }
 
+/// The fewest tokens for which a task's weights are unpacked first.
+const FROM_BF16: usize = 64;
+const FROM_F32: usize = 32;
+
 /// The linear layers of the tier.
 pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {
-    static ROUNDED: Dot<Bf16Widened> =
-        Dot::new(InputForm::Rounded, arrange::<Avx2, Split<16>, Rounded>);
-    static UNROUNDED: Dot<Bf16Widened> =
-        Dot::new(InputForm::Unrounded, arrange::<Avx2, Split<16>, Unrounded>);
-    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, arrange::<Avx2, Paired, Unrounded>);
+    static ROUNDED: Unpacking<Bf16Widened, Unpacked<Bf16Widened>> = Unpacking::new(
+        Dot::new(InputForm::Rounded, arrange::<Avx2, Split<16>, Rounded>),
+        FROM_BF16,
+    );
+    static UNROUNDED: Unpacking<Bf16Widened, Unpacked<Bf16Widened>> = Unpacking::new(
+        Dot::new(InputForm::Unrounded, arrange::<Avx2, Split<16>, Unrounded>),
+        FROM_BF16,
+    );
+    static UNWIDENED: Unpacking<F32, Unpacked<F32>> =
+        Unpacking::new(Dot::new(InputForm::F32, arrange::<Avx2, Paired, Unrounded>), FROM_F32);
     match (format, precision) {
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),

@@ -23,6 +23,7 @@ use half::bf16;
 use super::{Avx512, even, odd, reload};
 use crate::linear::gemm::gemm;
 use crate::linear::gemv::gemv;
+use crate::linear::inputs::near_bytes;
 use crate::linear::kernel::KernelScratch;
 use crate::linear::micro_kernel::{Blocking, MicroKernel, Operands};
 use crate::results::Outputs;
@@ -174,7 +175,7 @@ impl MicroKernel for Bf16Pairs {
         if num_tokens <= 5 {
             Blocking::Gemv
         } else if num_tokens > SOME {
-            Blocking::Gemm { mr: 8, nr: 3, panel_bytes: 256 * 1024 }
+            Blocking::Gemm { mr: 8, nr: 3, panel_bytes: near_bytes() }
         } else if num_tokens.div_ceil(8) < num_tokens.div_ceil(6) {
             Blocking::Gemm { mr: 3, nr: 8, panel_bytes: 0 }
         } else {
@@ -323,6 +324,57 @@ impl MicroKernel for F32 {
             Blocking::Gemv => gemv::<Self, 2, 5, 2>(tier, operands, out),
             Blocking::Gemm { .. } => gemm::<Self, 4, 6>(tier, operands, scratch, out),
         }
+    }
+}
+
+/// Weights that are unpacked, as vectors of [`Bf16Widened`] or [`F32`] are, by f32 inputs.
+#[derive(Debug)]
+pub(crate) struct Unpacked;
+
+impl MicroKernel for Unpacked {
+    type Tier = Avx512;
+    type Weight = f32;
+    type Input = f32;
+    type WeightStep = [f32; 32];
+    type InputStep = [f32; 32];
+    type WeightVector = __m512;
+    type InputVector = __m512;
+
+    const STEP: usize = 32;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn weights<const V: usize, const RELOAD: bool>(tier: Self::Tier, step: &[f32; 32]) -> __m512 {
+        Self::inputs::<V>(tier, step)
+    }
+
+    #[inline(always)]
+    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 32]) -> __m512 {
+        if V == 0 {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_first(step) }
+        } else {
+            // SAFETY: the tier is a proof that the machine has it.
+            unsafe { load_last(step) }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(tier: Self::Tier, w: __m512, x: __m512, sums: __m512) -> __m512 {
+        tier.multiply_add(w, x, sums)
+    }
+
+    fn blocking(_: usize) -> Blocking {
+        Blocking::Gemm { mr: 4, nr: 6, panel_bytes: 0 }
+    }
+
+    fn multiply(
+        tier: Self::Tier,
+        operands: Operands<'_, Self>,
+        scratch: &mut KernelScratch,
+        out: Outputs<'_>,
+    ) {
+        gemm::<Self, 4, 6>(tier, operands, scratch, out);
     }
 }
 

@@ -14,7 +14,7 @@ use std::arch::x86_64::{
     _mm512_fmadd_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_slli_epi32,
 };
 
-use dot::{Bf16Pairs, Bf16Widened, F32};
+use dot::{Bf16Pairs, Bf16Widened, F32, Unpacked};
 pub(crate) use dot::{bf16_products, f32_products};
 pub(crate) use outer::{outer_bf16, outer_bf16_f32, outer_f32};
 
@@ -24,6 +24,7 @@ use crate::formats::Format;
 use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
+use crate::linear::unpacked::Unpacking;
 use crate::tier::{Compile, Products, Tier, Work};
 
 /// The machine has AVX-512 F; with `BF16`, also BW and BF16.
@@ -107,13 +108,22 @@ fn compiled_bf16<W: Work>(work: W) -> W::Output {
     work.run()
 }
 
+/// The fewest tokens for which a task's weights are unpacked first.
+const FROM_BF16: usize = 64;
+const FROM_F32: usize = 32;
+
 /// The linear layers of the tier.
 pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {
-    static ROUNDED: Dot<Bf16Widened> =
-        Dot::new(InputForm::Rounded, arrange::<Avx512, Split<32>, Rounded>);
-    static UNROUNDED: Dot<Bf16Widened> =
-        Dot::new(InputForm::Unrounded, arrange::<Avx512, Split<32>, Unrounded>);
-    static UNWIDENED: Dot<F32> = Dot::new(InputForm::F32, arrange::<Avx512, Split<32>, Unrounded>);
+    static ROUNDED: Unpacking<Bf16Widened, Unpacked> = Unpacking::new(
+        Dot::new(InputForm::Rounded, arrange::<Avx512, Split<32>, Rounded>),
+        FROM_BF16,
+    );
+    static UNROUNDED: Unpacking<Bf16Widened, Unpacked> = Unpacking::new(
+        Dot::new(InputForm::Unrounded, arrange::<Avx512, Split<32>, Unrounded>),
+        FROM_BF16,
+    );
+    static UNWIDENED: Unpacking<F32, Unpacked> =
+        Unpacking::new(Dot::new(InputForm::F32, arrange::<Avx512, Split<32>, Unrounded>), FROM_F32);
     match (format, precision) {
         (Format::Bf16, Precision::Bf16) => Some(&ROUNDED),
         (Format::Bf16, Precision::F32) => Some(&UNROUNDED),

@@ -8,6 +8,7 @@ use super::inputs::aligned;
 use super::kernel::KernelScratch;
 use super::micro_kernel::{MicroKernel, Operands, Sums, multiply_tile, write};
 use super::rows::RowMajor;
+use crate::caches::Caches;
 use crate::prefetch::Prefetch;
 use crate::results::Outputs;
 use crate::tier::{Compile, Tier, Work};
@@ -44,8 +45,8 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
     #[inline(always)]
     fn run(self) {
         let Self { tier, operands: Operands { rows: w, next, x, panel }, scratch, mut out } = self;
-        let (k, num_rows, num_tiles) = (w.k(), w.num_rows(), panel.len());
         let layout = x.layout();
+        let (k, num_rows, num_tiles) = (layout.padded_k, w.num_rows(), panel.len());
         let num_panels = layout.panels().len();
         let segment = segment::<K, MR, NR>(k, layout.tiles_a_panel);
         let num_segments = k.div_ceil(segment);
@@ -70,7 +71,7 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
             let segment = start..k.min(start + segment);
             for r in (0..num_rows).step_by(MR) {
                 let mut rows = w.rows(r..num_rows.min(r + MR));
-                let mut next_rows = Prefetch::of::<K::Weight>(&[]);
+                let mut next_rows = Prefetch::of::<u8>(&[]);
                 if copies {
                     next_rows = Prefetch::of(rows_to_prefetch(w, next, r, MR)).run(i, num_segments);
                     let prefetch = next_rows.split_to(lines_at_once);
@@ -89,8 +90,16 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
                     let x: &[K::InputStep] = bytemuck::cast_slice(x.tiles(tile..tile + 1));
                     let place = (tokens.start - first_token, r);
                     let kept = kept.of((tile - panel.start) * num_rows + r, rows.num_rows());
-                    let tile =
-                        Tile::<K> { tier, rows, segment: segment.clone(), x, prefetch, place };
+                    let is_last = segment.end == k;
+                    let tile = Tile::<K> {
+                        tier,
+                        rows,
+                        segment: segment.clone(),
+                        is_last,
+                        x,
+                        prefetch,
+                        place,
+                    };
                     tile.multiply::<MR, NR>(tokens.len(), kept, &mut out);
                 }
             }
@@ -100,18 +109,22 @@ impl<K: MicroKernel, const MR: usize, const NR: usize> Work for Gemm<'_, K, MR, 
 
 /// Elements of K that are multiplied at once, so that what passes by least stays in the first-level cache: all, or equal
 /// segments. Between segments all sums are kept, so few large ones are best.
+///
+/// A whole tile takes up to three quarters of the cache: rows pass by it in several streams. Whole rows take up to all of it: tiles
+/// come in one. Segments are smaller by a quarter, which the kept sums take.
 #[inline(always)]
 fn segment<K: MicroKernel, const MR: usize, const NR: usize>(
     k: usize,
     tiles_a_panel: usize,
 ) -> usize {
+    let Caches { l1, .. } = Caches::get();
     // Bytes of all steps if they fit, else of a segment beside kept sums.
     let (step, whole, segment) = if tiles_a_panel == 1 {
         // Rows pass by a tile.
-        (NR * K::STEP * size_of::<K::Input>(), 24 * 1024, 16 * 1024)
+        (NR * K::STEP * size_of::<K::Input>(), l1 / 4 * 3, l1 / 2)
     } else {
         // Tiles pass by rows, and come in order.
-        (MR * K::STEP * size_of::<K::Weight>(), 32 * 1024, 24 * 1024)
+        (MR * K::STEP * size_of::<K::Weight>(), l1, l1 / 4 * 3)
     };
     let num_steps = k / K::STEP;
     let bytes = num_steps * step;
@@ -172,6 +185,7 @@ struct Tile<'a, K: MicroKernel> {
     tier: K::Tier,
     rows: RowMajor<'a, K::Weight>,
     segment: Range<usize>,
+    is_last: bool,
     /// All steps of the tile.
     x: &'a [K::InputStep],
     prefetch: Prefetch,
@@ -233,7 +247,7 @@ impl<K: MicroKernel> Tile<'_, K> {
         kept: Option<&mut [[Sums<K>; NR]; R]>,
         out: &mut Outputs<'_>,
     ) {
-        let Self { tier, rows, segment, x, prefetch, place } = self;
+        let Self { tier, rows, segment, is_last, x, prefetch, place } = self;
         let mut sums = [[tier.zero(); T]; R];
         if let Some(kept) = &kept
             && segment.start > 0
@@ -248,7 +262,7 @@ impl<K: MicroKernel> Tile<'_, K> {
         let sums =
             multiply_tile::<K, R, T, PREFETCH_EVERY, true>(tier, w, rows.k(), x, prefetch, sums);
         match kept {
-            Some(kept) if segment.end < rows.k() => {
+            Some(kept) if !is_last => {
                 for r in 0..R {
                     for t in 0..T {
                         kept[r][t] = sums[r][t];

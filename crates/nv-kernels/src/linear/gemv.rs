@@ -1,6 +1,8 @@
 //! A few tokens: weights pass by once, and are prefetched so far ahead that they come from memory in time.
 #![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
+use bytemuck::Pod;
+
 use super::micro_kernel::{MicroKernel, Operands, REDUCED, Sums, multiply_tile, write};
 use super::rows::RowMajor;
 use crate::prefetch::Prefetch;
@@ -96,19 +98,23 @@ fn some_rows<K: MicroKernel, const MR: usize, const T: usize, const EVERY: usize
 /// its weights are needed.
 const PREFETCH_DISTANCE: usize = 8 * 1024;
 
-/// The rows to prefetch while `len` rows from `r` of `w` are multiplied; the rows of `next` come after those of `w`. Where `len`
-/// divides the rows of `w`, none is left out.
-pub(crate) fn rows_to_prefetch<'a, E: Copy>(
+/// The rows to prefetch while `len` rows from `r` of `w` are multiplied, as bytes; the rows of `next` come after those of `w`.
+/// Where `len` divides the rows of `w`, none is left out.
+pub(crate) fn rows_to_prefetch<'a, E: Pod>(
     w: RowMajor<'a, E>,
-    next: RowMajor<'a, E>,
+    next: RowMajor<'a, u8>,
     r: usize,
     len: usize,
-) -> &'a [E] {
+) -> &'a [u8] {
     let first = r + (PREFETCH_DISTANCE / (w.k() * size_of::<E>())).max(1).next_multiple_of(len);
-    let (from, first) = match first.checked_sub(w.num_rows()) {
-        None => (w, first),
-        Some(first) => (next, first),
-    };
+    match first.checked_sub(w.num_rows()) {
+        None => bytemuck::cast_slice(some(w, first, len)),
+        Some(first) => some(next, first, len),
+    }
+}
+
+/// Up to `len` rows from `first` on.
+fn some<E: Copy>(from: RowMajor<'_, E>, first: usize, len: usize) -> &[E] {
     let end = from.num_rows().min(first + len);
     from.rows(first.min(end)..end).elements()
 }
@@ -122,15 +128,15 @@ mod tests {
         let (k, num_rows) = (700, 24);
         let elements: Vec<u16> = vec![0; 3 * num_rows * k];
         let all = RowMajor::new(&elements, k);
+        let bytes = RowMajor::new(bytemuck::cast_slice::<u16, u8>(&elements), 2 * k);
         for len in [1, 2, 3, 4, 8] {
-            let tasks: Vec<_> =
-                (0..3).map(|task| all.rows(task * num_rows..(task + 1) * num_rows)).collect();
-            let mut asked: Vec<_> = tasks
-                .windows(2)
-                .flat_map(|pair| {
-                    (0..num_rows).step_by(len).map(|r| rows_to_prefetch(pair[0], pair[1], r, len))
+            let rows = |task| task * num_rows..(task + 1) * num_rows;
+            let mut asked: Vec<_> = (0..2)
+                .flat_map(|task| {
+                    let (w, next) = (all.rows(rows(task)), bytes.rows(rows(task + 1)));
+                    (0..num_rows).step_by(len).map(move |r| rows_to_prefetch(w, next, r, len))
                 })
-                .map(<[u16]>::as_ptr_range)
+                .map(<[u8]>::as_ptr_range)
                 .collect();
             asked.sort_by_key(|range| range.start);
             let first = asked[0].start.addr() - elements.as_ptr().addr();

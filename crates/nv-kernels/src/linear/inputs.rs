@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::caches::Caches;
 use crate::prefetch::LINE_BYTES;
 
 /// The inputs of a linear layer as kernels read them, in order: tiles of tokens; in a tile, one step of K after
@@ -103,7 +104,7 @@ impl<'a, E: Copy> Inputs<'a, E> {
     /// The tile to prefetch while `tile` is multiplied, if the tokens are too many to stay in the second-level cache; the first
     /// comes after the last.
     pub(crate) fn tile_to_prefetch(&self, tile: usize) -> &'a [E] {
-        if size_of_val(self.data) <= NEAR_BYTES {
+        if size_of_val(self.data) <= near_bytes() {
             return &[];
         }
         let next = (tile + 1) % self.layout.num_tiles;
@@ -111,8 +112,10 @@ impl<'a, E: Copy> Inputs<'a, E> {
     }
 }
 
-/// Bytes of tokens that stay in the second-level cache beside the weights.
-const NEAR_BYTES: usize = 256 * 1024;
+/// Bytes of tokens that stay in the second-level cache beside the weights: a quarter of it.
+pub(crate) fn near_bytes() -> usize {
+    Caches::get().l2 / 4
+}
 
 /// `len` elements of `buffer`, which grows as needed, from the start of a cache line.
 pub(crate) fn aligned<E: Copy + Default>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {

@@ -28,7 +28,7 @@ pub(crate) trait MicroKernel: Sync + 'static {
     /// An element of a prepared input.
     type Input: Pod + Default + Send;
     /// An array of a step's weights, and one of its inputs.
-    type WeightStep: Copy;
+    type WeightStep: Pod;
     type InputStep: Pod;
     /// A vector of weights, and one of inputs.
     type WeightVector: Copy;
@@ -87,14 +87,29 @@ pub(crate) enum Blocking {
     Gemm { mr: usize, nr: usize, panel_bytes: usize },
 }
 
-/// Some weight rows, of whole steps, by a panel of tokens.
+/// Some weight rows by a panel of tokens. A row is the whole steps of a token, and may be longer.
 pub(crate) struct Operands<'a, K: MicroKernel + ?Sized> {
     pub(crate) rows: RowMajor<'a, K::Weight>,
-    /// Rows to prefetch after `rows`.
-    pub(crate) next: RowMajor<'a, K::Weight>,
+    /// Rows to prefetch after `rows`, as they are stored.
+    pub(crate) next: RowMajor<'a, u8>,
     pub(crate) x: Inputs<'a, K::Input>,
     /// The tiles of the panel.
     pub(crate) panel: std::ops::Range<usize>,
+}
+
+impl<'a, K: MicroKernel> Operands<'a, K> {
+    /// # Panics
+    /// If a row is shorter than a token.
+    pub(crate) fn of(task: Task<'a>) -> Self {
+        let Task { rows, next, x, panel } = task;
+        let stride = rows.matrix.in_features();
+        assert!(stride >= x.layout().padded_k, "rows of {stride} elements are no whole steps");
+        let rows = RowMajor::new(bytemuck::cast_slice(rows.bytes()), stride);
+        let next = next.map_or(RowMajor::new(&[], 1), |next| {
+            RowMajor::new(next.bytes(), next.matrix.row_bytes())
+        });
+        Self { rows, next, x: x.typed(), panel }
+    }
 }
 
 /// Sums that are reduced at once.
@@ -258,6 +273,16 @@ pub(crate) fn write<K: MicroKernel, const R: usize, const T: usize>(
     }
 }
 
+/// How `K` wants so many tokens of `k` elements.
+pub(crate) fn layout<K: MicroKernel>(num_tokens: usize, k: usize) -> InputLayout {
+    let (num_tiles, panel_bytes) = match K::blocking(num_tokens) {
+        Blocking::Gemv => (1, 0),
+        Blocking::Gemm { nr, panel_bytes, .. } => (num_tokens.div_ceil(nr), panel_bytes),
+    };
+    let bytes = (panel_bytes, size_of::<K::Input>());
+    InputLayout::new((num_tokens, k), num_tiles, K::STEP, bytes)
+}
+
 /// Linear layers over row-major weights by dot products.
 pub(crate) struct Dot<K: MicroKernel> {
     form: InputForm,
@@ -283,12 +308,7 @@ impl<K: MicroKernel> LinearKernel for Dot<K> {
     }
 
     fn layout(&self, num_tokens: usize, k: usize) -> InputLayout {
-        let (num_tiles, panel_bytes) = match K::blocking(num_tokens) {
-            Blocking::Gemv => (1, 0),
-            Blocking::Gemm { nr, panel_bytes, .. } => (num_tokens.div_ceil(nr), panel_bytes),
-        };
-        let bytes = (panel_bytes, size_of::<K::Input>());
-        InputLayout::new((num_tokens, k), num_tiles, K::STEP, bytes)
+        layout::<K>(num_tokens, k)
     }
 
     unsafe fn prepare(&self, tile: &[f32], k: usize, layout: &InputLayout, out: &mut [u8]) {
@@ -328,16 +348,8 @@ impl<K: MicroKernel> LinearKernel for Dot<K> {
     }
 
     unsafe fn multiply(&self, task: Task<'_>, scratch: &mut KernelScratch, out: Outputs<'_>) {
-        let Task { rows, next, x, panel } = task;
-        assert_eq!(x.layout().padded_k, rows.matrix.in_features(), "rows are whole steps");
-        let rows = row_major::<K>(rows);
-        let next = next.map_or(rows.rows(0..0), row_major::<K>);
         // SAFETY: the caller vouches for the tier.
         let tier = unsafe { K::Tier::new() };
-        K::multiply(tier, Operands { rows, next, x: x.typed(), panel }, scratch, out);
+        K::multiply(tier, Operands::of(task), scratch, out);
     }
-}
-
-fn row_major<K: MicroKernel>(rows: Rows<'_>) -> RowMajor<'_, K::Weight> {
-    RowMajor::new(bytemuck::cast_slice(rows.bytes()), rows.matrix.in_features())
 }
