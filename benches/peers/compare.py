@@ -3,7 +3,8 @@
     python3 benches/peers/compare.py --venv DIR
 
 installs what requirements.txt pins into a virtual environment at DIR, builds the Rust engines, writes a checkpoint with
-random weights, runs everything and writes benches/COMPARISON.md, with all raw figures beside it in COMPARISON.json.
+random weights and its quantised forms, runs everything and writes benches/COMPARISON.md, with all raw figures beside it in
+COMPARISON.json. What quantising costs is measured on the demo checkpoint, which is trained.
 `--quick` is a smoke test. Needs Linux, Python 3.11, Rust, and a C++ compiler for llama.cpp.
 """
 

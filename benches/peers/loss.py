@@ -38,6 +38,7 @@ def measure(engines: list[Engine], precisions: list[str], place: Place) -> dict:
             row |= {"path": path, "weights": weights(path, DEMO, place)}
         except EngineError as error:
             row["error"] = str(error)
+            print(f"loss: {row['engine']} {row['model']}: error: {error}", flush=True)
     ready = [row for row in rows if "error" not in row]
     ours = [row for row in ready if row["model"] in PRESETS]
     peers = [row for row in ready if row["model"] not in PRESETS]
