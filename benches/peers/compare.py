@@ -311,7 +311,7 @@ def measure(args: argparse.Namespace) -> dict:
     place = Place(args.venv.resolve(), args.work.resolve(), args.threads)
     config = args.config.resolve()
     engines = [engine for engine in ENGINES if engine.name in args.engines]
-    make_environment(place)
+    make_environment(place, engines)
     session = Session(args, place, config)
     session.prepare(engines, args.precisions)
     # First what takes a minute, so that an error costs no more.

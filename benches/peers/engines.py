@@ -157,22 +157,24 @@ def run(command: list, **options) -> None:
         raise EngineError(f"{command[0]}: {error}") from error
 
 
-def make_environment(place: Place) -> None:
-    """A virtual environment with what requirements.txt pins; what can't be installed is missing."""
+def make_environment(place: Place, engines: list[Engine]) -> None:
+    """A virtual environment with what requirements.txt pins, but for other engines' packages; what can't be installed is missing."""
     if not place.python.exists():
         run(["python3", "-m", "venv", place.venv])
     install = [place.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    requirements = HERE / "requirements.txt"
+    wanted = {package for engine in engines for package in engine.packages}
+    others = {package for engine in ENGINES for package in engine.packages} - wanted
+    lines = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line and not line.startswith("#")]
+    pinned = [line for line in lines if line.partition("==")[0] not in others]
     try:
-        run([*install, "--requirement", requirements])
+        run([*install, *pinned])
     except EngineError as error:
         print(f"{error}\ninstalling one package after the other", flush=True)
-        for line in requirements.read_text().splitlines():
-            if "==" in line and not line.startswith("#"):
-                try:
-                    run([*install, line])
-                except EngineError as error:
-                    print(error, flush=True)
+        for line in pinned:
+            try:
+                run([*install, line])
+            except EngineError as error:
+                print(error, flush=True)
 
 
 def build(engine: Engine, place: Place) -> None:
