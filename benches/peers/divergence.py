@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,32 +34,37 @@ def main() -> None:
     windows = [window for window in windows if len(window) > 1]
     settings = {"context": context, "threads": ask["threads"]}
     reference = LlamaCpp(ask["reference"], "f32", **settings)
-    expected = [log_softmax(reference.logits(window[:-1])) for window in windows]
+    expected = [reference.logits(window[:-1]) for window in windows]
+    logprobs = (of_next(log_softmax(logits), window) for logits, window in zip(expected, windows))
     answer = {
-        "num_tokens": len(token_ids),
         "num_predicted": sum(len(window) - 1 for window in windows),
-        "reference": perplexity(windows, expected),
+        "reference": perplexity(logprobs),
         "models": [of_model(model, windows, expected, settings) for model in ask["models"]],
     }
     print(json.dumps(answer), file=answers, flush=True)
 
 
 def of_model(ask: dict, windows: list[list[int]], expected: list[np.ndarray], settings: dict) -> dict:
+    logprobs, divergences, agree = [], [], []
     try:
         model = ENGINES[ask["engine"]](ask["model"], ask["precision"], **settings)
-        found = [log_softmax(model.logits(window[:-1])) for window in windows]
+        for window, of_reference in zip(windows, expected):
+            p, q = log_softmax(of_reference), log_softmax(model.logits(window[:-1]))
+            logprobs.append(of_next(q, window))
+            divergences.append(np.sum(np.exp(p) * (p - q), axis=1))
+            agree.append(p.argmax(axis=1) == q.argmax(axis=1))
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'it said nothing'}"}
-    divergences = np.concatenate([np.sum(np.exp(p) * (p - q), axis=1) for p, q in zip(expected, found)])
-    agree = np.concatenate([p.argmax(1) == q.argmax(1) for p, q in zip(expected, found)])
+        lines = str(error).strip().splitlines() or ["it said nothing"]
+        return {"error": f"{type(error).__name__}: {lines[-1]}"}
+    divergences = np.concatenate(divergences)
     return {
-        "perplexity": perplexity(windows, found),
+        "perplexity": perplexity(logprobs),
         "kl_divergence": {
             "mean": float(divergences.mean()),
             "median": float(np.median(divergences)),
             "percentile_99": float(np.percentile(divergences, 99)),
         },
-        "likeliest_token_agreement": float(agree.mean()),
+        "likeliest_token_agreement": float(np.concatenate(agree).mean()),
     }
 
 
@@ -68,10 +74,13 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def perplexity(windows: list[list[int]], logprobs: list[np.ndarray]) -> float:
-    """Of the token that follows each row of log probabilities."""
-    of_tokens = [rows[np.arange(len(rows)), window[1:]] for window, rows in zip(windows, logprobs)]
-    return math.exp(-np.concatenate(of_tokens).mean())
+def of_next(logprobs: np.ndarray, window: list[int]) -> np.ndarray:
+    """Each row's log probability of the token that follows it."""
+    return logprobs[np.arange(len(logprobs)), window[1:]]
+
+
+def perplexity(logprobs: Iterable[np.ndarray]) -> float:
+    return math.exp(-np.concatenate(list(logprobs)).mean())
 
 
 class LlamaCpp:
