@@ -3,7 +3,8 @@
     python3 benches/peers/compare.py --venv DIR
 
 installs what requirements.txt pins into a virtual environment at DIR, builds the Rust engines, writes a checkpoint with
-random weights, runs everything and writes benches/COMPARISON.md, with all raw figures beside it in COMPARISON.json.
+random weights and its quantised forms, runs everything and writes benches/COMPARISON.md, with all raw figures beside it in
+COMPARISON.json. What quantising costs is measured on the demo checkpoint, which is trained.
 `--quick` is a smoke test. Needs Linux, Python 3.11, Rust, and a C++ compiler for llama.cpp.
 """
 
@@ -20,9 +21,10 @@ from pathlib import Path
 # Modules that import each other would leave a folder of compiled ones in the tree.
 sys.dont_write_bytecode = True
 
+import loss
 import page
-from engines import ENGINES, PRECISIONS, ROOT, Engine, EngineError, Place, Process
-from engines import build, make_environment, model, versions
+from engines import ENGINES, PRECISIONS, QUANTIZED, ROOT, Engine, EngineError, Place, Process
+from engines import build, make_environment, model, random_checkpoint, versions, weights
 
 PUBLISHED = ROOT / "crates/nv-config/tests/configs/Qwen3-0.6B.json"
 
@@ -51,7 +53,7 @@ class Case:
         return self.num_requests * -(-(self.num_input + self.num_output) // BLOCK) * BLOCK
 
 
-CASES = [Case(128, 32, repeats=3), Case(512, repeats=3), Case(2048), Case(4096, 24), Case(128, 64, num_requests=16)]
+CASES = [Case(128, 32, repeats=3), Case(512, repeats=3), Case(2048, 24), Case(4096, 24), Case(128, 64, num_requests=16)]
 QUICK_CASES = [Case(64, 8), Case(128), Case(32, 8, num_requests=4)]
 
 # What is computed untimed, when an engine has started and again before each case. At first engines set up what they left for
@@ -88,14 +90,15 @@ class Session:
                 failed = None
             except EngineError as error:
                 failed = str(error)
-            for precision in precisions:
+            for precision in (p for p in precisions if p in engine.models):
                 result = {"error": failed, "setup": [], "cases": {}, "skipped": {}}
                 self.results[precision][engine.name] = result
-                if not failed:
-                    try:
-                        model(engine, precision, self.config, self.place)
-                    except EngineError as error:
-                        result["error"] = str(error)
+                if failed:
+                    continue
+                with self.noting(engine, precision):
+                    path = model(engine, precision, self.config, self.place)
+                    if precision in QUANTIZED:
+                        result["weights"] = weights(path, random_checkpoint(self.config, self.place), self.place)
 
     def round(self, number: int, engines: list[Engine], precision: str) -> None:
         """Starts all engines, has them run all cases in turn, and ends them."""
@@ -246,7 +249,7 @@ def output_of(*command: str) -> str:
 def machine() -> dict:
     cpuinfo = Path("/proc/cpuinfo").read_text()
     fields = dict(map(str.strip, line.split(":", 1)) for line in cpuinfo.splitlines() if ":" in line)
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16")
+    wanted = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kernel = os.uname()
     return {
@@ -308,9 +311,11 @@ def measure(args: argparse.Namespace) -> dict:
     place = Place(args.venv.resolve(), args.work.resolve(), args.threads)
     config = args.config.resolve()
     engines = [engine for engine in ENGINES if engine.name in args.engines]
-    make_environment(place)
+    make_environment(place, engines)
     session = Session(args, place, config)
     session.prepare(engines, args.precisions)
+    # First what takes a minute, so that an error costs no more.
+    losses = loss.measure(engines, args.precisions, place) if set(args.precisions) & set(QUANTIZED) else None
     start = time.perf_counter()
     rounds, longest = 0, 0.0
     for number in range(1 if args.quick else args.rounds):
@@ -319,7 +324,8 @@ def measure(args: argparse.Namespace) -> dict:
             print(f"{number} rounds are done, and another would end after more than {args.minutes:.0f} minutes", flush=True)
             break
         for precision in args.precisions:
-            ready = [engine for engine in engines if not session.results[precision][engine.name]["error"]]
+            results = session.results[precision]
+            ready = [engine for engine in engines if engine.name in results and not results[engine.name]["error"]]
             session.round(number, ready, precision)
         longest = max(longest, time.perf_counter() - began)
         rounds += 1
@@ -336,6 +342,7 @@ def measure(args: argparse.Namespace) -> dict:
         "computes": {engine.name: engine.computes for engine in engines},
         "cases": [vars(case) | {"name": case.name} for case in session.cases],
         "results": {precision: session.results[precision] for precision in args.precisions},
+        **({"loss": losses} if losses else {}),
     }
 
 

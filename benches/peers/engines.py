@@ -1,6 +1,7 @@
 """The engines that are compared: what they are, what they need, and a process of each to talk to."""
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -15,7 +16,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RUST = HERE / "rust"
 
-PRECISIONS = ("bf16", "f32")
+PRECISIONS = ("bf16", "f32", "q8", "q4")
+# Those whose weights are quantised; the engine's presets have the same names.
+QUANTIZED = ("q8", "q4")
+# Folders that `nv quantize` writes, and its presets.
+PRESETS = {"nv-q8": "q8", "nv-q4": "q4"}
+# What gguf_file.py writes; llama.cpp's quantiser makes all other types.
+UNQUANTIZED_GGUF = ("bf16", "f32", "f16")
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Engine:
     worker: str
     # Packages whose versions say what it is.
     packages: tuple[str, ...]
-    # What it loads for each precision: the folder of the checkpoint, or a GGUF file of a type.
+    # What it loads for each precision that it is compared in: the folder of the checkpoint, that of a preset which `nv quantize`
+    # wrote, or a GGUF file of a type.
     models: dict[str, str]
     # How it computes, for each precision, as the page says it.
     computes: dict[str, str]
@@ -41,10 +49,12 @@ ENGINES = [
         "nano-vllm-rs",
         "nano_vllm_rs",
         ("nano-vllm-rs",),
-        {"bf16": "checkpoint", "f32": "checkpoint"},
+        {"bf16": "checkpoint", "f32": "checkpoint", "q8": "nv-q8", "q4": "nv-q4"},
         {
             "bf16": "Weights bfloat16, mapped. Inputs of linear layers, keys and values are rounded to bfloat16; the rest is float32.",
             "f32": "Weights bfloat16, mapped, and widened to float32 in registers; all else is float32.",
+            "q8": "What `nv quantize --to q8` writes, mapped; inputs of linear layers rounded to 8 bits; keys and values bfloat16.",
+            "q4": "What `nv quantize --to q4` writes, mapped; inputs of linear layers rounded to 8 bits; keys and values bfloat16.",
         },
     ),
     Engine(
@@ -61,20 +71,31 @@ ENGINES = [
         "llama.cpp",
         "llama_cpp_worker.py",
         ("llama-cpp-python",),
-        {"bf16": "bf16", "f32": "f32"},
+        {"bf16": "bf16", "f32": "f32", "q8": "Q8_0", "q4": "Q4_0"},
         {
             "bf16": "GGUF with BF16 matrices, mapped; keys and values float16, its default; activations float32, rounded to bfloat16 for products.",
             "f32": "GGUF with F32 matrices, mapped; keys and values float32.",
+            "q8": "GGUF of type Q8_0; inputs of linear layers rounded to 8 bits; keys and values float16, its default.",
+            "q4": "GGUF of type Q4_0; inputs of linear layers rounded to 8 bits; keys and values float16, its default.",
         },
+    ),
+    Engine(
+        "llama.cpp Q4_K_M",
+        "llama_cpp_worker.py",
+        ("llama-cpp-python",),
+        {"q4": "Q4_K_M"},
+        {"q4": "GGUF of type Q4_K_M; inputs of linear layers rounded to 8 bits; keys and values float16, its default."},
     ),
     Engine(
         "openvino-genai",
         "openvino_worker.py",
         ("openvino-genai", "openvino"),
-        {"bf16": "f16", "f32": "f16"},
+        {"bf16": "f16", "f32": "f16", "q8": "Q8_0", "q4": "Q4_0"},
         {
             "bf16": "GGUF with F16 matrices, the only unquantised type that it reads; inference precision, keys and values bfloat16.",
             "f32": "GGUF with F16 matrices, the only unquantised type that it reads; inference precision, keys and values float32.",
+            "q8": "The same file as llama.cpp's; inputs of linear layers rounded to 8 bits; inference precision, keys and values bfloat16 where the processor has that, else float32 and float16.",
+            "q4": "The same file as llama.cpp's Q4_0; inputs of linear layers rounded to 8 bits; inference precision, keys and values bfloat16 where the processor has that, else float32 and float16.",
         },
     ),
     Engine(
@@ -136,22 +157,24 @@ def run(command: list, **options) -> None:
         raise EngineError(f"{command[0]}: {error}") from error
 
 
-def make_environment(place: Place) -> None:
-    """A virtual environment with what requirements.txt pins; what can't be installed is missing."""
+def make_environment(place: Place, engines: list[Engine]) -> None:
+    """A virtual environment with what requirements.txt pins, but for other engines' packages; what can't be installed is missing."""
     if not place.python.exists():
         run(["python3", "-m", "venv", place.venv])
     install = [place.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    requirements = HERE / "requirements.txt"
+    wanted = {package for engine in engines for package in engine.packages}
+    others = {package for engine in ENGINES for package in engine.packages} - wanted
+    lines = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line and not line.startswith("#")]
+    pinned = [line for line in lines if line.partition("==")[0] not in others]
     try:
-        run([*install, "--requirement", requirements])
+        run([*install, *pinned])
     except EngineError as error:
         print(f"{error}\ninstalling one package after the other", flush=True)
-        for line in requirements.read_text().splitlines():
-            if "==" in line and not line.startswith("#"):
-                try:
-                    run([*install, line])
-                except EngineError as error:
-                    print(error, flush=True)
+        for line in pinned:
+            try:
+                run([*install, line])
+            except EngineError as error:
+                print(error, flush=True)
 
 
 def build(engine: Engine, place: Place) -> None:
@@ -164,20 +187,59 @@ def build(engine: Engine, place: Place) -> None:
 
 def model(engine: Engine, precision: str, config: Path, place: Place) -> Path:
     """The path to what `engine` loads, which is made unless it is there."""
-    folder = place.work / "models" / config.stem
-    checkpoint = folder / "checkpoint"
-    if not checkpoint.exists():
-        synth = ["cargo", "run", "--release", "--package", "xtask", "--", "synth"]
-        run([*synth, "--config", config, "--seed", "0", "--out", checkpoint], cwd=ROOT)
+    checkpoint = random_checkpoint(config, place)
     kind = engine.models[precision]
-    if kind == "checkpoint":
-        return checkpoint
+    return checkpoint if kind == "checkpoint" else converted(checkpoint, kind, checkpoint.parent, place)
+
+
+def random_checkpoint(config: Path, place: Place) -> Path:
+    """The path to a checkpoint with random weights, which is made unless it is there."""
+    checkpoint = place.work / "models" / config.stem / "checkpoint"
+    if not checkpoint.exists():
+        synth = [command_of_workspace("xtask"), "synth"]
+        run([*synth, "--config", config, "--seed", "0", "--out", checkpoint], cwd=ROOT)
+    return checkpoint
+
+
+def converted(checkpoint: Path, kind: str, folder: Path, place: Place) -> Path:
+    """The path to `checkpoint` as `kind` in `folder`, which is made unless it is there."""
+    if preset := PRESETS.get(kind):
+        path = folder / kind
+        if not path.exists():
+            run([command_of_workspace("nv"), "quantize", checkpoint, "--to", preset, "--out", path, "--threads", place.threads])
+        return path
     path = folder / f"{kind}.gguf"
     if not path.exists():
         part = path.with_suffix(".part")
-        run([place.python, HERE / "gguf_file.py", checkpoint, kind, part], env=place.environment())
+        if kind in UNQUANTIZED_GGUF:
+            make = [HERE / "gguf_file.py", checkpoint, kind, part]
+        else:
+            # From the same values as all others have.
+            make = [HERE / "gguf_quantize.py", converted(checkpoint, "bf16", folder, place), kind, part]
+        run([place.python, *make], env=place.environment())
         part.rename(path)
     return path
+
+
+def weights(path: Path, checkpoint: Path, place: Place) -> dict:
+    """What weights.py says of the quantised model at `path`, which was made from `checkpoint`."""
+    command = [place.python, HERE / "weights.py", path, checkpoint]
+    output = subprocess.run(command, capture_output=True, text=True, env=place.environment())
+    if output.returncode != 0:
+        lines = output.stderr.strip().splitlines() or ["it said nothing"]
+        raise EngineError(f"weights.py {path}: ended with status {output.returncode}: {lines[-1]}")
+    return json.loads(output.stdout)
+
+
+@functools.cache
+def command_of_workspace(name: str) -> Path:
+    """The command `name` of the engine's own workspace. All of it is selected, as the checks do, so that nothing is built twice."""
+    build = ["cargo", "build", "--release", "--workspace", "--bin", name, "--message-format", "json-render-diagnostics"]
+    output = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if output.returncode != 0:
+        raise EngineError(f"cargo build --bin {name}: ended with status {output.returncode}")
+    built = [artifact["executable"] for artifact in map(json.loads, output.stdout.splitlines()) if artifact.get("executable")]
+    return Path(built[-1])
 
 
 def versions(engine: Engine, place: Place) -> dict[str, str]:
@@ -198,7 +260,7 @@ class Process:
     def __init__(self, engine: Engine, precision: str, place: Place):
         logs = place.work / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self.log = logs / f"{engine.worker.removesuffix('.py')}-{precision}.log"
+        self.log = logs / f"{engine.name.replace(' ', '-')}-{precision}.log"
         self.peak = 0
         start = time.perf_counter()
         with self.log.open("w") as log:

@@ -104,23 +104,32 @@ def row(cells: list[str]) -> str:
 
 def agreement(figures: dict) -> list[str]:
     """For each engine, how many of the first tokens are those of the one that the others are held to."""
-    reference = "transformers" if "transformers" in figures["versions"] else next(iter(figures["versions"]))
-    precisions = list(figures["results"])
+    # Quantising changes what is likeliest: see the losses.
+    precisions = [precision for precision in figures["results"] if precision not in QUANTIZED]
+    if not precisions:
+        return []
+    held_to = "f32" if "f32" in precisions else precisions[0]
+    agreements = {name: result["agreement"] for name, result in figures["results"][held_to].items() if result.get("agreement")}
+    if not agreements:
+        return []
+    reference = "transformers" if "transformers" in agreements else next(iter(agreements))
+    expected = agreements[reference]
     lines = [row(["engine", *precisions]), row(["---"] + ["--:"] * len(precisions))]
     for name in figures["versions"]:
+        if not any(name in figures["results"][precision] for precision in precisions):
+            continue
         cells = []
         for precision in precisions:
-            found = figures["results"][precision][name].get("agreement")
-            expected = figures["results"].get("f32", figures["results"][precision])[reference].get("agreement")
-            if not found or not expected:
+            found = figures["results"][precision].get(name, {}).get("agreement")
+            if not found:
                 cells.append(DASH)
                 continue
             same = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), len(expected))
             cells.append(f"{same} of {len(expected)}")
         lines.append(row([name, *cells]))
-    held_to = "float32" if "f32" in figures["results"] else "bfloat16"
     return [
-        f"Before anything is timed, each engine continues the same prompt of random token ids. This many of the first tokens are those of {reference} in {held_to}:\n",
+        "## Equal work\n",
+        f"Before anything is timed, each engine continues the same prompt of random token ids. This many of the first tokens are those of {reference} in {TITLES[held_to]}:\n",
         *lines,
         "",
         "In float32 they are all to be the same: then weights, graph and greedy choice are. In bfloat16 engines round in different places, and over random weights, whose",
@@ -128,7 +137,110 @@ def agreement(figures: dict) -> list[str]:
     ]
 
 
-TITLES = {"bf16": "bfloat16", "f32": "float32"}
+TITLES = {"bf16": "bfloat16", "f32": "float32", "q8": "8 bits", "q4": "4 bits"}
+QUANTIZED = ("q8", "q4")
+# The engine that this is the repository of.
+OURS = "nano-vllm-rs"
+
+
+def bits_of(weights: dict | None) -> float | None:
+    """Bits a weight, over all tensors of the model."""
+    return 8 * sum(weights["bytes"].values()) / weights["num_weights"] if weights else None
+
+
+def against_peers(figures: dict, columns: list[Column]) -> list[str]:
+    """For each width of weights and each case, this engine beside the best peer at that width, and at any."""
+    results = figures["results"]
+    widths = [precision for precision in QUANTIZED if OURS in results.get(precision, {})]
+    if not widths:
+        return []
+
+    def best(column: Column, precisions: list[str]) -> tuple[float, str] | None:
+        found = [
+            (median(column.values(result)), f"{name}, {TITLES[precision]}")
+            for precision in precisions
+            for name, result in results[precision].items()
+            if name != OURS and column.values(result)
+        ]
+        return (max if column.more else min)(found, default=None)
+
+    lines = [
+        row(["weights", "", OURS, "best peer of that width", "ratio", "best peer of any width", "ratio"]),
+        row(["---", "---", "--:", "--:", "--:", "--:", "--:"]),
+    ]
+    for precision in widths:
+        for column in columns:
+            values = column.values(results[precision][OURS])
+            own = median(values) if values else None
+            cells = [TITLES[precision], column.title, column.form.format(own) if values else DASH]
+            for peer in (best(column, [precision]), best(column, list(results))):
+                if peer is None:
+                    cells += [DASH, DASH]
+                    continue
+                value, name = peer
+                cells += [f"{column.form.format(value)} ({name})", f"{own / value:.2f}" if values else DASH]
+            lines.append(row(cells))
+    return [
+        "## Quantised weights beside the best of the peers\n",
+        "Medians of the tables below. A ratio above 1 says that this engine is the faster one.\n",
+        *lines,
+        "",
+    ]
+
+
+def loss(figures: dict, columns: list[Column]) -> list[str]:
+    """How far each quantised form of the demo is from it, beside its speed."""
+    found = figures.get("loss")
+    if not found:
+        return []
+    notes = Footnotes()
+    decode = next((column for column in columns if column.title.startswith("decode")), None)
+    beside = [column for column in (decode,) if column]
+    titles = ["engine", "weights", "bits a weight", "mean KL", "median", "99th percentile", "same likeliest token", "perplexity", "mean KL, keys and values float32"]
+    titles += [f"bits a weight of {figures['config']['name']}", *(column.title for column in beside)]
+    lines = [row(titles), row(["---", "---"] + ["--:"] * (len(titles) - 2))]
+    for each in found["rows"]:
+        if "error" in each:
+            lines.append(row([each["engine"] + notes.mark(each["error"]), each["model"], *[DASH] * (len(titles) - 2)]))
+            continue
+        result = figures["results"].get(each["precision"], {}).get(each["engine"], {})
+        cells = [each["engine"], formats(each), number("{:.2f}", bits_of(each["weights"]))]
+        measured = each["loss"]["16 bits"]
+        if "error" in measured:
+            cells += [DASH + notes.mark(measured["error"]), *[DASH] * 4]
+        else:
+            kl = measured["kl_divergence"]
+            cells += [f"{kl[key]:.5f}" for key in ("mean", "median", "percentile_99")]
+            cells += [f"{100 * measured['likeliest_token_agreement']:.1f} %", f"{measured['perplexity']:.3f}"]
+        in_f32 = each["loss"]["f32"]
+        cells.append(DASH + notes.mark(in_f32["error"]) if "error" in in_f32 else f"{in_f32['kl_divergence']['mean']:.5f}")
+        cells.append(number("{:.2f}", bits_of(result.get("weights"))))
+        for column in beside:
+            values = column.values(result) if result else []
+            cells.append(number(column.form, median(values) if values else None))
+        lines.append(row(cells))
+    perplexities = ", ".join(f"{value:.4f} by {name}" for name, value in found["perplexity"].items())
+    return [
+        "## Loss\n",
+        f"Random weights say nothing of it: this is of the trained model in `{found['model']}`, over the {found['num_predicted']:,} predicted tokens of `{found['text']}` in windows of {found['context']}.",
+        f"KL is the Kullback-Leibler divergence of a form's probabilities from those in float32, in nats a token. Perplexity in float32 is {perplexities}.",
+        "Keys and values are kept in 16 bits, as where speed is measured, but in one column.\n",
+        *lines,
+        "",
+        "\n".join(notes.lines()),
+    ]
+
+
+def formats(each: dict) -> str:
+    """The formats of a model's matrices, and the share of bytes of each."""
+    of_matrices = {name: size for name, size in each["weights"]["bytes"].items() if name not in ("F32", "F16", "BF16")}
+    total = sum(each["weights"]["bytes"].values())
+    shares = ", ".join(f"{name} {100 * size / total:.0f} %" for name, size in of_matrices.items())
+    return f"{each['model'].removeprefix('nv-')} ({shares})"
+
+
+def number(form: str, value: float | None) -> str:
+    return DASH if value is None else form.format(value)
 
 
 def render(figures: dict) -> str:
@@ -150,20 +262,25 @@ def render(figures: dict) -> str:
         "",
     ]
     columns = case_columns(figures["cases"])
+    lines += against_peers(figures, columns) + loss(figures, columns)
     for precision, results in figures["results"].items():
         notes = Footnotes()
         lines += [f"## {TITLES[precision]}\n", *table(results, columns, notes), *table(results, SETUP, notes), *notes.lines()]
-    lines += ["## Equal work\n", *agreement(figures)]
+    lines += agreement(figures)
     lines += ["## What runs\n", *engines(figures), *METHOD]
     return "\n".join(lines)
 
 
 def engines(figures: dict) -> list[str]:
-    precisions = list(figures["results"])
-    lines = [row(["engine", "version", *(TITLES[p] for p in precisions)]), row(["---"] * (2 + len(precisions)))]
+    lines = [row(["engine", "version"]), row(["---", "---"])]
     for name, versions in figures["versions"].items():
         found = ", ".join(f"{package} {version}" for package, version in versions.items()) or "not installed"
-        lines.append(row([name, found, *(figures["computes"][name][p] for p in precisions)]))
+        lines.append(row([name, found]))
+    lines += ["", row(["weights", "engine", "how it computes"]), row(["---"] * 3)]
+    for precision in figures["results"]:
+        for name, computes in figures["computes"].items():
+            if precision in computes:
+                lines.append(row([TITLES[precision], name, computes[precision]]))
     return [*lines, ""]
 
 
@@ -178,7 +295,7 @@ METHOD = [
     "## Limits of the method\n",
     "- One machine, one model size, random weights and random ids: no engine can profit from text that repeats. Weights don't change what dense products cost.",
     "- Each engine runs as its documentation has it, with the number of threads and the precision set, and keys and values in the table's precision where it has a choice. Settings that someone who knows it well would find are not searched for: no `torch.compile`, no other BLAS for candle.",
-    "- Equal precision is not equal arithmetic: see what runs. Quantised weights, which are what several of these engines are used with, are not compared.",
+    "- Equal precision is not equal arithmetic: see what runs. Formats of the same name are not of the same size: the bits a weight stand beside the loss.",
     "- A model's files are read into the page cache before an engine loads them, so that nobody waits for the disk.",
     "- candle-transformers has no scheduler: its requests are one batch of equally long prompts, which is the easiest case there is. llama.cpp gets its batches from a loop of the comparison, in C API calls through Python; so does its choice of tokens.",
     "- Few repetitions, and a virtual machine's neighbours: differences within the ranges mean nothing.\n",

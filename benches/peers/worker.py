@@ -15,7 +15,8 @@ from typing import Callable
 class Worker(ABC):
     @abstractmethod
     def load(self, model: str, dtype: str, threads: int, max_tokens: int, max_requests: int) -> None:
-        """Loads `model`, a path to what this engine reads, to compute in `dtype`, "f32" or "bf16".
+        """Loads `model`, a path to what this engine reads, to compute in `dtype`: "f32", "bf16", or the "q8" or "q4" that
+        its weights are.
 
         At most `max_requests` prompts come at once, and they and what continues them have at most `max_tokens` tokens.
         """

@@ -40,6 +40,10 @@ pub enum Precision {
     F32,
     /// bfloat16.
     Bf16,
+    /// The weights are quantised to 8 bits.
+    Q8,
+    /// The weights are quantised to 4 bits.
+    Q4,
 }
 
 /// What is asked.

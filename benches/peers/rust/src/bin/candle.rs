@@ -24,6 +24,9 @@ impl Worker for Candle {
         let dtype = match load.dtype {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
+            Precision::Q8 | Precision::Q4 => {
+                return Err(format!("dtype: expected f32 or bf16, found {:?}", load.dtype).into());
+            }
         };
         let weights = [load.model.join("model.safetensors")];
         // SAFETY: nobody writes to the checkpoint while engines are compared.

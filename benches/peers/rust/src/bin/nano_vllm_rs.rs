@@ -16,7 +16,8 @@ impl Worker for NanoVllm {
         let checkpoint = Arc::new(Checkpoint::open(&files.weights)?);
         let dtype = match load.dtype {
             Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
+            // Of quantised weights: what keys and values are kept in.
+            Precision::Bf16 | Precision::Q8 | Precision::Q4 => DType::BF16,
         };
         let cpu = Cpu::new(load.threads)?;
         let model = Qwen3ForCausalLM::from_checkpoint_on(&config, &checkpoint, dtype, cpu)?;
