@@ -132,6 +132,16 @@ fn check_int8<K: Int8Kernel, const STEPS: usize>(products: usize) {
     check(&format!("{}, {STEPS} steps", type_name::<K>()), address, products, 0);
 }
 
+/// Holds what unpacks 4 bits to the loops that multiply, where it has the tier's instructions.
+fn check_unpacking<K: Int8Kernel>() {
+    let address = K::address_of::<int8::Multiply<'static, K, 32>>();
+    let instructions = instructions(address);
+    let products =
+        instructions.iter().filter(|found| found.mnemonic() == Mnemonic::Vpmullw).count();
+    // Of two steps in each strip of a block.
+    assert!(products >= 2 * int8::strips::BLOCK, "{}: {products}", type_name::<K>());
+}
+
 /// Holds the loops over six rows.
 fn check_outer<K: OuterKernel<R>, const R: usize>(reloads: usize) {
     let address = K::Tier::address_of::<Add<'static, K, R, true>>();
@@ -167,6 +177,10 @@ fn sums_of_integers_stay_in_registers() {
     check_int8::<avx2::int8::Widened, 32>(4);
     check_int8::<avx2::int8::Vnni, 32>(2);
     check_int8::<avx512::int8::Vnni, 32>(1);
+
+    check_unpacking::<avx2::int8::Widened>();
+    check_unpacking::<avx2::int8::Vnni>();
+    check_unpacking::<avx512::int8::Vnni>();
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Weights of linear layers over 8-bit integers: strips of 16 rows, read a group at a time, some of them together.
 #![expect(clippy::inline_always, reason = "each tier compiles its own copy")]
 
+use std::ptr;
+
 use crate::formats::strips::{ROWS, Scales, Step, Strip};
 use crate::formats::{Format, q4};
 use crate::linear::inputs::{InputLayout, aligned};
@@ -131,19 +133,25 @@ impl<'a, const STEPS: usize> Block<'a, STEPS> {
     pub(super) fn new(rows: StripRows<'a>, next: Option<StripRows<'a>>, first: usize) -> Self {
         let num_strips = rows.num_strips();
         let len = BLOCK.min(num_strips - first);
-        let strips = std::array::from_fn(|i| rows.strip(first + if i < len { i } else { 0 }));
-        let next = std::array::from_fn(|i| {
+        // Loops: closures of arrays' functions would be compiled by themselves, without the tier's instructions.
+        let mut strips = [rows.strip(first); BLOCK];
+        for i in 1..len {
+            strips[i] = rows.strip(first + i);
+        }
+        // What isn't there is in the cache.
+        let mut next_strips = strips;
+        for (i, next_strip) in next_strips.iter_mut().enumerate() {
             let strip = first + BLOCK + i;
             if strip < num_strips {
-                return rows.strip(strip);
+                *next_strip = rows.strip(strip);
+            } else if let Some(next) = next
+                && first + BLOCK >= num_strips
+                && i < next.num_strips()
+            {
+                *next_strip = next.strip(i);
             }
-            // What isn't there is in the cache.
-            match next {
-                Some(next) if first + BLOCK >= num_strips && i < next.num_strips() => next.strip(i),
-                _ => strips[i],
-            }
-        });
-        Self { strips, len, next }
+        }
+        Self { strips, len, next: next_strips }
     }
 
     #[inline(always)]
@@ -161,8 +169,13 @@ impl<'a, const STEPS: usize> Block<'a, STEPS> {
     where
         'a: 'r,
     {
-        let mut room = room.iter_mut();
-        self.strips.map(|strip| strip.group(group, room.next().expect("room for each strip")))
+        let [first, second, third, fourth] = room;
+        [
+            self.strips[0].group(group, first),
+            self.strips[1].group(group, second),
+            self.strips[2].group(group, third),
+            self.strips[3].group(group, fourth),
+        ]
     }
 
     /// What to prefetch while `group` is multiplied.
@@ -172,15 +185,16 @@ impl<'a, const STEPS: usize> Block<'a, STEPS> {
         let step_bytes = self.strips[0].step_bytes();
         let distance = (PREFETCH_DISTANCE / (STEPS * step_bytes)).clamp(1, num_groups);
         let group = group + distance;
-        let elements = std::array::from_fn(|i| {
-            if group < num_groups {
+        let mut elements = [ptr::null(); BLOCK];
+        for (i, elements) in elements.iter_mut().enumerate() {
+            *elements = if group < num_groups {
                 self.strips[i].elements(group)
             } else {
                 // Next rows may be shorter.
                 let next = self.next[i];
                 next.elements((group - num_groups).min(next.num_groups() - 1))
-            }
-        });
+            };
+        }
         Ahead { elements, step_bytes }
     }
 
