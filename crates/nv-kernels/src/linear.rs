@@ -41,10 +41,8 @@ pub struct Scratch {
 
 /// Bytes of weights in a task: an eighth of the second-level cache, so that they stay there beside what they unpack to, the next
 /// task and the inputs.
-///
-/// A larger cache doesn't make them more: large tasks share the work less evenly, and a steady stream needs no more.
 fn task_bytes() -> usize {
-    (Caches::get().l2 / 8).min(128 * 1024)
+    Caches::get().l2 / 8
 }
 
 /// Inputs that are prepared in one task: some microseconds of work.
