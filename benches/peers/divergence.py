@@ -96,8 +96,9 @@ class LlamaCpp:
         params.n_ctx = params.n_batch = params.n_outputs_max = context
         params.n_threads = params.n_threads_batch = threads
         if precision == "f32":
-            # Else they are float16.
+            # Else they are float16. Its flash attention rounds them to that, too.
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError("llama_init_from_model failed; the log says why")

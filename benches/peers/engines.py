@@ -74,7 +74,7 @@ ENGINES = [
         {"bf16": "bf16", "f32": "f32", "q8": "Q8_0", "q4": "Q4_0"},
         {
             "bf16": "GGUF with BF16 matrices, mapped; keys and values float16, its default; activations float32, rounded to bfloat16 for products.",
-            "f32": "GGUF with F32 matrices, mapped; keys and values float32.",
+            "f32": "GGUF with F32 matrices, mapped; keys and values float32, which its flash attention rounds to float16.",
             "q8": "GGUF of type Q8_0; inputs of linear layers rounded to 8 bits; keys and values float16, its default.",
             "q4": "GGUF of type Q4_0; inputs of linear layers rounded to 8 bits; keys and values float16, its default.",
         },

@@ -1,6 +1,6 @@
 """A GGUF file with its matrices quantised by llama.cpp, as its own `llama-quantize` does it.
 
-    python gguf_quantize.py SOURCE Q8_0|Q4_0|Q4_K_M OUT
+    python gguf_quantize.py SOURCE TYPE OUT
 
 It chooses a type for each matrix: more bits for some, and another one where rows are no multiple of the type's block.
 """
@@ -10,11 +10,8 @@ import sys
 
 import llama_cpp
 
-TYPES = {
-    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-}
+NAMES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_0")
+TYPES = {name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}") for name in NAMES}
 
 
 def quantize(source: str, kind: str, out: str) -> None:

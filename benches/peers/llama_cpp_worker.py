@@ -20,7 +20,7 @@ class LlamaCpp(Worker):
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = threads
         if dtype == "f32":
-            # Else it rounds keys and values to float16.
+            # Else it keeps keys and values in float16; its flash attention, which it chooses itself, rounds them to that.
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         self.context = llama_cpp.llama_init_from_model(model, params)
         if not self.context:

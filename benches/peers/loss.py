@@ -18,19 +18,26 @@ CONTEXT = 512
 # The perplexities of two engines that both compute in float32 differ by less: these many digits are equal.
 AGREEMENT = 1e-4
 
+# Formats of llama.cpp whose loss alone is measured: what its quantiser makes of as many bits as this engine's presets take, and of
+# the sizes between.
+BETWEEN = ("Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_S")
+
 # What keys and values are kept in: what the speeds are measured with, and what leaves the loss to weights and inputs.
 KEYS_AND_VALUES = ("16 bits", "f32")
 
 
 def measure(engines: list[Engine], precisions: list[str], place: Place) -> dict:
-    """The loss of every quantised form that one of `engines` loads for one of `precisions`."""
+    """The loss of every quantised form that one of `engines` loads for one of `precisions`, and of those of llama.cpp between them."""
     folder = place.work / "models/demo"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"engine": engine.name, "precision": precision, "model": engine.models[precision]}
-        for precision in precisions if precision in QUANTIZED
-        for engine in engines if precision in engine.models
+        for precision in precisions
+        for engine in engines
+        if precision in QUANTIZED and precision in engine.models
     ]
+    if any(engine.name == "llama.cpp" for engine in engines):
+        rows += [{"engine": "llama.cpp", "precision": None, "model": kind} for kind in BETWEEN]
     for row in rows:
         print(f"loss: making {row['model']} of the demo", flush=True)
         try:

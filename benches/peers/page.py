@@ -199,7 +199,8 @@ def loss(figures: dict, columns: list[Column]) -> list[str]:
     titles = ["engine", "weights", "bits a weight", "mean KL", "median", "99th percentile", "same likeliest token", "perplexity", "mean KL, keys and values float32"]
     titles += [f"bits a weight of {figures['config']['name']}", *(column.title for column in beside)]
     lines = [row(titles), row(["---", "---"] + ["--:"] * (len(titles) - 2))]
-    for each in found["rows"]:
+    # By size, so that forms of about equal size stand beside each other.
+    for each in sorted(found["rows"], key=lambda each: -(bits_of(each.get("weights")) or 0)):
         if "error" in each:
             lines.append(row([each["engine"] + notes.mark(each["error"]), each["model"], *[DASH] * (len(titles) - 2)]))
             continue
@@ -224,7 +225,7 @@ def loss(figures: dict, columns: list[Column]) -> list[str]:
         "## Loss\n",
         f"Random weights say nothing of it: this is of the trained model in `{found['model']}`, over the {found['num_predicted']:,} predicted tokens of `{found['text']}` in windows of {found['context']}.",
         f"KL is the Kullback-Leibler divergence of a form's probabilities from those in float32, in nats a token. Perplexity in float32 is {perplexities}.",
-        "Keys and values are kept in 16 bits, as where speed is measured, but in one column.\n",
+        "Keys and values are kept in 16 bits, as where speed is measured, but in one column. OpenVINO's loss has that of computing in bfloat16 in it, where the processor does; in that column it computes in float32. Formats without a speed are there for their size.\n",
         *lines,
         "",
         "\n".join(notes.lines()),
@@ -295,7 +296,8 @@ METHOD = [
     "## Limits of the method\n",
     "- One machine, one model size, random weights and random ids: no engine can profit from text that repeats. Weights don't change what dense products cost.",
     "- Each engine runs as its documentation has it, with the number of threads and the precision set, and keys and values in the table's precision where it has a choice. Settings that someone who knows it well would find are not searched for: no `torch.compile`, no other BLAS for candle.",
-    "- Equal precision is not equal arithmetic: see what runs. Formats of the same name are not of the same size: the bits a weight stand beside the loss.",
+    "- Equal precision is not equal arithmetic: see what runs. What is called 8 or 4 bits takes more: scales, and matrices that are kept in more bits. The bits a weight stand beside the loss.",
+    "- The demo is small: its rows of 480 are no multiple of K-quants' 256, so llama.cpp keeps `down_proj` in other formats there, and its embedding is a smaller part of it than Qwen3-0.6B's.",
     "- A model's files are read into the page cache before an engine loads them, so that nobody waits for the disk.",
     "- candle-transformers has no scheduler: its requests are one batch of equally long prompts, which is the easiest case there is. llama.cpp gets its batches from a loop of the comparison, in C API calls through Python; so does its choice of tokens.",
     "- Few repetitions, and a virtual machine's neighbours: differences within the ranges mean nothing.\n",
