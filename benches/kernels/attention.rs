@@ -5,7 +5,7 @@ use criterion::Criterion;
 use nv_kernels::{Kernels, KvLayout, KvMut, Pool, Sequence};
 use nv_testing::values;
 
-use super::{Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, Work, group};
+use super::{CANDLE_TOLERANCE, Case, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, Work, group};
 
 const QUERY_SIZE: usize = NUM_HEADS * HEAD_DIM;
 const KV_SIZE: usize = NUM_KV_HEADS * HEAD_DIM;
@@ -40,6 +40,7 @@ pub(super) fn benches(criterion: &mut Criterion) {
             row_sizes: &[QUERY_SIZE],
             // Keys come in other orders, and weights that differ in the last bit may be rounded apart.
             tolerance: 0.005,
+            candle_tolerance: CANDLE_TOLERANCE,
             run: &mut |kernels: &Kernels, layer, tokens, out| {
                 let sequence = Sequence {
                     first_token: 0,

@@ -5,7 +5,7 @@ use criterion::Criterion;
 use nv_kernels::{Kernels, NormAndRotate, Pool};
 use nv_testing::values;
 
-use super::{Case, HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, Work, group};
+use super::{CANDLE_TOLERANCE, Case, HEAD_DIM, HIDDEN_SIZE, NUM_HEADS, Work, group};
 
 const NUM_TOKENS: [usize; 2] = [1, 512];
 const EPS: f32 = 1e-6;
@@ -42,6 +42,7 @@ fn rms_norm(criterion: &mut Criterion, pool: &Pool) {
             num_tokens,
             row_sizes: &[HIDDEN_SIZE],
             tolerance: 1e-6,
+            candle_tolerance: CANDLE_TOLERANCE,
             run: &mut |kernels: &Kernels, _, tokens, out| {
                 let x = &x[tokens.start * HIDDEN_SIZE..tokens.end * HIDDEN_SIZE];
                 kernels.rms_norm(pool, x, &weight, EPS, &mut out[0]);
@@ -74,6 +75,7 @@ fn norm_and_rotate(criterion: &mut Criterion, pool: &Pool) {
             num_tokens,
             row_sizes: &[SIZE],
             tolerance: 1e-6,
+            candle_tolerance: CANDLE_TOLERANCE,
             run: &mut |kernels: &Kernels, _, tokens, out| {
                 let angles = tokens.start * HALF..tokens.end * HALF;
                 let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
