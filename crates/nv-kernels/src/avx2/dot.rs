@@ -278,14 +278,8 @@ impl<K: MicroKernel<Tier = Avx2>> MicroKernel for Unpacked<K> {
     }
 
     #[inline(always)]
-    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 16]) -> __m256 {
-        if V == 0 {
-            // SAFETY: the tier is a proof that the machine has it.
-            unsafe { load_first(step) }
-        } else {
-            // SAFETY: the tier is a proof that the machine has it.
-            unsafe { load_last(step) }
-        }
+    fn inputs<const V: usize>(tier: Self::Tier, step: &[f32; 16]) -> __m256 {
+        F32::inputs::<V>(tier, step)
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ use crate::formats::Format;
 use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
-use crate::linear::unpacked::Unpacking;
+use crate::linear::unpacked::{FROM_BF16, FROM_F32, Unpacking};
 use crate::tier::{Compile, Products, Tier, Work};
 
 /// The machine has AVX2 and FMA.
@@ -93,10 +93,6 @@ impl Tier for Avx2 {
 fn compiled<W: Work>(work: W) -> W::Output {
     work.run()
 }
-
-/// The fewest tokens for which a task's weights are unpacked first.
-const FROM_BF16: usize = 64;
-const FROM_F32: usize = 32;
 
 /// The linear layers of the tier.
 pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {

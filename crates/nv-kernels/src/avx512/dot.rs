@@ -349,14 +349,8 @@ impl MicroKernel for Unpacked {
     }
 
     #[inline(always)]
-    fn inputs<const V: usize>(_: Self::Tier, step: &[f32; 32]) -> __m512 {
-        if V == 0 {
-            // SAFETY: the tier is a proof that the machine has it.
-            unsafe { load_first(step) }
-        } else {
-            // SAFETY: the tier is a proof that the machine has it.
-            unsafe { load_last(step) }
-        }
+    fn inputs<const V: usize>(tier: Self::Tier, step: &[f32; 32]) -> __m512 {
+        F32::inputs::<V>(tier, step)
     }
 
     #[inline(always)]

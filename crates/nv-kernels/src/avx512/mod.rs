@@ -24,7 +24,7 @@ use crate::formats::Format;
 use crate::linear::int8::Int8;
 use crate::linear::kernel::{InputForm, LinearKernel, Precision};
 use crate::linear::micro_kernel::Dot;
-use crate::linear::unpacked::Unpacking;
+use crate::linear::unpacked::{FROM_BF16, FROM_F32, Unpacking};
 use crate::tier::{Compile, Products, Tier, Work};
 
 /// The machine has AVX-512 F; with `BF16`, also BW and BF16.
@@ -107,10 +107,6 @@ fn compiled<W: Work>(work: W) -> W::Output {
 fn compiled_bf16<W: Work>(work: W) -> W::Output {
     work.run()
 }
-
-/// The fewest tokens for which a task's weights are unpacked first.
-const FROM_BF16: usize = 64;
-const FROM_F32: usize = 32;
 
 /// The linear layers of the tier.
 pub(crate) fn linear(format: Format, precision: Precision) -> Option<&'static dyn LinearKernel> {

@@ -17,6 +17,13 @@ use crate::matrix::Matrix;
 use crate::results::Outputs;
 use crate::tier::{Compile, Work};
 
+/// The fewest tokens for which bfloat16 weights are unpacked first: by the operations saved, which are two a load and tile, against
+/// those of unpacking and storing. Not measured by number of tokens.
+pub(crate) const FROM_BF16: usize = 64;
+
+/// The same of f32 weights, whose loads off a cache line cost more.
+pub(crate) const FROM_F32: usize = 32;
+
 /// Linear layers by `K`, or from some number of tokens on by `U` over what `K`'s weights unpack to.
 pub(crate) struct Unpacking<K: MicroKernel, U> {
     dot: Dot<K>,
